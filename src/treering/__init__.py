@@ -1,0 +1,107 @@
+"""treering: a versioned dataset store and replay loader for continual fine-tuning.
+
+Live data grows on the outside; a snapshot seals what has grown; training draws from many snapshots and from live at once.
+Importing this package does no work: torch and Lance are imported by the first call that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from treering.errors import (
+        AlreadyExistsError,
+        CheckFailedError,
+        ConflictError,
+        InvalidRecordError,
+        NotFoundError,
+        Problem,
+        StoreError,
+        TreeringError,
+        UsageError,
+    )
+    from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
+    from treering.front import Corpus, Store, open
+    from treering.mixing import Loader, Mix, MixLock, mix
+    from treering.rounds import Run, evaluate, gate, load_adapter, score_matrix, train
+    from treering.store import Snapshot, Source
+    from treering.training import TrainConfig
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AlreadyExistsError": "errors",
+    "CheckFailedError": "errors",
+    "ConflictError": "errors",
+    "Corpus": "front",
+    "GatePolicy": "evaluation",
+    "InvalidRecordError": "errors",
+    "Loader": "mixing",
+    "Mix": "mixing",
+    "MixLock": "mixing",
+    "NotFoundError": "errors",
+    "Problem": "errors",
+    "Run": "rounds",
+    "ScoreMatrix": "evaluation",
+    "Snapshot": "store",
+    "Source": "store",
+    "Store": "front",
+    "StoreError": "errors",
+    "TrainConfig": "training",
+    "TreeringError": "errors",
+    "UsageError": "errors",
+    "Verdict": "evaluation",
+    "evaluate": "rounds",
+    "gate": "rounds",
+    "load_adapter": "rounds",
+    "mix": "mixing",
+    "open": "front",
+    "score_matrix": "rounds",
+    "train": "rounds",
+}
+
+__all__ = [
+    "AlreadyExistsError",
+    "CheckFailedError",
+    "ConflictError",
+    "Corpus",
+    "GatePolicy",
+    "InvalidRecordError",
+    "Loader",
+    "Mix",
+    "MixLock",
+    "NotFoundError",
+    "Problem",
+    "Run",
+    "ScoreMatrix",
+    "Snapshot",
+    "Source",
+    "Store",
+    "StoreError",
+    "TrainConfig",
+    "TreeringError",
+    "UsageError",
+    "Verdict",
+    "evaluate",
+    "gate",
+    "load_adapter",
+    "mix",
+    "open",
+    "score_matrix",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

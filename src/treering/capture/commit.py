@@ -1,0 +1,201 @@
+"""From a spool into the table: each record once, however often it was sent.
+
+Order matters: open the table, *then* list the snapshots and ask their id filters, then merge with the engine's own
+retry switched off. Any conflict starts over at opening. A commit is trimmed from the spool only when it is durable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from treering.capture import quarantine
+from treering.capture.spool import Spool
+from treering.errors import Problem
+from treering.store.certificate import id_filter, stable_hash
+from treering.store.corpus import BaseCorpus
+from treering.store.table import Dataset, retry_conflicts, text_in
+
+__all__ = ["TS_GIVEN", "Committed", "drain", "look_up"]
+
+#: Spool-only column: whether `ts` came with the record. A time that was filled in doesn't make a resent record differ.
+TS_GIVEN = "_ts_given"
+
+#: Rows a commit: large enough to pay for a commit's ~20 ms, small enough to stay a few dozen MB.
+_MAX_ROWS = 32_768
+#: ids an index look-up; 4 ms a thousand.
+_LOOK_UP = 1_000
+
+
+@dataclass
+class Committed:
+    """What became of drained records. `conflicts` are those whose id is taken by other content."""
+
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: list[str] = field(default_factory=list)
+
+    def add(self, other: Committed) -> None:
+        """Add up."""
+        self.stored += other.stored
+        self.duplicates += other.duplicates
+        self.conflicts += other.conflicts
+
+
+class _Filters:
+    """Id filters of the snapshots of one corpus, kept while the process lives."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, int], Any] = {}
+
+    def of(self, corpus: BaseCorpus, record: Any) -> Any | None:
+        key = (corpus.uri, record.name, record.edition)
+        if key not in self._known:
+            found = id_filter(corpus, record)
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+
+_filters = _Filters()
+
+
+def drain(corpus: BaseCorpus, spool: Spool) -> Committed:
+    """Move everything in the spool to the table or to quarantine. What can't be moved stays in the spool."""
+    total = Committed()
+    while entries := spool.read("refused", 10_000):
+        for refused in entries:
+            quarantine.put_aside(corpus, refused.payload)
+        spool.trim("refused", entries[-1].seq)
+    while entries := spool.read("batches", _MAX_ROWS):
+        schema = corpus.record_type.schema.append(pa.field(TS_GIVEN, pa.bool_()))
+        batches = [batch for e in entries for batch in pa.ipc.open_stream(e.payload)]
+        total.add(_commit(corpus, pa.Table.from_batches(batches, schema)))
+        spool.trim("batches", entries[-1].seq)
+    return total
+
+
+def _commit(corpus: BaseCorpus, rows: pa.Table) -> Committed:
+    """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content."""
+    done = Committed()
+    clashes: list[dict[str, Any]] = []
+    rows = _without_repeats(rows, done, clashes)
+    fresh_done = Committed()
+    fresh_clashes: list[dict[str, Any]] = []
+
+    def attempt() -> bool:
+        nonlocal fresh_done, fresh_clashes
+        fresh_done, fresh_clashes = Committed(), []
+        head = corpus.table.head()
+        fresh = _without(rows, _sealed_with(corpus, rows.column("id").to_pylist()), fresh_done, fresh_clashes)
+        if len(fresh):
+            inserted = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns([TS_GIVEN])))
+            fresh_done.stored += inserted
+            if inserted < len(fresh):
+                # Some ids were in live already. They still are in `head`, the very version that the merge looked at.
+                known = _rows_with(corpus, head, fresh.column("id").to_pylist())
+                _without(fresh, known, fresh_done, fresh_clashes)
+        return True
+
+    retry_conflicts(attempt, what=f"committing to {corpus.name}")
+    done.add(fresh_done)
+    clashes += fresh_clashes
+    if clashes:
+        done.conflicts += [row["id"] for row in clashes]
+        problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
+        quarantine.put_aside(corpus, quarantine.encode([quarantine.entry(row, [problem]) for row in clashes]))
+    corpus.table.make_durable(corpus.table.head())
+    return done
+
+
+def _without_repeats(rows: pa.Table, done: Committed, clashes: list[dict[str, Any]]) -> pa.Table:
+    """The first row of each id. Merging alone would insert every repeat."""
+    ids = rows.column("id")
+    if pc.count_distinct(ids).as_py() == len(ids):
+        return rows
+    first: dict[str, int] = {}
+    repeats: list[tuple[int, int]] = []
+    for position, record_id in enumerate(ids.to_pylist()):
+        if first.setdefault(record_id, position) != position:
+            repeats.append((position, first[record_id]))
+    again = rows.take([position for position, _ in repeats]).to_pylist()
+    kept = rows.take([position for _, position in repeats]).to_pylist()
+    for row, known in zip(again, kept, strict=True):
+        _judge(row, known, done, clashes)
+    return rows.take(sorted(first.values()))
+
+
+def _without(
+    rows: pa.Table, known: dict[str, dict[str, Any]], done: Committed, clashes: list[dict[str, Any]]
+) -> pa.Table:
+    """The rows whose id isn't known; the others are judged."""
+    if not known:
+        return rows
+    taken = pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
+    for row in rows.filter(taken).to_pylist():
+        _judge(row, known[row["id"]], done, clashes)
+    return rows.filter(pc.invert(taken))
+
+
+def _judge(row: dict[str, Any], known: dict[str, Any], done: Committed, clashes: list[dict[str, Any]]) -> None:
+    if same_content(row, known):
+        done.duplicates += 1
+    else:
+        clashes.append({key: value for key, value in row.items() if key != TS_GIVEN})
+
+
+def same_content(row: dict[str, Any], known: dict[str, Any]) -> bool:
+    """Whether a row that came again says what the known one says. `split` follows from the rest; `ts` counts if given."""
+    ignored = {TS_GIVEN, "split"} | (set() if row.get(TS_GIVEN) and known.get(TS_GIVEN, True) else {"ts"})
+    # As text: NaN equals itself there.
+    mine, theirs = (
+        json.dumps({k: v for k, v in r.items() if k not in ignored}, sort_keys=True, default=repr) for r in (row, known)
+    )
+    return mine == theirs
+
+
+def _sorted_by_split(rows: pa.Table) -> pa.Table:
+    """Training rows first: then they are one run a commit, and finding them takes no list of positions."""
+    train = pc.fill_null(pc.equal(rows.column("split"), "train"), False)
+    return pa.concat_tables([rows.filter(train), rows.filter(pc.invert(train))]).combine_chunks()
+
+
+def _sealed_with(corpus: BaseCorpus, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of any snapshot that have one of the ids."""
+    records = corpus.snapshot_records()
+    found: dict[str, dict[str, Any]] = {}
+    hashes = [stable_hash(record_id) for record_id in ids] if records else []
+    for record in records:
+        bloom = _filters.of(corpus, record)
+        maybe = ids if bloom is None else [i for i, h in zip(ids, hashes, strict=True) if h in bloom]
+        found.update(_rows_with(corpus, corpus.table.at(record.version), maybe))
+    return found
+
+
+def _rows_with(corpus: BaseCorpus, dataset: Dataset, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of one table version by id, through the index."""
+    columns = corpus.record_type.schema.names
+    return {
+        row["id"]: row
+        for chunk in _chunks(ids)
+        for batch in corpus.table.scan(dataset, columns, text_in("id", chunk))
+        for row in batch.to_pylist()
+    }
+
+
+def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(ids), _LOOK_UP):
+        yield ids[start : start + _LOOK_UP]
+
+
+def look_up(corpus: BaseCorpus, record_id: str) -> dict[str, Any] | None:
+    """The stored row with this id, in live or in any snapshot."""
+    head = corpus.table.head()
+    found = _rows_with(corpus, head, [record_id]) or _sealed_with(corpus, [record_id])
+    return found.get(record_id)

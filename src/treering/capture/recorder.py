@@ -1,0 +1,400 @@
+"""The recorder: live data in. Validate, put in the spool (that is the acknowledgement), commit in the background.
+
+Does not judge duplicates (commit.py) or keep refused records (quarantine.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel
+
+from treering.capture import quarantine
+from treering.capture.commit import TS_GIVEN, Committed, drain, look_up, same_content
+from treering.capture.spool import Spool, orphans
+from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
+from treering.schema import Validated
+from treering.store.corpus import BaseCorpus
+from treering.store.documents import CorpusRecord
+
+__all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
+
+#: Records validated and spooled at a time: few enough that Python's garbage collector stays out of the way.
+_CHUNK = 1_000
+#: A commit waits for this many rows …
+FLUSH_ROWS = 8_192
+#: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
+FLUSH_AFTER_S = 2.0
+#: `extend` pauses while this many rows wait for their commit, so that a fast producer can't fill the disk with spool.
+_MAX_BACKLOG = 262_144
+#: Small fragments at which the recorder compacts live.
+MAX_FRAGMENTS = 48
+#: Ids remembered, to tell a resent record at once.
+_REMEMBERED = 200_000
+
+_open: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An acknowledged record. `duplicate`: this very record was known already."""
+
+    id: str
+    status: Literal["stored", "duplicate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """What became of the records of one `extend`.
+
+    `acknowledged` are on disk; `refused` are in quarantine, as (position, problems). Which of the acknowledged ones turn
+    out to be duplicates is known after the next `flush`: see `Recorder.counts`.
+    """
+
+    acknowledged: int = 0
+    refused: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
+
+
+@dataclass
+class Counts:
+    """What a recorder has done so far; `stored`, `duplicates` and `conflicts` grow as the spool is committed."""
+
+    acknowledged: int = 0
+    refused: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+
+
+class Recorder:
+    """Captures records into a corpus. A context manager; thread-safe; not to be used across a fork.
+
+    A record is acknowledged when `add` or `extend` returns: it is on disk then (`durability="disk"`), or in the table
+    (`durability="store"`, for hosts that may vanish for good). Readers see it after the next commit: within about two
+    seconds, or after `flush` or `close`.
+    """
+
+    def __init__(self, corpus: BaseCorpus, *, durability: Literal["disk", "store"] = "disk") -> None:
+        if durability not in ("disk", "store"):
+            raise UsageError(f"durability is 'disk' or 'store', not {durability!r}", code="bad-durability")
+        adopt_orphans(corpus)
+        self.corpus = corpus
+        self.counts = Counts()
+        self.conflicts: list[str] = []  # ids that were taken by other content
+        self._durability = durability
+        self._pid = os.getpid()
+        self._spool = Spool.new(spool_directory(corpus))
+        self._known: dict[str, None] = {}
+        self._draining = threading.Lock()
+        self._wake = threading.Condition()
+        self._backlog = 0
+        self._oldest: float | None = None
+        self._closing = False
+        self._closed = False
+        self._error: TreeringError | None = None
+        self._flusher = threading.Thread(target=_flush_in_background, args=(weakref.ref(self), self._wake), daemon=True)
+        self._flusher.start()
+        _open.add(self)
+
+    # --- in ------------------------------------------------------------------------------------------------------
+
+    def add(self, record: Mapping[str, Any] | BaseModel) -> Receipt:
+        """Capture one record; it is on disk when this returns.
+
+        Raises InvalidRecordError, with every problem, when it breaks the schema or its id is taken by other content (it
+        is in quarantine then), StoreError when it can't be made durable.
+        """
+        self._check_usable()
+        checked = self.corpus.record_type.validate([record])
+        if checked.refused:
+            problems = checked.refused[0][1]
+            self._refuse([(record, problems, None)])
+            raise InvalidRecordError(
+                f"the record was refused: {'; '.join(map(str, problems))}", problems, hint="it waits in quarantine"
+            )
+        given = checked.batch.column("id")[0].as_py()
+        if given is not None and given in self._known and self._is_duplicate(given, checked.batch):
+            return Receipt(given, "duplicate")
+        batch = self._filled(checked.batch)
+        self._spool_batches([batch], [])
+        return Receipt(batch.column("id")[0].as_py(), "stored")
+
+    def extend(
+        self,
+        records: Iterable[Mapping[str, Any] | BaseModel] | pa.Table | pa.RecordBatch,
+        *,
+        sources: Sequence[str] | None = None,
+    ) -> Receipts:
+        """Capture many records, or an Arrow table; the acknowledged ones are on disk when this returns.
+
+        Refused records go to quarantine and never block the rest. `sources` says where each comes from (`FILE:LINE`).
+        Raises InvalidRecordError when an Arrow table's columns don't fit at all, StoreError.
+        """
+        self._check_usable()
+        acknowledged, refused = 0, []
+        offset = 0
+        for chunk, checked in self._checked(records):
+            bad = [
+                (chunk(position), problems, sources[offset + position] if sources else None)
+                for position, problems in checked.refused
+            ]
+            self._spool_batches([self._filled(checked.batch)] if len(checked.batch) else [], bad)
+            acknowledged += len(checked.batch)
+            refused += [(offset + position, problems) for position, problems in checked.refused]
+            offset += len(checked.batch) + len(checked.refused)
+        return Receipts(acknowledged, refused)
+
+    def _checked(self, records: Any) -> Iterable[tuple[Any, Validated]]:
+        record_type = self.corpus.record_type
+        if isinstance(records, pa.RecordBatch):
+            records = pa.Table.from_batches([records])
+        if isinstance(records, pa.Table):
+            for start in range(0, len(records), 16 * _CHUNK):
+                part = records.slice(start, 16 * _CHUNK)
+                yield (lambda i, part=part: part.slice(i, 1).to_pylist()[0]), record_type.validate_arrow(part)
+            return
+        if isinstance(records, Mapping | str | bytes):
+            raise UsageError("extend takes many records", code="bad-records", hint="use add for a single one")
+        iterator = iter(records)
+        while chunk := list(islice(iterator, _CHUNK)):
+            yield chunk.__getitem__, record_type.validate(chunk)
+
+    def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> None:
+        """Put aside, durably, what an importer couldn't even read as a record."""
+        self._check_usable()
+        self._refuse([(record, tuple(problems), source)])
+
+    def _refuse(self, refused: Sequence[tuple[Any, tuple[Problem, ...], str | None]]) -> None:
+        self._spool_batches([], refused)
+
+    def _is_duplicate(self, record_id: str, batch: pa.RecordBatch) -> bool:
+        """Whether the known record of this id says the same. Raises InvalidRecordError when it says something else."""
+        self.flush()
+        known = look_up(self.corpus, record_id)
+        if known is None:
+            return False
+        row = batch.to_pylist()[0]
+        if same_content({**row, TS_GIVEN: row["ts"] is not None}, known):
+            self.counts.duplicates += 1
+            return True
+        problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
+        self._refuse([(row, (problem,), None)])
+        raise InvalidRecordError(
+            f"the id {record_id!r} is taken by other content", [problem], hint="it waits in quarantine; use another id"
+        )
+
+    def _filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with id, ts and split filled in, and a note on whether ts was given."""
+        ids, ts = batch.column("id"), batch.column("ts")
+        if ids.null_count < len(ids):
+            for record_id in ids.to_pylist():
+                if record_id is not None:
+                    self._known[record_id] = None
+            if len(self._known) > _REMEMBERED:
+                for old in list(islice(self._known, len(self._known) - _REMEMBERED)):
+                    del self._known[old]
+        if ids.null_count:
+            raw = os.urandom(16 * len(ids)).hex()
+            ids = pc.coalesce(ids, pa.array([raw[i : i + 32] for i in range(0, len(raw), 32)], pa.string()))
+        given = pc.is_valid(ts)
+        if ts.null_count:
+            ts = pc.fill_null(ts, pa.scalar(datetime.now(UTC), ts.type))
+        columns = {name: batch.column(name) for name in batch.schema.names}
+        columns.update(id=ids, ts=ts)
+        columns["split"] = assign_splits(self.corpus.record, columns)
+        schema = self.corpus.record_type.schema.append(pa.field(TS_GIVEN, pa.bool_()))
+        return pa.RecordBatch.from_arrays([*columns.values(), given], schema=schema)
+
+    def _spool_batches(
+        self, batches: Sequence[pa.RecordBatch], refused: Sequence[tuple[Any, tuple[Problem, ...], str | None]]
+    ) -> None:
+        """Make them durable: this is the acknowledgement."""
+        payloads = [(len(batch), _to_ipc(batch)) for batch in batches]
+        aside = []
+        if refused:
+            entries = [quarantine.entry(record, problems, source) for record, problems, source in refused]
+            aside = [(len(entries), quarantine.encode(entries))]
+        self._spool.append(payloads, aside)
+        rows = sum(len(batch) for batch in batches)
+        self.counts.acknowledged += rows
+        self.counts.refused += len(refused)
+        with self._wake:
+            self._backlog += rows
+            if self._oldest is None and (rows or refused):
+                self._oldest = time.monotonic()
+            if self._backlog >= FLUSH_ROWS:
+                self._wake.notify_all()
+            while self._backlog > _MAX_BACKLOG and self._error is None and not self._closing:
+                self._wake.wait(0.1)
+        if self._durability == "store":
+            self.flush()
+
+    # --- out -----------------------------------------------------------------------------------------------------
+
+    def flush(self) -> Counts:
+        """Commit everything acknowledged so far; afterwards every reader sees it. Raises StoreError, ConflictError."""
+        self._check_usable()
+        self._drain()
+        return self.counts
+
+    def _drain(self) -> None:
+        with self._draining:
+            with self._wake:
+                self._oldest = None
+            self._count(drain(self.corpus, self._spool))
+            with self._wake:
+                self._backlog = self._spool.backlog()
+                self._error = None
+                self._wake.notify_all()
+
+    def _count(self, done: Committed) -> None:
+        self.counts.stored += done.stored
+        self.counts.duplicates += done.duplicates
+        self.counts.conflicts += len(done.conflicts)
+        self.conflicts += done.conflicts
+
+    def close(self) -> None:
+        """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener."""
+        if self._closed:
+            return
+        if self._pid != os.getpid():
+            return
+        with self._wake:
+            self._closing = True
+            self._wake.notify_all()
+        self._flusher.join()
+        try:
+            self._drain()
+            self._compact_if_due()
+        finally:
+            self._closed = True
+            _open.discard(self)
+            self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_usable(self) -> None:
+        if self._pid != os.getpid():
+            raise UsageError(
+                "this recorder belongs to the process that made it", code="forked", hint="call capture() after the fork"
+            )
+        if self._closed:
+            raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
+
+    def _due_in(self) -> float | None:
+        """Seconds until the next commit is due; None when nothing waits. Called with `_wake` held."""
+        if self._backlog >= FLUSH_ROWS:
+            return 0.0
+        return None if self._oldest is None else max(0.0, self._oldest + FLUSH_AFTER_S - time.monotonic())
+
+    def _compact_if_due(self) -> None:
+        """Bound the fragments of live, however records arrive. Somebody else at it is as good."""
+        if len(self.corpus.table.head().get_fragments()) < MAX_FRAGMENTS:
+            return
+        try:
+            self.corpus.compact(wait_s=0.0)
+            self.corpus.clean_up()
+        except ConflictError:
+            return
+
+
+def _flush_in_background(recorder_ref: weakref.ref[Recorder], wake: threading.Condition) -> None:
+    """The flusher thread. Holds the recorder only while it works, so that a forgotten one can be collected."""
+    while True:
+        recorder = recorder_ref()
+        if recorder is None:
+            return
+        with wake:
+            due = recorder._due_in()
+            if recorder._closing:
+                return
+            if due is None or due > 0:
+                del recorder
+                wake.wait(0.5 if due is None else min(due, 0.5))
+                continue
+        try:
+            recorder._drain()
+            recorder._compact_if_due()
+        except TreeringError as exc:
+            # The records are safe in the spool. Keep trying; flush() and close() say what is wrong.
+            with wake:
+                recorder._error = exc
+                recorder._oldest = time.monotonic()
+                wake.notify_all()
+                wake.wait(0.5)
+
+
+def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
+    """The `split` column: as given, else by a keyed hash of the record's group.
+
+    A group is held out when blake2b(key, group), read as a fraction of 2⁶⁴, lies below the corpus's share. So a
+    conversation never straddles, and the same records are split alike everywhere.
+    """
+    split = columns["split"]
+    if split.null_count == 0:
+        return split
+    groups = pc.coalesce(columns[record.group_by], columns["id"]).dictionary_encode()
+    key = hashlib.blake2b(record.split_key.encode(), digest_size=32).digest()
+    limit = int(record.heldout * 2**64)
+    drawn = np.array(
+        [
+            int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8, key=key).digest(), "big") < limit
+            for group in groups.dictionary.to_pylist()
+        ],
+        dtype=bool,
+    )
+    heldout = pa.array(drawn[np.asarray(groups.indices)])
+    return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
+
+
+def _to_ipc(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+def spool_directory(corpus: BaseCorpus) -> Any:
+    """Where the spools of a corpus lie on this host."""
+    return corpus.store.root / "spool" / corpus.record.table
+
+
+def adopt_orphans(corpus: BaseCorpus) -> Committed:
+    """Commit what processes that are gone have left in their spools."""
+    total = Committed()
+    for spool in orphans(spool_directory(corpus)):
+        try:
+            total.add(drain(corpus, spool))
+        finally:
+            spool.close()
+    return total
+
+
+def flush_spools(corpus: BaseCorpus) -> None:
+    """Commit what this process and gone ones have acknowledged: step 0 of a seal. Raises StoreError, ConflictError."""
+    for recorder in list(_open):
+        if recorder.corpus.uri == corpus.uri and recorder._pid == os.getpid() and not recorder._closed:
+            recorder.flush()
+    try:
+        adopt_orphans(corpus)
+    except ConflictError as exc:
+        raise StoreError(f"orphaned spools of {corpus.name} can't be committed: {exc.message}", code="spool") from exc

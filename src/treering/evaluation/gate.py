@@ -1,0 +1,223 @@
+"""PURE but for reading a policy file. Decides from scores whether a candidate may go to production, and says why not.
+
+Knows numbers and slice names. Does not evaluate (rounds), remember verdicts or promote (registry).
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from treering.errors import NotFoundError, UsageError
+
+from .matrix import points
+from .metrics import METRICS
+
+__all__ = ["CheckedRow", "GatePolicy", "Verdict", "check", "load_policy"]
+
+# Scores are sums of floats: 0.92 - 0.90 is 0.020000000000000018. A drop or a shortfall counts once it is larger than
+# any rounding, and far smaller than one record of any slice that fits on this planet.
+NOISE = 1e-9
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Change = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
+
+
+class GatePolicy(BaseModel):
+    """What a candidate must reach. Scores are fractions of 1; what isn't set isn't asked.
+
+    As TOML, with every key optional:
+
+        metric = "macro_f1"
+        regression_tolerance = 0.02    # a slice may lose this much against the baseline, and no more
+        min_score = 0.60               # every slice
+        min_average = 0.80             # their mean
+        min_bwt = -0.05                # backward transfer over the candidate's lineage
+        by = ["snapshot", "domain"]    # which held-out slices are compared
+
+        [slices]                       # single slices; one named here must have been evaluated
+        "support@v1" = 0.85
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    metric: str = "macro_f1"
+    regression_tolerance: Fraction = 0.02
+    min_score: Fraction | None = None
+    min_average: Fraction | None = None
+    min_bwt: Change | None = None
+    by: list[Literal["snapshot", "domain"]] = Field(default=["snapshot"], min_length=1)
+    slices: dict[str, Fraction] = Field(default_factory=dict)
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        if name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
+        return name
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], *, where: str = "gate policy") -> GatePolicy:
+        """A policy from parsed TOML or JSON. Raises UsageError that names every bad or unknown key."""
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as exc:
+            raise UsageError(
+                f"{where}: {'; '.join(_problem(e) for e in exc.errors())}",
+                code="bad-policy",
+                hint=f"known keys: {', '.join(sorted(cls.model_fields))}; scores are fractions of 1",
+            ) from exc
+
+
+class CheckedRow(BaseModel):
+    """One line that the gate looked at."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    what: str  # a slice name, "average" or "BWT"
+    score: float | None  # the candidate's; None: not evaluated
+    previous: float | None = None  # the baseline's; None: the slice is new
+    change: float | None = None  # score - previous
+    minimum: float | None = None
+    passed: bool
+    reason: str | None = None  # why not; None when passed
+
+
+class Verdict(BaseModel):
+    """What the gate said. `passed` is true exactly when `reasons` is empty."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    passed: bool
+    reasons: list[str]
+    rows: list[CheckedRow]
+    policy: GatePolicy
+    candidate: str | None = None  # adapter refs, filled in by whoever knows them
+    baseline: str | None = None
+
+
+def check(
+    scores: Mapping[str, float],
+    previous: Mapping[str, float] | None = None,
+    policy: GatePolicy | None = None,
+    *,
+    bwt: float | None = None,
+    candidate: str | None = None,
+    baseline: str | None = None,
+) -> Verdict:
+    """Judge a candidate's `scores` by slice against a baseline's `previous` ones; fractions of 1.
+
+    A slice without a previous score is new: only minimum scores apply to it. A previous score of 0.0 is a score. A slice
+    the baseline was scored on and the candidate wasn't is refused, and so is a NaN: what wasn't measured hasn't passed.
+    `bwt` is None or NaN where a lineage has no earlier slice yet; the BWT line is skipped then.
+    Raises UsageError when there is nothing to judge.
+    """
+    policy = policy or GatePolicy()
+    previous = previous or {}
+    names = list(dict.fromkeys([*scores, *previous, *policy.slices]))
+    if not names:
+        raise UsageError("the gate has no slice to look at", code="empty-slice", hint="evaluate the candidate first")
+    rows = [_check_slice(name, scores.get(name), previous.get(name), policy) for name in names]
+    if policy.min_average is not None:
+        measured = [_measured(scores.get(name)) for name in scores]
+        average = (
+            math.nan if not measured or None in measured else math.fsum(v or 0.0 for v in measured) / len(measured)
+        )
+        rows.append(_check_minimum("average", _measured(average), policy.min_average))
+    if policy.min_bwt is not None and _measured(bwt) is not None:
+        rows.append(_check_minimum("BWT", bwt, policy.min_bwt))
+    reasons = [row.reason for row in rows if row.reason is not None]
+    return Verdict(
+        passed=not reasons, reasons=reasons, rows=rows, policy=policy, candidate=candidate, baseline=baseline
+    )
+
+
+def load_policy(policy: GatePolicy | Mapping[str, Any] | str | Path | None) -> GatePolicy:
+    """The policy itself, of a mapping or of a TOML file; the defaults for None.
+
+    Raises NotFoundError when the file isn't there, UsageError when it isn't TOML or holds an unknown or bad key.
+    """
+    if policy is None:
+        return GatePolicy()
+    if isinstance(policy, GatePolicy):
+        return policy
+    if isinstance(policy, Mapping):
+        return GatePolicy.parse(policy)
+    path = Path(policy)
+    try:
+        text = path.read_text("utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
+        raise NotFoundError(f"no gate policy at {path}", code="no-policy") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UsageError(f"{path} can't be read as a gate policy: {exc}", code="bad-policy") from exc
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        raise UsageError(f"{path} isn't TOML: {exc}", code="bad-policy") from exc
+    return GatePolicy.parse(data, where=str(path))
+
+
+def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:
+    score, previous = _measured(score), _measured(previous)
+    floors = [floor for floor in (policy.min_score, policy.slices.get(name)) if floor is not None]
+    minimum = max(floors) if floors else None
+    why = []
+    if score is None:
+        was = "" if previous is None else f"; it scored {points(previous)} before"
+        why.append(f"{name} wasn't evaluated{was}")
+    else:
+        if minimum is not None and score < minimum - NOISE:
+            why.append(f"{name} scores {points(score)}, below its minimum of {points(minimum)}")
+        if previous is not None and previous - score > policy.regression_tolerance + NOISE:
+            why.append(
+                f"{name} fell by {_fall(previous - score, policy.regression_tolerance)} points, from {points(previous)} "
+                f"to {points(score)}; {_plain(policy.regression_tolerance)} are tolerated"
+            )
+    return CheckedRow(
+        what=name,
+        score=score,
+        previous=previous,
+        change=None if score is None or previous is None else score - previous,
+        minimum=minimum,
+        passed=not why,
+        reason="; ".join(why) or None,
+    )
+
+
+def _check_minimum(what: str, score: float | None, minimum: float) -> CheckedRow:
+    reason = None
+    if score is None:
+        reason = f"{what} can't be computed: a slice wasn't evaluated"
+    elif score < minimum - NOISE:
+        reason = f"{what} is {points(score)}, below its minimum of {points(minimum)}"
+    return CheckedRow(what=what, score=score, minimum=minimum, passed=reason is None, reason=reason)
+
+
+def _measured(score: float | None) -> float | None:
+    """None for what wasn't measured. 0.0 was: never ask a score for its truth."""
+    return None if score is None or math.isnan(score) else float(score)
+
+
+def _plain(fraction: float) -> str:
+    return f"{round(100 * fraction, 6):g}"
+
+
+def _fall(drop: float, tolerance: float) -> str:
+    """The drop in points, with as many decimals as it takes not to look like the tolerance it broke."""
+    for decimals in (1, 2, 4):
+        text = f"{100 * drop:.{decimals}f}"
+        if float(text) > 100 * tolerance + NOISE:
+            return text
+    return f"{100 * drop:.7f}"
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "policy"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {where!r}"
+    return f"{where}: {error['msg']}"

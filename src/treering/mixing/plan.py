@@ -1,0 +1,416 @@
+"""Decide which rows stand in which batch: pure functions of position, O(1) memory at any size.
+
+Numbers in, numbers out. A source maps its own draw number d (0, 1, 2, …) to the position of a training row; the mix
+maps batch t to C_s(t), the draws taken from each source s before it. So batch t holds the draws
+[C_s(t), C_s(t+1)) of each source, on any machine, for any number of workers and ranks, and resuming is arithmetic.
+What changes while a run goes on (weights, sizes) is an event with its position; nothing else is remembered. Reads no
+data, knows no refs.
+
+How a source is shuffled
+    Each epoch (one pass) has its own keyed order. The rows, turned by a random offset, are cut into chunks of
+    `chunk_rows` neighbours; the chunks are permuted; the result is cut into blocks of about `block_rows`, and each
+    block is permuted row by row. A reader that holds one block therefore reads whole chunks and delivers rows. With
+    `chunk_rows=1`, or when the source fits into one block, every order of the rows is a full shuffle.
+
+How a batch is ordered
+    Row j of a batch, counted source after source, goes to slot (a·j + b_t) mod batch size, with a near batch size / φ
+    and b_t keyed by the batch: each source's rows are spread evenly, so that the contiguous slices that ranks (or
+    micro-batches) take hold every source in about its share.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from treering.errors import UsageError
+from treering.mixing.permute import Int64Array, UInt64Array, derive_key, hash64, permute, scale
+from treering.mixing.shares import ShareTable, share_table
+
+__all__ = ["MAX_GROWTHS_PER_EPOCH", "Growth", "MixPlan", "SourcePlan", "WeightChange", "block_rows_for"]
+
+MAX_GROWTHS_PER_EPOCH = 16  # each nests one more permutation, and a draw walks through all of them
+MIN_BLOCK_CHUNKS = 16  # a block of fewer chunks would hardly be shuffled
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """From draw `draw` on the source holds `size` training rows: the rest of that epoch is re-permuted with the new."""
+
+    draw: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightChange:
+    """From batch `batch` on the shares are `units`; `taken` are the draws of each source before it."""
+
+    batch: int
+    units: tuple[int, ...]
+    taken: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Era:
+    """The stretch between two growths: first the rest of the epoch that was under way, then whole epochs."""
+
+    start: int  # draw
+    size: int  # rows in an epoch
+    rest: int  # draws until the interrupted epoch ends; 0 when the era starts with a fresh one
+    epoch: int  # number of the first whole epoch
+    left: int  # of `rest`, how many are rows that the interrupted order still owed; the others are new
+    offset: int  # where in the interrupted order they begin
+    depth: int  # growths inside that epoch
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """The order of one source: draw d ≥ 0 → position of a training row. Every epoch holds each row exactly once.
+
+    `key` decides the orders; `growth` lists the sizes the source took on later, by draw. Raises UsageError for a
+    growth that shrinks, isn't in order, or falls inside a block (whose rows are out in no particular order).
+    """
+
+    size: int
+    key: int
+    chunk_rows: int
+    block_rows: int
+    growth: tuple[Growth, ...] = ()
+    _eras: tuple[_Era, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        eras = [_Era(start=0, size=self.size, rest=0, epoch=0, left=0, offset=0, depth=0)]
+        for event in self.growth:
+            eras.append(self._next_era(eras[-1], event))
+        object.__setattr__(self, "_eras", tuple(eras))
+
+    def positions(self, draws: Int64Array) -> Int64Array:
+        """Which training row (0 ≤ position < size) each draw is: int64 (k,) → int64 (k,); in any order, repeats too."""
+        draws = np.asarray(draws, dtype=np.int64)
+        out = np.empty(len(draws), dtype=np.int64)
+        era_of = np.searchsorted(self._firsts, draws, side="right") - 1
+        for number in np.unique(era_of):
+            here = era_of == number
+            out[here] = self._in_era(int(number), draws[here] - self._eras[number].start)
+        return out
+
+    def epoch_of(self, draw: int) -> int:
+        """Which pass over the source (0-based) a draw belongs to."""
+        era = self._era_at(draw)
+        ahead = draw - era.start - era.rest
+        return era.epoch - 1 if ahead < 0 else era.epoch + ahead // era.size
+
+    def draws_in(self, epochs: int) -> int:
+        """How many draws the first `epochs` passes take, growth included."""
+        for era, after in zip(self._eras, [*self._eras[1:], None], strict=True):
+            end = era.start + era.rest + (epochs - era.epoch) * era.size
+            if after is None or (epochs >= era.epoch and end <= after.start):
+                return end
+        raise AssertionError("the last era has no end")
+
+    def window(self, draw: int) -> tuple[int, int]:
+        """The half-open interval of draws to read in one request when `draw` is due.
+
+        One block, or, for a source smaller than a block, as many whole epochs as fit into one.
+        """
+        number = bisect_right(self._firsts, draw) - 1
+        era = self._eras[number]
+        stop = self._eras[number + 1].start if number + 1 < len(self._eras) else None
+        ahead = draw - era.start - era.rest
+        if ahead < 0:
+            base, length, unit = era.start, era.rest, self._block(era.rest)
+        elif self._blocks(era.size) == 1:
+            unit = max(1, self.block_rows // era.size) * era.size
+            base, length = era.start + era.rest, (ahead // unit + 1) * unit
+        else:
+            base = era.start + era.rest + ahead // era.size * era.size
+            length, unit = era.size, self._block(era.size)
+        low = base + (draw - base) // unit * unit
+        high = min(low + unit, base + length)
+        return low, high if stop is None else min(high, stop)
+
+    def fits(self, draw: int) -> int | None:
+        """The size of the source at this draw when it fits into one block, so that all of it can be held; else None."""
+        era = self._era_at(draw)
+        return era.size if self._blocks(era.size) == 1 and draw >= era.start + era.rest else None
+
+    def is_boundary(self, draw: int) -> bool:
+        """Whether a growth may be entered at this draw: between two blocks, or anywhere with `chunk_rows=1`."""
+        era = self._era_at(draw)
+        ahead = draw - era.start - era.rest
+        if ahead < 0:
+            return self.chunk_rows == 1 or (draw - era.start) % self._block(era.rest) == 0
+        return self.chunk_rows == 1 or ahead % era.size % self._block(era.size) == 0
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        return [era.start for era in self._eras]
+
+    def _era_at(self, draw: int) -> _Era:
+        return self._eras[bisect_right(self._firsts, draw) - 1]
+
+    def _next_era(self, era: _Era, event: Growth) -> _Era:
+        if event.size < era.size or event.draw < era.start:
+            raise UsageError(f"{event} doesn't follow a source of {era.size} rows", code="bad-event")
+        ahead = event.draw - era.start - era.rest
+        new = event.size - era.size
+        if ahead >= 0:
+            epoch, offset = divmod(ahead, era.size)
+            if offset == 0:
+                return _Era(event.draw, event.size, 0, era.epoch + epoch, 0, 0, 0)
+            block, left, following, depth = self._block(era.size), era.size - offset, era.epoch + epoch + 1, 1
+        else:
+            offset, following, depth = event.draw - era.start, era.epoch, era.depth + 1
+            block, left = self._block(era.rest), era.rest - offset
+        if self.chunk_rows > 1 and offset % block:
+            raise UsageError(
+                f"{event} falls inside a block",
+                code="bad-event",
+                hint=f"enter growth at a multiple of {block} draws into the epoch",
+            )
+        if depth > MAX_GROWTHS_PER_EPOCH:
+            raise UsageError(
+                f"{event} is growth number {depth} of its epoch; {MAX_GROWTHS_PER_EPOCH} is the most", code="bad-event"
+            )
+        return _Era(event.draw, event.size, left + new, following, left, offset, depth)
+
+    def _blocks(self, length: int) -> int:
+        return -(-length // self.block_rows)
+
+    def _block(self, length: int) -> int:
+        """Rows of a block in an order of `length` rows: blocks of nearly equal length, in whole chunks."""
+        share = -(-length // self._blocks(length))
+        return min(length, -(-share // self.chunk_rows) * self.chunk_rows)
+
+    def _in_era(self, number: int, ahead: Int64Array) -> Int64Array:
+        era = self._eras[number]
+        out = np.empty(len(ahead), dtype=np.int64)
+        resting = ahead < era.rest
+        if resting.any():
+            key = self._rest_key(era)
+            out[resting] = self._rest(number, self._shuffled(ahead[resting], era.rest, key))
+        if resting.all():
+            return out
+        epoch, offset = np.divmod(ahead[~resting] - era.rest, era.size)
+        epoch += era.epoch
+        out[~resting] = self._whole(era.size, epoch, offset)
+        return out
+
+    def _whole(self, size: int, epoch: Int64Array, offset: Int64Array) -> Int64Array:
+        if self._blocks(size) == 1:  # small: one permutation is the whole order, and many epochs go in one call
+            keys = hash64(epoch, self.key)
+            return permute(offset, size, keys[:1].item() if (epoch == epoch[:1]).all() else keys)
+        out = np.empty(len(offset), dtype=np.int64)
+        for one in np.unique(epoch):
+            here = epoch == one
+            key = hash64(one, self.key).item()
+            out[here] = self._stream(self._shuffled(offset[here], size, key), size, key)
+        return out
+
+    def _rest(self, number: int, offset: Int64Array) -> Int64Array:
+        """Positions at these offsets of the order that a growth began, before its blocks are shuffled."""
+        era = self._eras[number]
+        virtual = self._chunked(offset, era.rest, self._rest_key(era))
+        old = virtual < era.left
+        before = self._eras[number - 1]
+        out = before.size + (virtual - era.left)
+        if old.any():
+            owed = era.offset + virtual[old]
+            if era.depth > 1:
+                out[old] = self._rest(number - 1, owed)
+            else:
+                key = hash64(np.array(era.epoch - 1), self.key).item()
+                out[old] = self._stream(owed, before.size, key)
+        return out
+
+    def _rest_key(self, era: _Era) -> int:
+        return derive_key("growth", self.key, era.start)
+
+    def _stream(self, offset: Int64Array, size: int, key: int) -> Int64Array:
+        """The order of an epoch before its blocks are shuffled: chunks of neighbours in permuted order."""
+        if self._blocks(size) == 1:
+            return permute(offset, size, key)
+        turn = scale(hash64(np.array(0), derive_key("turn", key)), min(size, 2**32)).item()
+        moved = self._chunked(offset, size, key)
+        moved += turn  # chunks begin elsewhere in each epoch, so their rows don't stay neighbours for ever
+        moved -= size * (moved >= size)
+        return moved
+
+    def _chunked(self, offset: Int64Array, length: int, key: int) -> Int64Array:
+        """Permute chunks of `chunk_rows` (the last one may be short, wherever it lands): offset → offset."""
+        rows = self.chunk_rows
+        chunks = -(-length // rows)
+        key = derive_key("chunks", key)
+        if rows == 1:
+            return permute(offset, length, key)
+        short = length - (chunks - 1) * rows
+        if short == rows:
+            rank, inside = np.divmod(offset, rows)
+        else:
+            edge = permute(chunks - 1, chunks, key, inverse=True).item() * rows  # where the short chunk begins
+            after = offset >= edge + short
+            rank, inside = np.divmod(offset + (rows - short) * after, rows)
+        return permute(rank, chunks, key) * rows + inside
+
+    def _shuffled(self, offset: Int64Array, length: int, key: int) -> Int64Array:
+        """Permute the rows inside each block: offset → offset of the same block."""
+        if self.chunk_rows == 1:
+            return offset
+        block = self._block(length)
+        number, inside = np.divmod(offset, block)
+        first = int(number[0])
+        base = derive_key("blocks", key)
+        last = (length - 1) // block
+        keys: int | UInt64Array = hash64(number, base)
+        sizes: int | Int64Array = np.where(number == last, length - last * block, block)
+        if (number == first).all():
+            keys, sizes = hash64(np.array(first), base).item(), length - last * block if first == last else block
+        return number * block + permute(inside, sizes, keys)
+
+
+def block_rows_for(units: Sequence[int], batch_size: int, chunk_rows: int, pool_rows: int) -> tuple[int, ...]:
+    """Rows of a block for each source: its share of `pool_rows`, so that all blocks last about as many batches.
+
+    At least `MIN_BLOCK_CHUNKS` chunks and the rows of one batch, in whole chunks.
+    """
+    total = sum(units)
+    least = MIN_BLOCK_CHUNKS * chunk_rows
+    wanted = [max(least, pool_rows * unit // total, -(-batch_size * unit // total)) for unit in units]
+    return tuple(-(-rows // chunk_rows) * chunk_rows for rows in wanted)
+
+
+def _unevenness(a: int, size: int) -> int:
+    """Largest partial quotient of a / size: how unevenly the multiples of a fill a circle of that size."""
+    worst = 0
+    while a:
+        quotient, rest = divmod(size, a)
+        worst, size, a = max(worst, quotient), a, rest
+    return worst
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """Which draws of which source stand in batch t, for every t ≥ 0.
+
+    `sizes` are training rows, `units` integer weights (`quantise`); a source of 0 units is never drawn. `growth` holds
+    (source, Growth) pairs in order, `changes` the later weights.
+    """
+
+    sizes: tuple[int, ...]
+    units: tuple[int, ...]
+    batch_size: int
+    seed: int
+    chunk_rows: int
+    block_rows: tuple[int, ...]
+    anchor: int  # the source whose pass is an epoch of the mix
+    changes: tuple[WeightChange, ...] = ()
+    growth: tuple[tuple[int, Growth], ...] = ()
+
+    @cached_property
+    def sources(self) -> tuple[SourcePlan, ...]:
+        """The order of each source; keyed by the seed and its place in the mix."""
+        return tuple(
+            SourcePlan(
+                size,
+                derive_key("source", self.seed, number),
+                self.chunk_rows,
+                self.block_rows[number],
+                tuple(event for owner, event in self.growth if owner == number),
+            )
+            for number, size in enumerate(self.sizes)
+        )
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[int, Int64Array, ShareTable], ...]:
+        """(first batch, draws before it, table) for each set of weights, in order."""
+        tables = [(0, np.zeros(len(self.units), dtype=np.int64), share_table(self.units, self.batch_size))]
+        for change in self.changes:
+            batch, base, table = tables[-1]
+            if change.batch < batch or len(change.units) != len(self.units):
+                raise UsageError(f"{change} doesn't follow batch {batch}", code="bad-event")
+            taken = base + table.taken(np.array([change.batch - batch]))[0]
+            if tuple(taken.tolist()) != change.taken:
+                raise UsageError(f"{change} doesn't fit: the plan has taken {taken.tolist()} by then", code="bad-event")
+            tables.append((change.batch, taken, share_table(change.units, self.batch_size)))
+        return tuple(tables)
+
+    def taken(self, batches: Int64Array) -> Int64Array:
+        """C_s(t), the draws of each source before batch t: int64 (k,) → int64 (k, sources)."""
+        batches = np.asarray(batches, dtype=np.int64)
+        out = np.empty((len(batches), len(self.units)), dtype=np.int64)
+        firsts = np.array([first for first, _, _ in self._tables], dtype=np.int64)
+        which = np.searchsorted(firsts, batches, side="right") - 1
+        for number in np.unique(which):
+            first, base, table = self._tables[number]
+            here = which == number
+            out[here] = base + table.taken(batches[here] - first)
+        return out
+
+    def taken_before(self, batch: int) -> tuple[int, ...]:
+        """C_s(t) of one batch, as numbers."""
+        return tuple(self.taken(np.array([batch]))[0].tolist())
+
+    def batch_of(self, source: int, draw: int) -> int:
+        """The batch that a draw of a source belongs to; the source has to have a weight by then."""
+        low, high = 0, 1
+        while self.taken_before(high)[source] <= draw:
+            low, high = high, high * 2
+            if high > 2**45:  # no run gets there; beyond, the counts would leave int64
+                raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.taken_before(middle)[source] <= draw else (low, middle)
+        return low
+
+    def batches_in(self, epochs: int) -> int:
+        """Batches until the anchor source has been passed over `epochs` times; the last one is filled up."""
+        draws = self.sources[self.anchor].draws_in(epochs)
+        return self.batch_of(self.anchor, draws - 1) + 1
+
+    @cached_property
+    def stride(self) -> int:
+        """The a of `slot = (a·j + b_t) mod batch size`: coprime to it, and near batch size / φ fills slots most evenly."""
+        size = self.batch_size
+        ideal = round(size * 0.6180339887498949)
+        near = [a for a in range(max(1, ideal - 64), min(size, ideal + 64) + 1) if math.gcd(a, size) == 1]
+        return min(near, key=lambda a: (_unevenness(a, size), abs(a - ideal)))
+
+    @cached_property
+    def _slot_key(self) -> int:
+        return derive_key("slots", self.seed)
+
+    def turns(self, batches: Int64Array) -> Int64Array:
+        """The b_t of each batch: int64 (k,) in [0, batch size)."""
+        return scale(hash64(batches, self._slot_key), self.batch_size)
+
+    @cached_property
+    def _unturned(self) -> tuple[Int64Array, Int64Array]:
+        """(slot of each row j, row j in each slot twice over) for b = 0."""
+        slots = np.arange(self.batch_size, dtype=np.int64) * self.stride % self.batch_size
+        rows = np.empty_like(slots)
+        rows[slots] = np.arange(self.batch_size)
+        return slots, np.concatenate([rows, rows])
+
+    def order(self, batch: int) -> Int64Array:
+        """Which row (counted source after source) stands in each slot of the batch: a permutation, (batch size,)."""
+        turn = self.turns(np.array([batch])).item()
+        start = -turn % self.batch_size
+        return self._unturned[1][start : start + self.batch_size]
+
+    def owner_ranks(self, source: int, low: int, high: int, world_size: int) -> tuple[Int64Array, Int64Array]:
+        """(batch, rank) of each draw in [low, high) of a source: two int64 arrays (high - low,)."""
+        first, last = self.batch_of(source, low), self.batch_of(source, high - 1)
+        batches = np.arange(first, last + 2, dtype=np.int64)
+        taken = self.taken(batches)
+        counts = np.diff(taken, axis=0)
+        draws = np.arange(low, high, dtype=np.int64)
+        at = np.searchsorted(taken[:, source], draws, side="right") - 1
+        before = counts[:, :source].sum(axis=1)
+        row = before[at] + draws - taken[at, source]
+        slot = (self._unturned[0][row] + self.turns(batches[:-1])[at]) % self.batch_size
+        return batches[at], slot // (self.batch_size // world_size)

@@ -1,0 +1,95 @@
+"""What mixing needs of a source: the protocols that the store's sources (and the in-memory ones for tests) satisfy.
+
+Knows the positions of training rows and the row ids behind them. Never asks for the rows of another split, so a
+held-out row has no position here and can't be drawn. Does not decide an order (plan) or read columns (reader).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from treering.mixing.permute import Int64Array
+
+__all__ = ["SegmentLike", "SourceLike", "TrainRows"]
+
+
+class SegmentLike(Protocol):
+    """One stretch of a corpus: a snapshot, or an interval of live. Picklable; opens its table lazily per process."""
+
+    @property
+    def row_ids(self) -> tuple[int, int]:
+        """Half-open interval of stable row ids."""
+
+    def runs(self, split: str = "train") -> Int64Array:
+        """int64 (k, 2): first stable row id and length of each run of rows of this split, in record order."""
+
+    def take(self, row_ids: Int64Array, columns: Sequence[str]) -> Any:
+        """The `pa.Table` of these rows (int64 ids), in the order asked."""
+
+
+@runtime_checkable
+class SourceLike(Protocol):
+    """One member of a mix; immutable, picklable, cheap."""
+
+    @property
+    def ref(self) -> str:
+        """The text that names it: "support@v1..v3"."""
+
+    @property
+    def corpus(self) -> str:
+        """The corpus it belongs to."""
+
+    @property
+    def segments(self) -> Sequence[Any]:
+        """Its segments (`SegmentLike`) in order; the rows of a source are their concatenation."""
+
+    @property
+    def schema(self) -> Any:
+        """The `pa.Schema` of the records as delivered."""
+
+    def pin(self) -> dict[str, Any]:
+        """JSON that resolves to the same rows again, or fails."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainRows:
+    """The training rows of one source, numbered 0 … size-1 in record order, and the row ids behind the numbers."""
+
+    segments: tuple[SegmentLike, ...]
+    first: Int64Array  # (k,): first row id of each run
+    start: Int64Array  # (k + 1,): position of the first row of each run; the last entry is the size
+    segment: Int64Array  # (k,): which segment each run lies in
+
+    @classmethod
+    def of(cls, source: SourceLike) -> TrainRows:
+        """Number the training rows of `source`; reads the runs of each segment, no records."""
+        # A source cut down to another split (`heldout()`) keeps its segments, so it must not be asked for their rows.
+        segments = tuple(source.segments) if getattr(source, "split", None) in (None, "train") else ()
+        runs = [np.asarray(segment.runs("train"), dtype=np.int64).reshape(-1, 2) for segment in segments]
+        table = np.concatenate(runs) if runs else np.empty((0, 2), dtype=np.int64)
+        start = np.zeros(len(table) + 1, dtype=np.int64)
+        np.cumsum(table[:, 1], out=start[1:])
+        owner = np.repeat(np.arange(len(segments), dtype=np.int64), [len(part) for part in runs])
+        return cls(segments, np.ascontiguousarray(table[:, 0]), start, owner)
+
+    @property
+    def size(self) -> int:
+        """How many training rows there are."""
+        return int(self.start[-1])
+
+    def locate(self, positions: Int64Array) -> list[tuple[SegmentLike, Int64Array]]:
+        """The segments and row ids that hold ascending `positions` (k,), one pair per segment, in order.
+
+        Concatenated, the row ids stand in the order of the positions.
+        """
+        run = np.searchsorted(self.start, positions, side="right") - 1
+        row_ids = self.first[run] + (positions - self.start[run])
+        owner = self.segment[run]
+        cuts = np.flatnonzero(np.diff(owner)) + 1
+        bounds = [0, *cuts.tolist(), len(positions)]
+        return [(self.segments[int(owner[a])], row_ids[a:b]) for a, b in pairwise(bounds) if b > a]

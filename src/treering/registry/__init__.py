@@ -1,0 +1,26 @@
+"""Adapters of a corpus with their lineage, and which of them is in production.
+
+Built on create-if-absent objects alone. Does not train, evaluate or judge (training, evaluation), nor build a model
+from weights (rounds).
+"""
+
+from __future__ import annotations
+
+from .fold import RegistryState, Status, fold
+from .records import AdapterEvent, AdapterRecord, StoredAdapter
+from .registry import Registry
+from .scores import ScoreLog, StoredScore
+from .trained import trained_snapshots
+
+__all__ = [
+    "AdapterEvent",
+    "AdapterRecord",
+    "Registry",
+    "RegistryState",
+    "ScoreLog",
+    "Status",
+    "StoredAdapter",
+    "StoredScore",
+    "fold",
+    "trained_snapshots",
+]

@@ -1,0 +1,383 @@
+"""The registry of one corpus: add, look up, promote, roll back.
+
+Every change is one object created if absent: nothing is overwritten, and of two writers one gets ConflictError. Does not
+decide whether an adapter is good (evaluation.gate) or turn weights into a model (rounds).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
+from treering.store.ref import AdapterRef
+
+from .fold import RegistryState, fold
+from .objects import HasObjects, Objects, from_bytes, sha256, to_bytes
+from .records import AdapterEvent, AdapterRecord, EventKind, StoredAdapter
+
+if TYPE_CHECKING:
+    from treering.evaluation.gate import Verdict
+
+__all__ = ["Registry"]
+
+WEIGHTS, CARD, LOCK, RECORD = "weights.safetensors", "card.json", "lock.json", "record.json"
+ATTEMPTS = 50  # writers of one corpus that may get in first before an append that can't conflict gives up
+
+
+class Registry:
+    """Adapters of one corpus. Holds no state: every call reads what is in the store now."""
+
+    def __init__(self, store: HasObjects, corpus: str) -> None:
+        AdapterRef.parse(f"{corpus}:production")  # a corpus name becomes part of a path: refuse "../x" here too
+        self.corpus = corpus
+        self._objects = store.objects
+        self._root = f"adapters/{corpus}/"
+
+    @classmethod
+    def of(cls, store: HasObjects, ref: str) -> Registry:
+        """The registry that an adapter ref belongs to. Raises UsageError when it isn't one."""
+        return cls(store, AdapterRef.parse(ref).corpus)
+
+    # -- reading
+
+    def adapters(self) -> list[AdapterRecord]:
+        """Every adapter, oldest first, with its present status."""
+        state = self.state()
+        return [self._record(n, state) for n in state.statuses]
+
+    def state(self) -> RegistryState:
+        """Statuses, production and what rollback leads to, folded from the events."""
+        # Events first: an event names an adapter whose record was there before it.
+        events = self.events()
+        return fold(self._numbers(committed=True), events)
+
+    def events(self) -> list[AdapterEvent]:
+        """The whole history, oldest first."""
+        return [
+            from_bytes(AdapterEvent, path, self._objects.get(path))
+            for path in self._objects.list(f"{self._root}events/")
+        ]
+
+    def get(self, ref: str) -> AdapterRecord:
+        """The adapter a ref names, its role resolved now. Raises NotFoundError, or UsageError for another corpus."""
+        state = self.state()
+        return self._record(self._resolve(ref, state), state)
+
+    def lineage(self, ref: str) -> list[AdapterRecord]:
+        """The adapter and those it was trained from, oldest first. A parent of another corpus ends the chain."""
+        state = self.state()
+        chain = [self._record(self._resolve(ref, state), state)]
+        while (number := chain[-1].parent_number) is not None:
+            chain.append(self._record(number, state))
+        return chain[::-1]
+
+    def trained_on(self, ref: str) -> list[str]:
+        """Snapshot refs that the adapter or one it descends from drew from, in order of first use."""
+        return list(dict.fromkeys(source for record in self.lineage(ref) for source in record.trained_on))
+
+    def trained_rows(self, ref: str) -> list[tuple[int, int]]:
+        """Half-open intervals of this corpus's stable row ids that the adapter's lineage drew from, merged and sorted.
+
+        Names what `trained_on` can't: rows drawn from live, whichever snapshot they were sealed into since.
+        """
+        merged: list[tuple[int, int]] = []
+        for lo, hi in sorted(iv for record in self.lineage(ref) for iv in record.trained_rows.get(self.corpus, [])):
+            if merged and lo <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(hi, merged[-1][1]))
+            else:
+                merged.append((lo, hi))
+        return merged
+
+    def trained_with(self, data_ref: str) -> list[AdapterRecord]:
+        """Adapters that drew from a snapshot themselves, oldest first: the other direction of lineage."""
+        return [record for record in self.adapters() if data_ref in record.trained_on]
+
+    def weights(self, ref: str) -> bytes:
+        """Bytes of the adapter's safetensors. Raises StoreError when they aren't those that were added."""
+        record = self.get(ref)
+        return self._checked(record, WEIGHTS, record.weights_sha256)
+
+    def card(self, ref: str) -> dict[str, Any]:
+        """The adapter's model card. Raises StoreError when it isn't the one that was added."""
+        record = self.get(ref)
+        card: dict[str, Any] = json.loads(self._checked(record, CARD, record.card_sha256))
+        return card
+
+    def lock(self, ref: str) -> bytes | None:
+        """The mix lock it was trained on, as JSON bytes; None when none was given."""
+        path = self.get(ref).prefix + LOCK
+        try:
+            return self._objects.get(path)
+        except NotFoundError:
+            return None
+
+    # -- writing
+
+    def add(
+        self,
+        *,
+        weights: bytes,
+        card: BaseModel | Mapping[str, Any] | bytes,
+        lock: bytes | None = None,
+        lock_digest: str | None = None,
+        parent: str | None = None,
+        base: str | None = None,
+        base_digest: str | None = None,
+        strategy: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        trained_on: Sequence[str] = (),
+        trained_rows: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+        metric: str = "macro_f1",
+        scores: Mapping[str, float] | None = None,
+        stats: Mapping[str, Any] | None = None,
+    ) -> AdapterRecord:
+        """Add a candidate under the next number: weights, card and lock first, the record last.
+
+        Creating the weights claims the number, so racing adders get different ones and a crash before the record leaves
+        bytes but no adapter, and its number is never used again. `weights` is a safetensors file. `parent` may be a
+        role; it is written down by number. Raises NotFoundError when the parent isn't there, UsageError when a value
+        can't be recorded.
+        """
+        if parent is not None:
+            parent = self._parent(parent)
+        card_bytes = to_bytes(card)
+        record_of = _RecordMaker(
+            corpus=self.corpus,
+            parent=parent,
+            base=base,
+            base_digest=base_digest,
+            strategy=strategy,
+            config=dict(config or {}),
+            lock_digest=lock_digest,
+            trained_on=list(dict.fromkeys(trained_on)),
+            trained_rows={name: [(int(lo), int(hi)) for lo, hi in rows] for name, rows in (trained_rows or {}).items()},
+            metric=metric,
+            scores={name: float(score) for name, score in (scores or {}).items()},
+            stats=dict(stats or {}),
+            weights_sha256=sha256(weights),
+            card_sha256=sha256(card_bytes),
+            weights_bytes=len(weights),
+        )
+        to_bytes(record_of(1))  # refuse what can't be recorded before anything is written
+        for _ in range(ATTEMPTS):
+            number = max(self._numbers(committed=False), default=0) + 1
+            record = record_of(number)
+            try:
+                self._objects.create(record.prefix + WEIGHTS, weights)
+            except AlreadyExistsError:
+                continue  # someone else has this number: take the next one
+            self._objects.create(record.prefix + CARD, card_bytes)
+            if lock is not None:
+                self._objects.create(record.prefix + LOCK, lock)
+            self._objects.create(record.prefix + RECORD, to_bytes(record))
+            return AdapterRecord.model_validate(record.model_dump())
+        raise ConflictError(
+            f"no free adapter number for {self.corpus} after {ATTEMPTS} attempts", hint="too many writers; try again"
+        )
+
+    def record_verdict(self, ref: str, verdict: Verdict, *, message: str = "") -> AdapterRecord:
+        """Write down what the gate said of an adapter; the latest verdict counts.
+
+        A refused candidate has status "refused" until a later verdict passes it. One in production or retired keeps its
+        status: taking it out is `rollback`'s or `retire`'s to say.
+        """
+        number = self._resolve(ref, self.state())
+        baseline = None
+        if verdict.baseline is not None and AdapterRef.parse(verdict.baseline).corpus == self.corpus:
+            baseline = self._resolve(verdict.baseline, self.state())
+
+        def next_event(state: RegistryState) -> AdapterEvent:
+            return _event(state, "verdict", number, verdict=verdict, baseline=baseline, message=message)
+
+        for _ in range(ATTEMPTS):  # a verdict holds whatever else happens meanwhile, so losing a race only moves it on
+            try:
+                return self._append(next_event)
+            except ConflictError:
+                continue
+        raise ConflictError(f"couldn't write the verdict on {ref} down: too many writers", hint="try again")
+
+    def promote(self, ref: str, *, message: str = "") -> AdapterRecord:
+        """Put an adapter into production and retire the one that was; the adapter in production already stays there.
+
+        Raises CheckFailedError with the reasons when its latest verdict refused it, when it has no verdict since it was
+        last taken out of production, or when it was compared with something else than what is in production now;
+        ConflictError when another writer changed the registry meanwhile; NotFoundError when it isn't there.
+        """
+
+        def next_event(state: RegistryState) -> AdapterEvent | int:
+            number = self._resolve(ref, state)
+            if number == state.production:
+                return number
+            name = f"{self.corpus}:{number}"
+            hint = f"run the gate first: treering gate {name}"
+            said = state.verdicts.get(number)
+            if said is None or said.verdict is None:
+                raise CheckFailedError(f"{name} hasn't passed a gate", code="not-gated", hint=hint)
+            if not said.verdict.passed:
+                raise CheckFailedError(
+                    f"the gate refused {name}: {'; '.join(said.verdict.reasons)}",
+                    code="gate-refused",
+                    hint="train another candidate, or change the policy and run the gate again",
+                )
+            if number not in state.eligible:
+                raise CheckFailedError(
+                    f"{name} was taken out of production after it passed its gate", code="not-gated", hint=hint
+                )
+            if state.production is not None and said.baseline != state.production:
+                raise CheckFailedError(
+                    f"{name} was compared with {said.verdict.baseline or 'nothing'}, "
+                    f"but {self.corpus}:{state.production} is in production now",
+                    code="stale-verdict",
+                    hint=hint,
+                )
+            return _event(state, "promote", number, message=message)
+
+        return self._append(next_event)
+
+    def rollback(self, *, to: str | None = None, message: str = "") -> AdapterRecord:
+        """Retire the adapter in production and bring back the one before it, or an earlier one given as `to`.
+
+        Needs no gate: it was in production before. Each call without `to` goes one step further back; with `to`, the
+        adapter in production already stays there. Raises NotFoundError when there is nothing to go back to, ConflictError when
+        another writer changed the registry meanwhile.
+        """
+
+        def next_event(state: RegistryState) -> AdapterEvent | int:
+            if to is None:
+                number = state.past[-1] if state.past else None
+            else:
+                number = self._resolve(to, state)
+                if number == state.production:
+                    return number
+                if number not in state.past:
+                    number = None
+            if number is None:
+                what = f"{to} was never in production" if to else f"{self.corpus} has no earlier production adapter"
+                raise NotFoundError(f"{what}, so there is nothing to go back to", code="no-rollback")
+            return _event(state, "rollback", number, message=message)
+
+        return self._append(next_event)
+
+    def retire(self, ref: str, *, message: str = "") -> AdapterRecord:
+        """Take an adapter out of use for good, or until a new gate passes it; a retired one stays so.
+
+        Raises NotFoundError when it isn't there, ConflictError when another writer changed the registry meanwhile.
+        """
+
+        def next_event(state: RegistryState) -> AdapterEvent | int:
+            number = self._resolve(ref, state)
+            if state.statuses[number] == "retired":
+                return number
+            return _event(state, "retire", number, message=message)
+
+        return self._append(next_event)
+
+    # -- inside
+
+    def _append(self, next_event: Callable[[RegistryState], AdapterEvent | int]) -> AdapterRecord:
+        """Write the event decided on the present state; a number instead of an event means: nothing to do."""
+        events = self.events()
+        state = fold(self._numbers(committed=True), events)
+        event = next_event(state)
+        if isinstance(event, int):
+            return self._record(event, state)
+        try:
+            self._objects.create(f"{self._root}events/{event.number:06d}.json", to_bytes(event))
+        except AlreadyExistsError as exc:
+            raise ConflictError(
+                f"another writer changed the adapters of {self.corpus} meanwhile",
+                code="registry-race",
+                hint=f"look at `treering adapters {self.corpus}`, then try again",
+            ) from exc
+        return self._record(event.adapter, fold(state.statuses, [*events, event]))
+
+    def _numbers(self, *, committed: bool) -> list[int]:
+        """Adapter numbers in use; `committed`: only those whose record is there."""
+        numbers = set()
+        for path in self._objects.list(self._root):
+            folder, _, name = path.removeprefix(self._root).partition("/")
+            if folder.isdecimal() and (name == RECORD or not committed):
+                numbers.add(int(folder))
+        return sorted(numbers)
+
+    def _resolve(self, ref: str, state: RegistryState) -> int:
+        parsed = AdapterRef.parse(ref)
+        if parsed.corpus != self.corpus:
+            raise UsageError(f"{ref} isn't an adapter of {self.corpus}", code="wrong-corpus")
+        hint = f"see `treering adapters {self.corpus}`"
+        if parsed.which == "production":
+            if state.production is None:
+                raise NotFoundError(f"{self.corpus} has no adapter in production", code="no-production", hint=hint)
+            return state.production
+        if parsed.which == "candidate":
+            if state.candidate is None:
+                raise NotFoundError(f"{self.corpus} has no candidate", code="no-candidate", hint=hint)
+            return state.candidate
+        if parsed.which not in state.statuses:
+            raise NotFoundError(f"no adapter {ref}", code="no-adapter", hint=hint)
+        return parsed.which
+
+    def _parent(self, ref: str) -> str:
+        parsed = AdapterRef.parse(ref)
+        if parsed.corpus == self.corpus:
+            return f"{self.corpus}:{self._resolve(ref, self.state())}"
+        other = Registry(_Holder(self._objects), parsed.corpus)
+        return other.get(ref).ref
+
+    def _record(self, number: int, state: RegistryState) -> AdapterRecord:
+        path = f"{self._root}{number}/{RECORD}"
+        stored = from_bytes(StoredAdapter, path, self._objects.get(path))
+        if (stored.corpus, stored.number) != (self.corpus, number):
+            raise StoreError(f"{path} is the record of {stored.ref}", code="registry-damaged")
+        said = state.verdicts.get(number)
+        return AdapterRecord.model_validate(
+            {**stored.model_dump(), "status": state.statuses[number], "verdict": said.verdict if said else None}
+        )
+
+    def _checked(self, record: AdapterRecord, name: str, expected: str) -> bytes:
+        path = record.prefix + name
+        try:
+            data = self._objects.get(path)
+        except NotFoundError as exc:
+            raise StoreError(f"{record.ref} has lost its {name}", code="adapter-damaged") from exc
+        if sha256(data) != expected:
+            raise StoreError(
+                f"{name} of {record.ref} isn't what was added: SHA-256 {sha256(data)[:12]}…, recorded {expected[:12]}…",
+                code="adapter-damaged",
+                hint="restore the object from a copy, or roll back to another adapter",
+            )
+        return data
+
+
+class _Holder:
+    """A store as far as the registry needs one."""
+
+    def __init__(self, objects: Objects) -> None:
+        self.objects = objects
+
+
+class _RecordMaker:
+    """One adapter's record, but for its number."""
+
+    def __init__(self, **fields: Any) -> None:
+        self._fields = fields
+
+    def __call__(self, number: int) -> StoredAdapter:
+        try:
+            return StoredAdapter(number=number, created_at=datetime.now(UTC), **self._fields)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise UsageError(f"an adapter can't be recorded so: {where}: {first['msg']}", code="bad-adapter") from exc
+
+
+def _event(state: RegistryState, kind: EventKind, adapter: int, **fields: Any) -> AdapterEvent:
+    previous = None if kind == "verdict" else state.production
+    return AdapterEvent(
+        number=state.events + 1, event=kind, adapter=adapter, previous=previous, at=datetime.now(UTC), **fields
+    )

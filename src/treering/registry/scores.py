@@ -1,0 +1,80 @@
+"""Scores that were measured, kept in the store by what they depend on, so that they needn't be measured again.
+
+A score is a function of weights, card, records and metric. Its object is named by their digests, so a name can only ever
+hold one score. Does not measure (rounds).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from treering.errors import AlreadyExistsError, NotFoundError, StoreError
+
+from .objects import HasObjects, from_bytes, to_bytes
+from .records import StoredAdapter
+
+__all__ = ["ScoreLog", "StoredScore"]
+
+
+class StoredScore(BaseModel):
+    """`evaluations/<corpus>/<adapter number>/<key>.json`."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    format: Literal["treering.score/1"] = "treering.score/1"
+    adapter: str
+    weights_sha256: str
+    slice: str
+    slice_key: str  # content digests of the slice's snapshots
+    rows: int = Field(ge=1)
+    metric: str
+    score: Annotated[float, Field(allow_inf_nan=False)]
+    created_at: datetime
+
+
+class ScoreLog:
+    """The stored scores of one adapter."""
+
+    def __init__(self, store: HasObjects, record: StoredAdapter) -> None:
+        self._objects = store.objects
+        self._record = record
+
+    def get(self, slice_name: str, slice_key: str, metric: str) -> StoredScore | None:
+        """The score measured before on just these records; None when there is none."""
+        path = self._path(slice_name, slice_key, metric)
+        try:
+            data = self._objects.get(path)
+        except NotFoundError:
+            return None
+        return from_bytes(StoredScore, path, data)
+
+    def put(self, slice_name: str, slice_key: str, metric: str, *, score: float, rows: int) -> StoredScore:
+        """Keep a score. When one is there already, the first one stays and is returned."""
+        try:
+            stored = StoredScore(
+                adapter=self._record.ref,
+                weights_sha256=self._record.weights_sha256,
+                slice=slice_name,
+                slice_key=slice_key,
+                rows=rows,
+                metric=metric,
+                score=score,
+                created_at=datetime.now(UTC),
+            )
+        except ValidationError as exc:
+            raise StoreError(f"a score of {score} on {rows} records can't be kept", code="bad-score") from exc
+        path = self._path(slice_name, slice_key, metric)
+        try:
+            self._objects.create(path, to_bytes(stored))
+        except AlreadyExistsError:
+            return from_bytes(StoredScore, path, self._objects.get(path))
+        return stored
+
+    def _path(self, slice_name: str, slice_key: str, metric: str) -> str:
+        parts = [self._record.weights_sha256, self._record.card_sha256, slice_name, slice_key, metric]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        return f"evaluations/{self._record.corpus}/{self._record.number}/{key}.json"

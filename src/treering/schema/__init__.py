@@ -1,0 +1,41 @@
+"""What a record is: record types, their Arrow columns, and strict validation. Pure: no file is touched here."""
+
+from treering.schema.arrow import COMMON
+from treering.schema.fields import Arguments, Int32, Json, JsonArray, JsonObject, Origin, Split, Timestamp
+from treering.schema.record_type import RecordType, SchemaSpec, Validated, fingerprint
+from treering.schema.records import (
+    BUILT_IN,
+    Chat,
+    FunctionCall,
+    Labelled,
+    Message,
+    Preference,
+    Record,
+    Tokens,
+    ToolCall,
+)
+
+__all__ = [
+    "BUILT_IN",
+    "COMMON",
+    "Arguments",
+    "Chat",
+    "FunctionCall",
+    "Int32",
+    "Json",
+    "JsonArray",
+    "JsonObject",
+    "Labelled",
+    "Message",
+    "Origin",
+    "Preference",
+    "Record",
+    "RecordType",
+    "SchemaSpec",
+    "Split",
+    "Timestamp",
+    "Tokens",
+    "ToolCall",
+    "Validated",
+    "fingerprint",
+]

@@ -1,0 +1,96 @@
+"""Field types that the built-in record types share, and that users may use in their own models.
+
+Knows how one value is checked. Does not know records (records.py), Arrow (arrow.py) or whole batches (record_type.py).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+__all__ = ["Arguments", "Int32", "Json", "JsonArray", "JsonObject", "Origin", "Split", "Timestamp", "dump_json"]
+
+
+def dump_json(value: Any) -> str:
+    """Compact JSON text of `value`, keys in the order given. Raises ValueError on NaN, infinities and foreign types."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ValueError(f"expected a value that JSON can hold: {exc}") from exc
+
+
+def _not_json(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _encode(value: Any, kind: type) -> Any:
+    """A `kind` (dict or list) becomes JSON text; text that already is such JSON passes; the rest is left to fail."""
+    name = "object" if kind is dict else "array"
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value, parse_constant=_not_json)
+        except (ValueError, RecursionError) as exc:
+            raise PydanticCustomError("bad_json", f"Input should be a JSON {name}, or text that holds one") from exc
+        if not isinstance(parsed, kind):
+            raise PydanticCustomError("json_type", f"Input should be a JSON {name}, or text that holds one")
+        return value
+    if isinstance(value, kind):
+        try:
+            return dump_json(value)
+        except ValueError as exc:
+            raise PydanticCustomError("bad_json", "Input should hold only what JSON can hold") from exc
+    raise PydanticCustomError("json_type", f"Input should be a JSON {name}, or text that holds one")
+
+
+def _encode_object(value: Any) -> Any:
+    return value if value is None else _encode(value, dict)
+
+
+def _encode_array(value: Any) -> Any:
+    return value if value is None else _encode(value, list)
+
+
+def _encode_any(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else dump_json(value)
+
+
+def _encode_arguments(value: Any) -> Any:
+    # Text passes untouched even when it isn't JSON: it is what a model produced, and losing it would hide the mistake.
+    return value if isinstance(value, str) else _encode(value, dict)
+
+
+def _parse_time(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as exc:
+            raise PydanticCustomError("datetime_parsing", "Input should be an ISO 8601 time with its offset") from exc
+    if isinstance(value, datetime) and value.tzinfo is None:
+        raise PydanticCustomError("timezone_aware", "Input should be a time with its UTC offset")
+    return value
+
+
+#: A JSON object, stored as its text. Any nesting survives because no column type is asked to fit it.
+JsonObject = Annotated[
+    str, BeforeValidator(_encode_object), WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]})
+]
+#: A JSON array, stored as its text.
+JsonArray = Annotated[
+    str, BeforeValidator(_encode_array), WithJsonSchema({"anyOf": [{"type": "array"}, {"type": "string"}]})
+]
+#: Anything JSON can hold, stored as its text; text is stored as it stands.
+Json = Annotated[str, BeforeValidator(_encode_any), WithJsonSchema({})]
+#: Tool-call arguments: text (OpenAI) or an object (TRL), stored as text.
+Arguments = Annotated[
+    str, BeforeValidator(_encode_arguments), WithJsonSchema({"anyOf": [{"type": "object"}, {"type": "string"}]})
+]
+#: A moment with its offset: an aware datetime, or ISO 8601 text. Numbers are refused: seconds or milliseconds?
+Timestamp = Annotated[datetime, BeforeValidator(_parse_time)]
+Split = Literal["train", "heldout"]
+#: Who wrote it: `human`, `model` or `synthetic`, optionally `:by what`, e.g. `model:support-bot-7`.
+Origin = Annotated[str, Field(pattern=r"^(human|model|synthetic)(:.+)?$")]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]

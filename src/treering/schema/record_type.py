@@ -1,0 +1,347 @@
+"""A record type: the Arrow schema of a corpus and the strict validation in front of it.
+
+Pure: takes records, gives Arrow data and problems. Does not fill in ids or splits (capture) or store anything (store).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from treering.errors import InvalidRecordError, Problem, ProblemKind, UsageError
+from treering.schema.arrow import COMMON, annotation_to_arrow, arrow_to_annotation, plain_fields, plain_model, typed_dict
+from treering.schema.fields import dump_json
+from treering.schema.records import BUILT_IN, Record
+
+__all__ = ["RecordType", "Validated", "fingerprint"]
+
+SchemaSpec = str | type[BaseModel] | pa.Schema
+
+_COMMON_NAMES = frozenset(COMMON.names)
+_KINDS: dict[str, ProblemKind] = {
+    "missing": "missing-field",
+    "extra_forbidden": "unknown-field",
+    "bad_json": "bad-json",
+    "json_type": "wrong-type",
+    "frozen_set_type": "wrong-type",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """What validation made of a sequence of records.
+
+    `batch` holds the accepted ones under the record type's schema (`id`, `ts`, `split` still null where not given),
+    `accepted` their positions in the input, `refused` the others as (position, problems).
+    """
+
+    batch: pa.RecordBatch
+    accepted: Sequence[int]
+    refused: list[tuple[int, tuple[Problem, ...]]]
+
+
+def fingerprint(schema: pa.Schema) -> str:
+    """SHA-256 (hex) over names, types and nullability; metadata doesn't count."""
+    lines = (f"{field.name}\0{field.type}\0{field.nullable}" for field in schema)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class RecordType:
+    """A named Arrow schema with its validator."""
+
+    def __init__(self, name: str, schema: pa.Schema, model: type[BaseModel] | None = None) -> None:
+        self.name = name
+        self.schema: pa.Schema = schema
+        self.model = model
+
+    @classmethod
+    def of(cls, spec: SchemaSpec) -> RecordType:
+        """From a built-in name, a pydantic model, or a `pyarrow.Schema` (which may omit the common fields).
+
+        Raises UsageError for an unknown name, a type that no column can hold, or a payload that redefines a common field.
+        """
+        if isinstance(spec, str):
+            if spec not in BUILT_IN:
+                raise UsageError(
+                    f"there is no record type {spec!r}",
+                    code="unknown-record-type",
+                    hint=f"built in: {', '.join(sorted(BUILT_IN))}; or pass a pydantic model or a pyarrow.Schema",
+                )
+            return cls._of_model(spec, BUILT_IN[spec])
+        if isinstance(spec, pa.Schema):
+            return cls._of_arrow("custom", spec)
+        if isinstance(spec, type) and issubclass(spec, BaseModel):
+            return cls._of_model(spec.__name__, spec)
+        raise UsageError(
+            f"a schema is a built-in name, a pydantic model class or a pyarrow.Schema, not {type(spec).__name__}",
+            code="unknown-record-type",
+        )
+
+    @classmethod
+    def _of_model(cls, name: str, model: type[BaseModel]) -> RecordType:
+        if not issubclass(model, Record):
+            clash = sorted(_COMMON_NAMES & set(model.model_fields))
+            if clash:
+                raise UsageError(
+                    f"{name} defines the common field(s) {', '.join(clash)} itself",
+                    code="reserved-field",
+                    hint="leave them out, or subclass treering.schema.Record",
+                )
+            # Record last: its strict, closed config is the one that wins.
+            model = type(model.__name__, (model, Record), {"__module__": model.__module__, "__doc__": model.__doc__})
+        fields = list(COMMON)
+        for field_name, info in model.model_fields.items():
+            if field_name in _COMMON_NAMES:
+                continue
+            kind, nullable = annotation_to_arrow(info.annotation, f"{name}.{field_name}", tuple(info.metadata))
+            fields.append(pa.field(field_name, kind, nullable=nullable or not info.is_required()))
+        if len(fields) == len(COMMON):
+            raise UsageError(f"{name} has no payload field", code="empty-schema")
+        return cls(name, pa.schema(fields), model)
+
+    @classmethod
+    def _of_arrow(cls, name: str, schema: pa.Schema) -> RecordType:
+        payload: list[pa.Field] = []
+        problems: list[str] = []
+        for field in schema:
+            if field.name in _COMMON_NAMES:
+                wanted = COMMON.field(field.name).type
+                if field.type != wanted:
+                    problems.append(f"{field.name} must be {wanted}, not {field.type}")
+            elif field.name.startswith("_") or not field.name:
+                problems.append(f"{field.name!r}: names that start with an underscore are reserved")
+            else:
+                arrow_to_annotation(field.type, field.name)  # raises for what can't be a record field
+                payload.append(field.remove_metadata())
+        if len(set(schema.names)) < len(schema.names):
+            problems.append("field names must differ")
+        if not payload:
+            problems.append("there is no payload field")
+        if problems:
+            raise UsageError(f"not a record schema: {'; '.join(problems)}", code="bad-schema")
+        return cls(name, pa.schema([*COMMON, *payload]))
+
+    @classmethod
+    def stored(cls, name: str, schema: pa.Schema) -> RecordType:
+        """The record type of a stored corpus: the built-in one when it still has that schema, else by Arrow alone."""
+        if name in BUILT_IN:
+            built_in = cls.of(name)
+            if fingerprint(built_in.schema) == fingerprint(schema):
+                return built_in
+        return cls._of_arrow(name, schema)
+
+    @property
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.schema)
+
+    @property
+    def payload(self) -> list[str]:
+        """Names of the columns that aren't common fields."""
+        return [name for name in self.schema.names if name not in _COMMON_NAMES]
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON Schema (draft 2020-12) of one record as it is given to `capture`."""
+        if self.model is not None:
+            return self.model.model_json_schema()
+        return TypeAdapter(self._typed).json_schema()
+
+    @cached_property
+    def _typed(self) -> Any | None:
+        """The TypedDict that checks batches, or None when only the model itself will do."""
+        if self.model is not None:
+            return plain_model(self.model)
+        fields = plain_fields(Record)
+        assert fields is not None
+        for name in self.payload:
+            field = self.schema.field(name)
+            annotation = arrow_to_annotation(field.type, name)
+            fields[name] = (annotation | None if field.nullable else annotation, not field.nullable)
+        return typed_dict(self.name, fields)
+
+    @cached_property
+    def _adapter(self) -> TypeAdapter[list[Any]]:
+        item = self._typed if self._typed is not None else self.model
+        return TypeAdapter(list[item])  # type: ignore[valid-type]
+
+    @cached_property
+    def _struct(self) -> pa.StructType:
+        return pa.struct([pa.field(field.name, field.type) for field in self.schema])
+
+    def validate(self, records: Sequence[Mapping[str, Any] | BaseModel]) -> Validated:
+        """Check records strictly; every problem of every record is listed.
+
+        Keep calls to some thousand records: a failing call costs a second pass over the good ones.
+        """
+        rows: list[Any] = [r.model_dump(exclude_none=True) if isinstance(r, BaseModel) else r for r in records]
+        positions: Sequence[int] = range(len(rows))
+        refused: dict[int, tuple[Problem, ...]] = {}
+        try:
+            values = self._adapter.validate_python(rows, strict=True)
+        except ValidationError as exc:
+            refused = _problems_by_position(exc)
+            positions = [i for i in range(len(rows)) if i not in refused]
+            values = self._adapter.validate_python([rows[i] for i in positions], strict=True)
+        if self._typed is None:
+            values = [_to_storage(value.model_dump(), self._struct) for value in values]
+        try:
+            batch = self._to_batch(values)
+        except (pa.ArrowException, UnicodeError, OverflowError):
+            kept = []
+            for position, value in zip(positions, values, strict=True):
+                try:
+                    self._to_batch([value])
+                except (pa.ArrowException, UnicodeError, OverflowError) as exc:
+                    refused[position] = (Problem((), "bad-value", f"expected values that fit the columns, got: {exc}"),)
+                else:
+                    kept.append((position, value))
+            positions = [position for position, _ in kept]
+            batch = self._to_batch([value for _, value in kept])
+        return Validated(batch, positions, sorted(refused.items()))
+
+    def _to_batch(self, values: list[dict[str, Any]]) -> pa.RecordBatch:
+        columns = pa.array(values, self._struct).flatten()
+        return pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
+
+    def validate_arrow(self, table: pa.Table) -> Validated:
+        """Check Arrow data by columns where the Arrow type says it all, by records otherwise.
+
+        Raises InvalidRecordError when the table's columns themselves don't fit; nothing of it can be stored then.
+        """
+        problems = []
+        for name in table.column_names:
+            index = self.schema.get_field_index(name)
+            if index < 0:
+                problems.append(Problem((name,), "unknown-field", f"expected one of {', '.join(self.schema.names)}"))
+                continue
+            wanted, given = self.schema.field(index).type, table.schema.field(name).type
+            if not _same_values(given, wanted):
+                problems.append(Problem((name,), "wrong-type", f"expected {wanted}, got {given}"))
+        for field in self.schema:
+            if not field.nullable and field.name != "id" and field.name not in table.column_names:
+                problems.append(Problem((field.name,), "missing-field", f"expected a column of {field.type}"))
+        if problems:
+            raise InvalidRecordError("the table's columns don't fit the record type", problems)
+        if self.model is not None and self.name not in _BY_COLUMNS:
+            return self.validate(table.to_pylist())
+        columns = [
+            table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
+            for field in self.schema
+        ]
+        whole = pa.Table.from_arrays(columns, schema=_nullable_id(self.schema)).combine_chunks()
+        batch = whole.to_batches()[0] if len(whole) else pa.RecordBatch.from_pylist([], schema=whole.schema)
+        bad = self._bad_rows(batch)
+        if not bad.any():
+            return Validated(batch, range(len(batch)), [])
+        # The few bad rows go the slow way: it finds the words for what is wrong with them.
+        indices = bad.nonzero()[0]
+        slow = self.validate(batch.take(pa.array(indices)).to_pylist())
+        refused = [(int(indices[i]), problems) for i, problems in slow.refused]
+        named = {i for i, _ in refused}
+        refused += [
+            (int(i), (Problem((), "bad-value", "expected values that the record type admits"),))
+            for i in indices
+            if int(i) not in named
+        ]
+        accepted = (~bad).nonzero()[0]
+        return Validated(batch.take(pa.array(accepted)), accepted.tolist(), sorted(refused))
+
+    def _bad_rows(self, batch: pa.RecordBatch) -> Any:
+        """Boolean numpy mask of the rows that break a rule which Arrow types alone don't hold."""
+        import numpy as np
+
+        bad = np.zeros(len(batch), dtype=bool)
+
+        def refuse(mask: Any) -> None:
+            nonlocal bad
+            bad |= np.asarray(pc.fill_null(mask, False))
+
+        for field in self.schema:
+            column = batch.column(field.name)
+            if not field.nullable and field.name != "id":
+                refuse(pc.is_null(column))
+        ids, meta = batch.column("id"), batch.column("meta")
+        refuse(pc.or_(pc.equal(pc.utf8_length(ids), 0), pc.greater(pc.utf8_length(ids), 512)))
+        refuse(pc.invert(pc.is_in(batch.column("split"), pa.array(["train", "heldout", None]))))
+        refuse(pc.invert(pc.match_substring_regex(batch.column("origin"), r"^(human|model|synthetic)(:.+)?$")))
+        if self.name == "tokens":
+            tokens = batch.column("tokens")
+            refuse(pc.equal(pc.list_value_length(tokens), 0))
+            wrong = pc.fill_null(pc.less(pc.list_flatten(tokens), 0), True)
+            if pc.any(wrong).as_py():
+                bad[np.unique(np.asarray(pc.list_parent_indices(tokens).filter(wrong)))] = True
+        if meta.null_count < len(meta):
+            adapter = TypeAdapter(Record.model_fields["meta"].annotation)
+            for i in pc.indices_nonzero(pc.is_valid(meta)).to_pylist():
+                try:
+                    adapter.validate_python(meta[i].as_py())
+                    Record(meta=meta[i].as_py())
+                except ValidationError:
+                    bad[i] = True
+        return bad
+
+
+_BY_COLUMNS = frozenset({"labelled", "tokens"})  # built-in types whose rules _bad_rows knows in full
+
+
+def _nullable_id(schema: pa.Schema) -> pa.Schema:
+    return schema.set(schema.get_field_index("id"), schema.field("id").with_nullable(True))
+
+
+def _same_values(given: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a cast changes only the layout, never a value."""
+    t = pa.types
+    if given == wanted or t.is_null(given):
+        return True
+    if t.is_dictionary(given):
+        return _same_values(given.value_type, wanted)
+    strings = (t.is_string, t.is_large_string, t.is_string_view)
+    binaries = (t.is_binary, t.is_large_binary, t.is_binary_view)
+    for family in (strings, binaries):
+        if any(f(given) for f in family) and any(f(wanted) for f in family):
+            return True
+    if (t.is_list(given) or t.is_large_list(given) or t.is_fixed_size_list(given)) and t.is_list(wanted):
+        return _same_values(given.value_type, wanted.value_type)
+    return bool(t.is_timestamp(given) and t.is_timestamp(wanted) and given.tz and wanted.tz and given.unit != "ns")
+
+
+def _to_storage(value: Any, kind: pa.DataType) -> Any:
+    """A dumped model value as its Arrow column takes it: free-form values become JSON text."""
+    if value is None:
+        return None
+    if pa.types.is_string(kind):
+        return value if isinstance(value, str) else dump_json(value)
+    if pa.types.is_struct(kind):
+        return {field.name: _to_storage(value.get(field.name), field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_to_storage(item, kind.value_type) for item in value]
+    return value
+
+
+def _problems_by_position(exc: ValidationError) -> dict[int, tuple[Problem, ...]]:
+    found: dict[int, list[Problem]] = {}
+    for error in exc.errors(include_url=False, include_context=False):
+        position, *loc = error["loc"]
+        code = error["type"]
+        kind = _KINDS.get(code) or ("wrong-type" if code.endswith("_type") else "bad-value")
+        message = error["msg"][:1].lower() + error["msg"][1:]
+        if kind == "missing-field":
+            message = "expected this field, got none"
+        elif kind == "unknown-field":
+            message = "expected only the record type's fields"
+        else:
+            message = f"{message.replace('input should be', 'expected')}, got {_short(error['input'])}"
+        found.setdefault(int(position), []).append(Problem(tuple(loc), kind, message))
+    return {position: tuple(problems) for position, problems in found.items()}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 48 else text[:45] + '...'}"

@@ -1,0 +1,150 @@
+"""Certificates: what takes a pass over a snapshot's data to know, found out once and kept.
+
+Knows one snapshot at a time. Sealing never waits for it; whoever needs it first builds it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rbloom import Bloom
+
+from treering.errors import AlreadyExistsError, NotFoundError, StoreError
+from treering.store.digest import ContentDigest
+from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.table import ROW_ID
+
+if TYPE_CHECKING:
+    from treering.store.corpus import BaseCorpus
+
+__all__ = ["build_certificate", "find_certificate", "id_filter", "split_runs", "stable_hash"]
+
+_COUNTED = ("split", "domain", "label", "origin")
+_MOST_VALUES = 10_000  # beyond it a column is free text, and its counts would be as large as the data
+
+
+def _path(corpus: BaseCorpus, record: SnapshotRecord, suffix: str) -> str:
+    return f"snapshots/{corpus.record.table}/{record.name}/{record.edition}.{suffix}"
+
+
+def _identity(value: Any) -> Any:
+    return value  # filters hold hashes: an id is hashed once, however many snapshots are asked
+
+
+def stable_hash(text: str) -> int:
+    """128 bits of blake2b as a signed integer: the same in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big", signed=True)
+
+
+def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Runs of consecutive stable row ids whose split is `split`: int64 (k, 2) of (first id, length), in table order.
+
+    Takes batches with the columns `split` and `_rowid`. Commits are sorted by split, so k is about their number.
+    """
+    found = []
+    for batch in splits:
+        ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
+        found.append(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))])
+    ids = np.concatenate(found) if found else np.empty(0, np.int64)
+    if not len(ids):
+        return np.empty((0, 2), np.int64)
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
+    return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1)
+
+
+def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:
+    """The certificate if somebody has built it."""
+    try:
+        return corpus.store.read_document(Certificate, _path(corpus, record, "certificate.json"))
+    except NotFoundError:
+        return None
+
+
+def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate:
+    """Read the snapshot once and keep what was learnt. Two builders come to the same; the first one's is kept.
+
+    Raises StoreError when the data contradicts the record, or an earlier certificate.
+    """
+    table, schema = corpus.table, corpus.record_type.schema
+    dataset = table.at(record.version)
+    digest = ContentDigest(schema)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED if name in schema.names}
+    bloom = Bloom(record.rows, 1e-4, _identity)
+    splits = []
+    rows = 0
+    for batch in table.scan(dataset, schema.names, row_ids=True):
+        digest.update(batch)
+        rows += len(batch)
+        for name, counter in counts.items():
+            for item in batch.column(name).value_counts().to_pylist():
+                counter[item["values"] or ""] += item["counts"]
+        bloom.update(map(stable_hash, batch.column("id").to_pylist()))
+        splits.append(batch.select(["split", ROW_ID]))
+    low, high = record.row_ids
+    ids = np.concatenate([np.asarray(batch.column(ROW_ID)) for batch in splits]) if splits else np.empty(0)
+    if rows != record.rows or int(ids.min()) < low or int(ids.max()) >= high or bool((np.diff(ids.astype(int)) <= 0).any()):
+        raise StoreError(
+            f"{record.ref} holds {rows} rows with row ids {int(ids.min())}..{int(ids.max())}, "
+            f"its record says {record.rows} rows with row ids {low}..{high - 1}, ascending",
+            code="snapshot-damaged",
+            hint="restore the store's files from a backup",
+        )
+    filter_bytes = bloom.save_bytes()
+    filter_path = _path(corpus, record, "ids.bloom")
+    certificate = Certificate(
+        corpus=corpus.name,
+        incarnation=corpus.record.incarnation,
+        name=record.name,
+        edition=record.edition,
+        digest=digest.hexdigest(),
+        rows=rows,
+        train_runs=[(int(a), int(n)) for a, n in split_runs(splits, "train")],
+        counts={k: dict(sorted(c.items())) for k, c in counts.items() if len(c) <= _MOST_VALUES},  # type: ignore[misc]
+        files={
+            path.relative_to(table.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in table.files(dataset)
+        },
+        id_filter=filter_path,
+        id_filter_sha256=hashlib.sha256(filter_bytes).hexdigest(),
+        created_at=datetime.now(UTC),
+    )
+    try:
+        corpus.store.objects.create(filter_path, filter_bytes)
+    except AlreadyExistsError:
+        filter_bytes = corpus.store.objects.get(filter_path)
+        certificate = certificate.model_copy(update={"id_filter_sha256": hashlib.sha256(filter_bytes).hexdigest()})
+    try:
+        corpus.store.objects.create(_path(corpus, record, "certificate.json"), certificate.to_json())
+    except AlreadyExistsError:
+        kept = find_certificate(corpus, record)
+        if kept is None or kept.digest != certificate.digest:
+            raise StoreError(
+                f"{record.ref} has the digest {certificate.digest}, its certificate says "
+                f"{kept.digest if kept else 'nothing'}",
+                code="snapshot-damaged",
+                hint="restore the store's files from a backup",
+            ) from None
+        return kept
+    return certificate
+
+
+def id_filter(corpus: BaseCorpus, record: SnapshotRecord) -> Any | None:
+    """The static filter of the snapshot's ids: `stable_hash(id) in filter` is False only for ids it surely lacks.
+
+    None before the certificate exists, and when the filter's bytes aren't those that the certificate names; then ids
+    are looked up instead.
+    """
+    certificate = find_certificate(corpus, record)
+    if certificate is None:
+        return None
+    data = corpus.store.objects.get(certificate.id_filter)
+    if hashlib.sha256(data).hexdigest() != certificate.id_filter_sha256:
+        return None
+    return Bloom.load_bytes(data, _identity)

@@ -1,0 +1,111 @@
+"""A corpus: a named stream of records of one type, in one Lance table.
+
+What every layer may do with a corpus. Capturing stands to the right of this layer: see `treering.front.Corpus`.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from treering.schema import RecordType
+from treering.store.documents import CorpusRecord, SnapshotRecord
+from treering.store.lease import lease
+from treering.store.snapshot import Snapshot, finish_pending, list_records
+from treering.store.table import LanceTable, created_after
+
+if TYPE_CHECKING:
+    from treering.store.base import BaseStore
+
+__all__ = ["BaseCorpus"]
+
+
+class BaseCorpus:
+    """A corpus of an open store. Cheap to make, safe to pickle; opens Lance when first needed."""
+
+    def __init__(self, store: BaseStore, record: CorpusRecord, record_type: RecordType) -> None:
+        self.store = store
+        self.record = record
+        self.record_type = record_type
+
+    @property
+    def name(self) -> str:
+        """Its name in the store."""
+        return self.record.name
+
+    @property
+    def path(self) -> Path:
+        """Directory of its Lance table."""
+        return self.store.root / "tables" / f"{self.record.table}.lance"
+
+    @property
+    def uri(self) -> str:
+        """URI of its Lance table, for `lance.dataset(uri, version="v1")`."""
+        return str(self.path)
+
+    @cached_property
+    def table(self) -> LanceTable:
+        """Its Lance table."""
+        return LanceTable(self.path)
+
+    def __getstate__(self) -> tuple[BaseStore, CorpusRecord, str, bytes]:
+        schema = self.record_type.schema.serialize().to_pybytes()
+        return (self.store, self.record, self.record_type.name, schema)
+
+    def __setstate__(self, state: tuple[BaseStore, CorpusRecord, str, bytes]) -> None:
+        import pyarrow as pa
+
+        self.store, self.record, name, schema = state
+        self.record_type = RecordType.stored(name, pa.ipc.read_schema(pa.py_buffer(schema)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, record_type={self.record_type.name!r})"
+
+    def lease(self, *, wait_s: float = 30.0) -> AbstractContextManager[None]:
+        """The maintenance lease: sealing, compaction and cleanup, one at a time. Raises ConflictError."""
+        return lease(self.store.root / "leases" / f"{self.record.table}.lock", wait_s=wait_s)
+
+    def step(self, name: str) -> None:
+        """Called between the steps of a seal. Does nothing; crash tests stop the process here."""
+
+    def snapshot_records(self) -> list[SnapshotRecord]:
+        """The records of all snapshots, oldest first."""
+        return list_records(self)
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, oldest first."""
+        return [Snapshot(self, record) for record in list_records(self)]
+
+    def live_rows(self) -> int:
+        """Records in live: committed to the table and not sealed yet."""
+        head = self.table.head()
+        records = list_records(self)
+        return self.table.count(head, created_after(records[-1].version) if records else None)
+
+    def compact(self, *, wait_s: float = 30.0) -> None:
+        """Join small fragments of live and bring its id index up to date. Snapshots stay as they are.
+
+        Raises ConflictError when another process holds the lease for longer than `wait_s` seconds, or other writers
+        keep coming first.
+        """
+        from treering.store.table import retry_conflicts
+
+        with self.lease(wait_s=wait_s):
+            finish_pending(self)
+
+            def attempt() -> bool:
+                self.table.compact()
+                return True
+
+            retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
+
+    def clean_up(self, *, older_than_s: float = 3600.0) -> int:
+        """Remove files that only old, unsealed table versions need. Returns the bytes freed.
+
+        Readers that opened a version more than `older_than_s` seconds ago lose it; snapshots never are touched.
+        """
+        with self.lease():
+            finish_pending(self)
+            return self.table.clean_up(older_than_s)

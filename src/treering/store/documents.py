@@ -1,0 +1,114 @@
+"""The documents a store keeps as objects, as strict models; their JSON Schemas stand in `schemas/`."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import Annotated, Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["FORMAT", "Certificate", "CorpusRecord", "SchemaVersion", "SnapshotRecord", "StoreMarker"]
+
+#: Version of the layout on disk. A store of a newer format is refused; older ones stay readable.
+FORMAT = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+RowIds = tuple[int, int]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    def to_json(self) -> bytes:
+        """Indented UTF-8 JSON, the form it is stored in."""
+        return self.model_dump_json(indent=2).encode()
+
+
+class StoreMarker(_Document):
+    """`treering.json`: this directory is a store."""
+
+    format: int
+    id: str
+    created_at: datetime
+    created_by: str
+
+
+class CorpusRecord(_Document):
+    """`corpora/NAME/corpus.json`: a corpus and where its table lies."""
+
+    name: str
+    incarnation: str = Field(description="Random part of the table's path: a name made again never reuses a path.")
+    record_type: str
+    heldout: float = Field(ge=0, lt=1, description="Share of groups whose records become held-out.")
+    group_by: str = Field(description="Common field whose records share a split.")
+    split_key: str = Field(description="Key of the hash that draws the split.")
+    created_at: datetime
+
+    @property
+    def table(self) -> str:
+        """Name of the Lance table, `NAME-INCARNATION`."""
+        return f"{self.name}-{self.incarnation}"
+
+
+class SchemaVersion(_Document):
+    """`corpora/NAME/schemas/N.json`: one version of a corpus's columns."""
+
+    version: int = Field(ge=1)
+    fingerprint: Sha256
+    arrow: str = Field(description="Arrow IPC schema message, base64.")
+    created_at: datetime
+
+    def schema_(self) -> pa.Schema:
+        """The Arrow schema."""
+        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow)))
+
+    @staticmethod
+    def encode(schema: pa.Schema) -> str:
+        """The `arrow` field for a schema."""
+        return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+class SnapshotRecord(_Document):
+    """`snapshots/TABLE/vN/EDITION.json`: creating it is what seals a snapshot."""
+
+    corpus: str
+    incarnation: str
+    name: str = Field(pattern=r"^v[1-9][0-9]*$")
+    number: int = Field(ge=1)
+    edition: int = Field(ge=1)
+    branch: str | None = Field(description="Lance branch that holds it; null for the main one.")
+    version: int = Field(ge=1, description="The boundary: sealed rows are those created at or before it.")
+    manifest_sha256: Sha256
+    schema_fingerprint: Sha256
+    parent: str | None
+    parent_version: int = Field(ge=0, description="The parent's boundary; 0 without a parent.")
+    rows: int = Field(ge=1)
+    row_ids: RowIds = Field(description="Half-open interval of stable row ids that holds its rows and no others.")
+    created_at: datetime
+    message: str
+
+    @property
+    def ref(self) -> str:
+        """`support@v1`."""
+        return f"{self.corpus}@{self.name}"
+
+
+class Certificate(_Document):
+    """`snapshots/TABLE/vN/EDITION.certificate.json`: what it takes a pass over a snapshot's data to know."""
+
+    corpus: str
+    incarnation: str
+    name: str
+    edition: int
+    digest: Sha256 = Field(description="Content digest over the records in order, independent of file layout.")
+    rows: int
+    train_runs: list[RowIds] = Field(description="(first stable row id, length) of each run of training rows.")
+    counts: dict[Literal["split", "domain", "label", "origin"], dict[str, int]] = Field(
+        description="Rows per value; the empty string stands for null. A column of over 10,000 values is left out."
+    )
+    files: dict[str, Sha256] = Field(description="SHA-256 of each data, deletion, index and manifest file.")
+    id_filter: str = Field(description="Object with the static filter of the ids (a Bloom filter, 1e-4).")
+    id_filter_sha256: Sha256
+    created_at: datetime

@@ -1,0 +1,113 @@
+"""Refs: text that names data or adapters. Pure: parses and prints, opens nothing.
+
+Read from the right: the selector after the last `@`, the corpus before it, and whatever stands before `#` is the store.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from treering.errors import UsageError
+
+__all__ = ["RESERVED_NAMES", "AdapterRef", "Ref", "check_corpus_name", "parse_target"]
+
+#: Names that tables of the store's own have or will have.
+RESERVED_NAMES = frozenset({"runs", "evaluations", "adapters", "annotations", "live", "new", "all"})
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_SELECTOR = re.compile(r"v([1-9][0-9]{0,8})(?:\.\.v([1-9][0-9]{0,8}))?|live|new")
+
+
+def check_corpus_name(name: str) -> str:
+    """The name itself. Raises UsageError unless it matches [a-z][a-z0-9_-]{0,62} and isn't reserved."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} can't name a corpus",
+            code="bad-corpus-name",
+            hint="a lower-case letter, then up to 62 of a-z 0-9 _ -",
+        )
+    if name in RESERVED_NAMES:
+        raise UsageError(f"the name {name!r} is reserved", code="bad-corpus-name", hint="choose another")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """One state of a corpus. `str(Ref.parse(text)) == text` for every valid text.
+
+    `kind` is `snapshot` (`first == last`), `range` (`first`..`last`, one source), `live` or `new`.
+    """
+
+    corpus: str
+    kind: Literal["snapshot", "range", "live", "new"]
+    first: int = 0
+    last: int = 0
+    store: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """`support@v1`, `support@v1..v3`, `support@live`, `support@new`, each optionally after `store#`."""
+        store, _, rest = text.rpartition("#")
+        corpus, at, selector = rest.rpartition("@")
+        match = _SELECTOR.fullmatch(selector) if at else None
+        if match is None:
+            raise UsageError(
+                f"{text!r} isn't a ref",
+                code="bad-ref",
+                hint="write CORPUS@v1, CORPUS@v1..v3, CORPUS@live or CORPUS@new",
+            )
+        check_corpus_name(corpus)
+        if match[1] is None:
+            return cls(corpus, "live" if selector == "live" else "new", store=store or None)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if match[2] is not None and last <= first:
+            raise UsageError(f"{text!r}: a range runs upwards, as in {corpus}@v1..v3", code="bad-ref")
+        return cls(corpus, "range" if match[2] else "snapshot", first, last, store or None)
+
+    @property
+    def selector(self) -> str:
+        """What stands after the `@`."""
+        if self.kind == "range":
+            return f"v{self.first}..v{self.last}"
+        return f"v{self.first}" if self.kind == "snapshot" else self.kind
+
+    def __str__(self) -> str:
+        prefix = f"{self.store}#" if self.store else ""
+        return f"{prefix}{self.corpus}@{self.selector}"
+
+
+def parse_target(text: str) -> tuple[str, int | None]:
+    """What `--to` names: `support` → ("support", None), `support@v3` → ("support", 3)."""
+    if "@" not in text:
+        return check_corpus_name(text), None
+    ref = Ref.parse(text)
+    if ref.kind != "snapshot" or ref.store:
+        raise UsageError(f"{text!r} can't be sealed to", code="bad-ref", hint="write --to CORPUS or --to CORPUS@vN")
+    return ref.corpus, ref.first
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterRef:
+    """`support:production`, `support:candidate` or `support:12`."""
+
+    corpus: str
+    which: int | Literal["production", "candidate"]
+
+    @classmethod
+    def parse(cls, text: str) -> AdapterRef:
+        """Raises UsageError for anything else."""
+        corpus, colon, which = text.rpartition(":")
+        if colon and which in ("production", "candidate"):
+            return cls(check_corpus_name(corpus), which)  # type: ignore[arg-type]
+        if colon and re.fullmatch(r"[1-9][0-9]{0,8}", which):
+            return cls(check_corpus_name(corpus), int(which))
+        raise UsageError(
+            f"{text!r} doesn't name an adapter",
+            code="bad-ref",
+            hint="write CORPUS:production, CORPUS:candidate or CORPUS:NUMBER",
+        )
+
+    def __str__(self) -> str:
+        return f"{self.corpus}:{self.which}"

@@ -1,0 +1,183 @@
+"""Snapshots: sealing what live holds, in an order that every crash leaves right.
+
+0. The caller flushes this host's spools. 1. The current version V is made durable. 2. The record is created if absent:
+the commit point. 3. V is tagged. 4. The sealed rows are taken out of live. After 2 each step can be repeated by anybody.
+The boundary is the version V, never a list of fragments: compaction rewrites those at any time.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from treering.errors import AlreadyExistsError, ConflictError, StoreError
+from treering.store.certificate import build_certificate, find_certificate
+from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.table import created_up_to, retry_conflicts
+
+if TYPE_CHECKING:
+    from treering.store.corpus import BaseCorpus
+
+__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "seal"]
+
+
+class Snapshot:
+    """What live held when it was sealed; immutable."""
+
+    def __init__(self, corpus: BaseCorpus, record: SnapshotRecord) -> None:
+        self._corpus = corpus
+        self.record = record
+
+    name = property(lambda self: self.record.name, doc="`v1`, `v2`, …")
+    number = property(lambda self: self.record.number, doc="1 for `v1`.")
+    ref = property(lambda self: self.record.ref, doc="`support@v1`.")
+    rows = property(lambda self: self.record.rows, doc="Records in it, held-out ones included.")
+    row_ids = property(lambda self: self.record.row_ids, doc="Half-open interval of stable row ids.")
+    created_at = property(lambda self: self.record.created_at, doc="When it was sealed (UTC).")
+    message = property(lambda self: self.record.message, doc="What the sealer said about it.")
+    parent = property(lambda self: self.record.parent, doc="Name of the snapshot before it, or None.")
+    version = property(lambda self: self.record.version, doc="Version of the Lance table that it seals.")
+
+    @property
+    def uri(self) -> str:
+        """The Lance table that holds it: `lance.dataset(snapshot.uri, version=snapshot.name)` opens it without treering."""
+        return self._corpus.uri
+
+    @property
+    def certificate(self) -> Certificate:
+        """The certificate; whoever needs it first builds it, which takes one pass over the snapshot's data."""
+        return find_certificate(self._corpus, self.record) or build_certificate(self._corpus, self.record)
+
+    @property
+    def digest(self) -> str:
+        """Content digest (SHA-256, hex) over the records in order; waits for the certificate."""
+        return self.certificate.digest
+
+    def __repr__(self) -> str:
+        return f"Snapshot({self.ref!r}, rows={self.rows}, created_at={self.created_at:%Y-%m-%dT%H:%M:%SZ})"
+
+
+def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
+    """The newest edition of every snapshot record, oldest snapshot first."""
+    newest: dict[int, tuple[int, str]] = {}
+    for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
+        folder, _, file = path.rpartition("/")
+        stem, _, rest = file.partition(".")
+        name = folder.rpartition("/")[2]
+        if rest == "json" and stem.isdigit() and name[1:].isdigit():
+            newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
+    return [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+
+
+class _NameTaken:
+    """Another process sealed under the name that was next: start over at step 0."""
+
+
+NAME_TAKEN = _NameTaken()
+
+
+def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord | _NameTaken | None:
+    """Steps 1 to 4. Returns the record, None when live is empty, or NAME_TAKEN when another sealer was faster.
+
+    Raises ConflictError when `to` isn't the next number.
+    """
+    with corpus.lease():
+        finish_pending(corpus)
+        # Parent and name are read before V: a snapshot sealed in between then takes this name first, and we start over.
+        records = list_records(corpus)
+        parent = records[-1] if records else None
+        number = parent.number + 1 if parent else 1
+        if to is not None and to != number:
+            taken = f"{corpus.name}@v{to} is already sealed" if to < number else f"{corpus.name}@v{number} comes first"
+            raise ConflictError(
+                f"{taken}; the next snapshot is {corpus.name}@v{number}",
+                code="snapshot-name",
+                hint=f"seal to {corpus.name}@v{number}, or just to {corpus.name}; names are never used again",
+            )
+        head = corpus.table.head()
+        if parent and corpus.table.count(head, created_up_to(parent.version)):
+            return NAME_TAKEN  # finishing was undone or raced: V must not hold a row of the parent
+        rows = corpus.table.count(head)
+        if rows == 0:
+            return None
+        corpus.step("before-durable")
+        corpus.table.make_durable(head)
+        record = SnapshotRecord(
+            corpus=corpus.name,
+            incarnation=corpus.record.incarnation,
+            name=f"v{number}",
+            number=number,
+            edition=1,
+            branch=None,
+            version=head.version,
+            manifest_sha256=corpus.table.manifest_sha256(head.version),
+            schema_fingerprint=corpus.record_type.fingerprint,
+            parent=parent.name if parent else None,
+            parent_version=parent.version if parent else 0,
+            rows=rows,
+            row_ids=(parent.row_ids[1] if parent else 0, corpus.table.last_row_id(head) + 1),
+            created_at=datetime.now(UTC),
+            message=message,
+        )
+        corpus.step("before-record")
+        try:
+            corpus.store.objects.create(record_path(corpus, record), record.to_json())
+        except AlreadyExistsError:
+            return NAME_TAKEN
+        corpus.step("after-record")
+        finish(corpus, record)
+        return record
+
+
+def record_path(corpus: BaseCorpus, record: SnapshotRecord, suffix: str = "json") -> str:
+    """Where a record lies, or with another suffix what belongs to it."""
+    return f"snapshots/{corpus.record.table}/{record.name}/{record.edition}.{suffix}"
+
+
+def finish_pending(corpus: BaseCorpus) -> None:
+    """Complete the newest seal, whoever began it. Earlier ones were complete before it could begin."""
+    records = list_records(corpus)
+    if records:
+        finish(corpus, records[-1])
+
+
+def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
+    """Steps 3 and 4 of a seal; does nothing where they are done."""
+    table, boundary = corpus.table, record.version
+    table.tag(record.name, boundary)
+    corpus.step("after-tag")
+
+    def attempt() -> bool:
+        head = table.head()
+        if table.count(head, created_up_to(boundary)) == 0:
+            return True
+        # A fragment that V held is old as a whole. One that V didn't hold may mix old rows and new: compaction did that.
+        sealed = {fragment.fragment_id for fragment in table.at(boundary).get_fragments()}
+        old = [f.fragment_id for f in head.get_fragments() if f.fragment_id in sealed]
+        if old:
+            table.drop_fragments(head, old)
+            corpus.step("after-drop")
+        else:
+            table.delete_created_up_to(head, boundary)
+        return False
+
+    retry_conflicts(attempt, what=f"finishing {record.ref}")
+    corpus.step("after-finish")
+
+
+def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
+    """Raise StoreError when the engine's version is no longer the one that was sealed."""
+    found = corpus.table.manifest_sha256(record.version)
+    if found != record.manifest_sha256:
+        raise StoreError(
+            f"{record.ref}: the manifest of version {record.version} isn't the one that was sealed",
+            code="manifest-changed",
+            hint="restore the store's files from a backup; nothing was read",
+        )
+    tagged = corpus.table.tags().get(record.name)
+    if tagged is not None and tagged != record.version:
+        raise StoreError(
+            f"{record.ref}: the tag names version {tagged}, the record says {record.version}",
+            code="tag-moved",
+            hint="somebody moved the tag; the record is what counts",
+        )

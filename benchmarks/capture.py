@@ -1,4 +1,4 @@
-"""How fast are records captured for keeps, and how fast is a snapshot sealed?
+"""Speed of durable capture and of sealing.
 
 Reference: the same JSON inserted into SQLite (WAL, synchronous=FULL, 1,000 rows a transaction), interleaved in the same
 run on the same file system. Every treering record is validated and durable. Prints medians and ratios as Markdown.
@@ -31,7 +31,10 @@ def chat(i: int) -> dict[str, Any]:
         "messages": [
             {"role": "system", "content": "You are a helpful support agent."},
             {"role": "user", "content": f"My order {i} has not arrived and I would like to know where it is, please."},
-            {"role": "assistant", "content": f"I am sorry. Order {i} left the warehouse yesterday, it is due tomorrow."},
+            {
+                "role": "assistant",
+                "content": f"I am sorry. Order {i} left the warehouse yesterday, it is due tomorrow.",
+            },
             {"role": "user", "content": "Thank you, then I shall wait until tomorrow before I call again."},
         ],
     }
@@ -44,8 +47,8 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def sqlite_insert(path: Path, records: list[dict[str, Any]], texts: list[str]) -> None:
-    """Row by row, 1,000 rows a transaction."""
+def sqlite_insert(path: Path, records: list[dict[str, Any]], texts: list[str] | None) -> None:
+    """Row by row, 1,000 rows a transaction. Without `texts` the records are turned to JSON on the way, as a user would."""
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -53,7 +56,10 @@ def sqlite_insert(path: Path, records: list[dict[str, Any]], texts: list[str]) -
     for start in range(0, len(records), 1_000):
         connection.execute("BEGIN")
         for i in range(start, min(start + 1_000, len(records))):
-            connection.execute("INSERT INTO records VALUES (?, ?)", (records[i]["id"], texts[i]))
+            connection.execute(
+                "INSERT INTO records VALUES (?, ?)",
+                (records[i]["id"], texts[i] if texts else json.dumps(records[i])),
+            )
         connection.execute("COMMIT")
     connection.close()
 
@@ -61,7 +67,10 @@ def sqlite_insert(path: Path, records: list[dict[str, Any]], texts: list[str]) -
 def capture_round(directory: Path, records: list[dict[str, Any]], texts: list[str]) -> dict[str, float]:
     """One interleaved round: rows/s acknowledged, rows/s in the table, rows/s of the reference."""
     n = len(records)
-    figures = {"sqlite_rows_s": n / timed(lambda: sqlite_insert(directory / "reference.sqlite", records, texts))}
+    figures = {
+        "sqlite_rows_s": n / timed(lambda: sqlite_insert(directory / "text.sqlite", records, texts)),
+        "sqlite_from_dicts_rows_s": n / timed(lambda: sqlite_insert(directory / "dicts.sqlite", records, None)),
+    }
     store = treering.open(directory / "store")
     corpus = store.create("support", "chat")
     start = time.perf_counter()
@@ -141,6 +150,8 @@ def main() -> None:
     for name in ("acknowledged", "committed"):
         ratios = [r[f"{name}_rows_s"] / r["sqlite_rows_s"] for r in rounds]
         results["capture"][f"{name}_against_sqlite"] = median(ratios)
+        ratios = [r[f"{name}_rows_s"] / r["sqlite_from_dicts_rows_s"] for r in rounds]
+        results["capture"][f"{name}_against_sqlite_from_dicts"] = median(ratios)
     directory = Path(tempfile.mkdtemp(prefix="treering-bench-", dir=args.dir))
     try:
         results["sealing_ms"] = {str(rows): sealing(directory, rows) for rows in args.seal_rows}
@@ -152,13 +163,22 @@ def main() -> None:
         return
     c, r = results["capture"], results["rot"]
     print("| what | figure |\n| --- | --- |")
-    print(f"| SQLite, same JSON, WAL FULL, 1,000 rows a transaction | {c['sqlite_rows_s']:,.0f} rows/s |")
+    print(
+        f"| SQLite (WAL, FULL, 1,000 rows a transaction), JSON text made beforehand | {c['sqlite_rows_s']:,.0f} rows/s |"
+    )
+    print(f"| the same, from the dicts that treering gets | {c['sqlite_from_dicts_rows_s']:,.0f} rows/s |")
     print(f"| `extend`, validated and durable | {c['acknowledged_rows_s']:,.0f} rows/s |")
-    print(f"| … against SQLite | {c['acknowledged_against_sqlite']:.2f} |")
+    print(
+        f"| … against SQLite, from text; from dicts | {c['acknowledged_against_sqlite']:.2f}; {c['acknowledged_against_sqlite_from_dicts']:.2f} |"
+    )
     print(f"| `extend` and `close`, all rows in the Lance table | {c['committed_rows_s']:,.0f} rows/s |")
-    print(f"| … against SQLite | {c['committed_against_sqlite']:.2f} |")
+    print(
+        f"| … against SQLite, from text; from dicts | {c['committed_against_sqlite']:.2f}; {c['committed_against_sqlite_from_dicts']:.2f} |"
+    )
     print(f"| one `add`, acknowledged | {r['add_ms']:.2f} ms |")
-    print(f"| fragments after 2,000 adds; scan against compacted | {r['fragments']}; {r['scan_against_compacted']:.2f} |")
+    print(
+        f"| fragments after 2,000 adds; scan against compacted | {r['fragments']}; {r['scan_against_compacted']:.2f} |"
+    )
     for rows, ms in results["sealing_ms"].items():
         print(f"| sealing {rows} rows | {ms:,.0f} ms |")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
-    from treering.front import Corpus, Store, open
+    from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, mix
     from treering.rounds import Run, evaluate, gate, load_adapter, score_matrix, train
     from treering.store import Snapshot, Source

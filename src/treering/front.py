@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from treering.errors import ConflictError
 from treering.store.base import BaseStore
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from treering.capture import Quarantined, Recorder
     from treering.mixing import Mix
-    from treering.registry import AdapterRecord
+    from treering.registry import AdapterRecord, Registry
     from treering.schema import SchemaSpec
     from treering.store.documents import SnapshotRecord
 
@@ -100,7 +100,7 @@ class Store(BaseStore):
             ref for adapter in self.adapters(corpus) if adapter.status == "production" for ref in adapter.trained_on
         }
 
-    def _registry(self, corpus: str) -> Any:
+    def _registry(self, corpus: str) -> Registry:
         from treering.registry import Registry
 
         self.corpus(corpus)

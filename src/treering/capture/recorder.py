@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -29,21 +30,29 @@ from treering.errors import ConflictError, InvalidRecordError, Problem, StoreErr
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import CorpusRecord
+from treering.store.table import TARGET_ROWS_PER_FRAGMENT
 
 __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
 
-#: Records validated and spooled at a time: few enough that Python's garbage collector stays out of the way.
+#: Records validated at a time: few enough that Python's garbage collector stays out of the way.
 _CHUNK = 1_000
+#: Rows `extend` spools at a time: a sync costs up to 4 ms, whatever its size.
+_SPOOL_ROWS = 8_192
 #: A commit waits for this many rows …
-FLUSH_ROWS = 8_192
+FLUSH_ROWS = 16_384
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
 #: `extend` pauses while this many rows wait for their commit, so that a fast producer can't fill the disk with spool.
 _MAX_BACKLOG = 262_144
-#: Small fragments at which the recorder compacts live.
-MAX_FRAGMENTS = 48
+#: Live is compacted in tiers: this many fragments of fewer rows than a tier are joined to fragments of its size. So a
+#: record is rewritten once a tier, and never more than a few fragments lie about, however small the commits.
+_TIERS = (4_096, TARGET_ROWS_PER_FRAGMENT)
+_FRAGMENTS_A_TIER = 8
 #: Ids remembered, to tell a resent record at once.
 _REMEMBERED = 200_000
+
+#: A refused record, its problems, and where it came from.
+_Refused = tuple[Any, tuple[Problem, ...], str | None]
 
 _open: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
@@ -144,17 +153,25 @@ class Recorder:
         Raises InvalidRecordError when an Arrow table's columns don't fit at all, StoreError.
         """
         self._check_usable()
-        acknowledged, refused = 0, []
-        offset = 0
+        acknowledged, offset, waiting = 0, 0, 0
+        refused: list[tuple[int, tuple[Problem, ...]]] = []
+        batches: list[pa.RecordBatch] = []
+        aside: list[_Refused] = []
         for chunk, checked in self._checked(records):
-            bad = [
-                (chunk(position), problems, sources[offset + position] if sources else None)
-                for position, problems in checked.refused
-            ]
-            self._spool_batches([self._filled(checked.batch)] if len(checked.batch) else [], bad)
+            if len(checked.batch):
+                batches.append(self._filled(checked.batch))
+            for position, problems in checked.refused:
+                aside.append((chunk(position), problems, sources[offset + position] if sources else None))
+                refused.append((offset + position, problems))
             acknowledged += len(checked.batch)
-            refused += [(offset + position, problems) for position, problems in checked.refused]
-            offset += len(checked.batch) + len(checked.refused)
+            seen = len(checked.batch) + len(checked.refused)
+            offset += seen
+            waiting += seen
+            if waiting >= _SPOOL_ROWS:
+                self._spool_batches(batches, aside)
+                batches, aside, waiting = [], [], 0
+        if waiting:
+            self._spool_batches(batches, aside)
         return Receipts(acknowledged, refused)
 
     def _checked(self, records: Any) -> Iterable[tuple[Any, Validated]]:
@@ -177,7 +194,7 @@ class Recorder:
         self._check_usable()
         self._refuse([(record, tuple(problems), source)])
 
-    def _refuse(self, refused: Sequence[tuple[Any, tuple[Problem, ...], str | None]]) -> None:
+    def _refuse(self, refused: Sequence[_Refused]) -> None:
         self._spool_batches([], refused)
 
     def _is_duplicate(self, record_id: str, batch: pa.RecordBatch) -> bool:
@@ -218,11 +235,9 @@ class Recorder:
         schema = self.corpus.record_type.schema.append(pa.field(TS_GIVEN, pa.bool_()))
         return pa.RecordBatch.from_arrays([*columns.values(), given], schema=schema)
 
-    def _spool_batches(
-        self, batches: Sequence[pa.RecordBatch], refused: Sequence[tuple[Any, tuple[Problem, ...], str | None]]
-    ) -> None:
+    def _spool_batches(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> None:
         """Make them durable: this is the acknowledgement."""
-        payloads = [(len(batch), _to_ipc(batch)) for batch in batches]
+        payloads = [(sum(map(len, batches)), _to_ipc(batches))] if batches else []
         aside = []
         if refused:
             entries = [quarantine.entry(record, problems, source) for record, problems, source in refused]
@@ -308,13 +323,15 @@ class Recorder:
 
     def _compact_if_due(self) -> None:
         """Bound the fragments of live, however records arrive. Somebody else at it is as good."""
-        if len(self.corpus.table.head().get_fragments()) < MAX_FRAGMENTS:
-            return
-        try:
-            self.corpus.compact(wait_s=0.0)
-            self.corpus.clean_up()
-        except ConflictError:
-            return
+        sizes = self.corpus.table.fragment_rows(self.corpus.table.head())
+        for tier in _TIERS:
+            if sum(rows < tier for rows in sizes) < _FRAGMENTS_A_TIER:
+                continue
+            try:
+                self.corpus.compact(rows_per_fragment=tier, wait_s=0.0)
+                self.corpus.clean_up(wait_s=0.0)
+            except ConflictError:
+                return
 
 
 def _flush_in_background(recorder_ref: weakref.ref[Recorder], wake: threading.Condition) -> None:
@@ -366,14 +383,15 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
 
 
-def _to_ipc(batch: pa.RecordBatch) -> bytes:
+def _to_ipc(batches: Sequence[pa.RecordBatch]) -> bytes:
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
+    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())
 
 
-def spool_directory(corpus: BaseCorpus) -> Any:
+def spool_directory(corpus: BaseCorpus) -> Path:
     """Where the spools of a corpus lie on this host."""
     return corpus.store.root / "spool" / corpus.record.table
 

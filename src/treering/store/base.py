@@ -7,6 +7,7 @@ Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … 
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -86,10 +87,8 @@ class BaseStore:
                 created_at=datetime.now(UTC),
                 created_by=f"treering {treering.__version__}",
             )
-            try:
+            with suppress(AlreadyExistsError):  # another process made it at the same moment
                 Objects(root).create(_MARKER, marker.to_json())
-            except AlreadyExistsError:
-                pass  # another process made it at the same moment
         store = cls(root)
         _ = store.marker
         return store
@@ -235,4 +234,3 @@ class BaseStore:
     def trained_snapshots(self, corpus: str) -> set[str]:
         """Refs of the snapshots that the production adapter was trained on; nothing in this layer knows adapters."""
         return set()
-

@@ -14,7 +14,7 @@ from treering.schema import RecordType
 from treering.store.documents import CorpusRecord, SnapshotRecord
 from treering.store.lease import lease
 from treering.store.snapshot import Snapshot, finish_pending, list_records
-from treering.store.table import LanceTable, created_after
+from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
@@ -84,28 +84,26 @@ class BaseCorpus:
         records = list_records(self)
         return self.table.count(head, created_after(records[-1].version) if records else None)
 
-    def compact(self, *, wait_s: float = 30.0) -> None:
+    def compact(self, *, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, wait_s: float = 30.0) -> None:
         """Join small fragments of live and bring its id index up to date. Snapshots stay as they are.
 
         Raises ConflictError when another process holds the lease for longer than `wait_s` seconds, or other writers
         keep coming first.
         """
-        from treering.store.table import retry_conflicts
-
         with self.lease(wait_s=wait_s):
             finish_pending(self)
 
             def attempt() -> bool:
-                self.table.compact()
+                self.table.compact(rows_per_fragment)
                 return True
 
             retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
 
-    def clean_up(self, *, older_than_s: float = 3600.0) -> int:
+    def clean_up(self, *, older_than_s: float = 3600.0, wait_s: float = 30.0) -> int:
         """Remove files that only old, unsealed table versions need. Returns the bytes freed.
 
         Readers that opened a version more than `older_than_s` seconds ago lose it; snapshots never are touched.
         """
-        with self.lease():
+        with self.lease(wait_s=wait_s):
             finish_pending(self)
             return self.table.clean_up(older_than_s)

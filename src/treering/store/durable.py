@@ -13,7 +13,7 @@ __all__ = ["sync_directory", "sync_file", "sync_files"]
 
 
 def sync_file(path: Path) -> None:
-    """fsync one file. A file that is gone (a temporary one of another writer) is no error."""
+    """Fsync one file. A file that is gone (a temporary one of another writer) is no error."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -25,13 +25,13 @@ def sync_file(path: Path) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """fsync a directory, so that the names in it last."""
+    """Fsync a directory, so that the names in it last."""
     if os.name == "posix":
         sync_file(path)
 
 
 def sync_files(paths: Iterable[Path]) -> None:
-    """fsync files and, once each, the directories that hold them."""
+    """Fsync files and, once each, the directories that hold them."""
     directories = set()
     for path in paths:
         sync_file(path)

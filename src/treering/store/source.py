@@ -166,7 +166,9 @@ class Source:
     `len()`, `to_table()` and `scan()` take in every record, held-out ones too; only a mix leaves those out.
     """
 
-    def __init__(self, ref: str, corpus: str, segments: Sequence[Segment], schema: pa.Schema, split: Split | None = None):
+    def __init__(
+        self, ref: str, corpus: str, segments: Sequence[Segment], schema: pa.Schema, split: Split | None = None
+    ):
         self.ref = ref
         self.corpus = corpus
         self.segments = tuple(segments)
@@ -241,7 +243,9 @@ def resolve(store: BaseStore, text: str) -> Source:
     """The source that a ref names, pinned now. Raises UsageError, NotFoundError."""
     ref = Ref.parse(text)
     if ref.store is not None:
-        raise UsageError(f"{text!r} names a store of its own", code="bad-ref", hint=f"open {ref.store} and load the rest")
+        raise UsageError(
+            f"{text!r} names a store of its own", code="bad-ref", hint=f"open {ref.store} and load the rest"
+        )
     corpus = store.corpus(ref.corpus)
     records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
     if ref.kind in ("snapshot", "range"):

@@ -142,11 +142,11 @@ class LanceTable:
         with _translated("taking sealed rows out of live"):
             head.delete(created_up_to(version))
 
-    def compact(self) -> None:
-        """Join small fragments, drop deleted rows' space, bring the id index up to date."""
+    def compact(self, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT) -> None:
+        """Join neighbours of fewer rows than that, drop deleted rows' space, bring the id index up to date."""
         with _translated(f"compacting {self.path.stem}"):
             head = lance.dataset(self.uri)
-            head.optimize.compact_files(target_rows_per_fragment=TARGET_ROWS_PER_FRAGMENT, num_threads=1)
+            head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
             lance.dataset(self.uri).optimize.optimize_indices()
         self.make_durable(self.head())
 
@@ -217,7 +217,7 @@ class LanceTable:
         return files
 
     def make_durable(self, dataset: Dataset) -> None:
-        """fsync every file that the handle's version references, whoever wrote it, and their directories.
+        """Fsync every file that the handle's version references, whoever wrote it, and their directories.
 
         A neighbour's unsynced file would make the version unreadable after a power cut just as our own would.
         """
@@ -256,14 +256,17 @@ class LanceTable:
         with _translated(f"reading rows of {self.path.stem}"):
             return dataset._take_rows(row_ids.astype(np.uint64), columns=list(columns))
 
+    def fragment_rows(self, dataset: Dataset) -> list[int]:
+        """Rows in each fragment, deleted ones left out. Metadata only."""
+        return [int(fragment.count_rows()) for fragment in dataset.get_fragments()]
+
     def last_row_id(self, dataset: Dataset) -> int:
-        """The highest stable row id in the version; -1 when it is empty. Reads one fragment."""
-        with _translated(f"reading {self.path.stem}"):
-            for fragment in reversed(dataset.get_fragments()):
-                ids = dataset.scanner(columns=[ROW_ID], fragments=[fragment], **_SCAN).to_table().column(0)
-                if len(ids):
-                    return int(np.asarray(ids).max())
-        return -1
+        """The highest stable row id in the version; -1 when it is empty.
+
+        Looks at every row (1.3 ms a million): compaction beside appends can leave later rows before earlier ones.
+        """
+        batches = self.scan(dataset, [ROW_ID])
+        return max((int(np.asarray(batch.column(0)).max()) for batch in batches if len(batch)), default=-1)
 
 
 def retry_conflicts(attempt: Callable[[], bool], *, what: str, limit: int = 1_000) -> None:

@@ -1,0 +1,120 @@
+"""Records from a JSONL file or stream, checked line by line and captured as they come.
+
+Knows treering's own record format; other formats become importers of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from pydantic_core import from_json
+
+from treering.capture.recorder import Recorder
+from treering.errors import NotFoundError, Problem, StoreError
+from treering.store.corpus import BaseCorpus
+
+__all__ = ["ImportSummary", "import_file"]
+
+_LINES = 8_192  # lines read, checked and spooled at a time: a few MB
+_SHOWN = 20
+
+
+@dataclass
+class ImportSummary:
+    """What became of a file's lines. `problems` holds the first ones, as (line number from 1, problems)."""
+
+    read: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    conflicts: list[str] = field(default_factory=list)
+    problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
+
+
+def import_file(
+    corpus: BaseCorpus, source: str | IO[bytes], *, progress: Callable[[int], None] | None = None
+) -> ImportSummary:
+    """Capture every line of a JSONL file (a path, any fsspec URL, or a binary stream) as a record.
+
+    A bad line goes to quarantine with its number and never blocks the rest. A record without an id gets one from its
+    line's text, so importing a file twice adds nothing. `progress` is called with the number of lines done so far.
+    Raises NotFoundError when there is no such file, StoreError when it can't be read or stored.
+    """
+    name, stream = _opened(source)
+    summary = ImportSummary()
+    seen: Counter[bytes] = Counter()
+    with stream, Recorder(corpus) as recorder:
+        lines: list[tuple[int, bytes]] = []
+        for line in _lines(stream, name):
+            summary.read += 1
+            if line.strip():
+                lines.append((summary.read, line))
+            if len(lines) >= _LINES:
+                _capture(recorder, name, lines, seen, summary)
+                lines = []
+                if progress is not None:
+                    progress(summary.read)
+        _capture(recorder, name, lines, seen, summary)
+        recorder.flush()
+    if progress is not None:
+        progress(summary.read)
+    summary.stored = recorder.counts.stored
+    summary.duplicates = recorder.counts.duplicates
+    summary.conflicts = recorder.conflicts
+    return summary
+
+
+def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
+    if not isinstance(source, str):
+        return getattr(source, "name", "<stream>"), source
+    import fsspec
+
+    try:
+        return source, fsspec.open(source, "rb", compression="infer").open()
+    except FileNotFoundError as exc:
+        raise NotFoundError(f"there is no file {source}", code="no-file") from exc
+    except (OSError, ValueError, ImportError) as exc:
+        raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc
+
+
+def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    try:
+        yield from stream
+    except OSError as exc:
+        raise StoreError(f"can't read {name}: {exc}", code="read-failed") from exc
+
+
+def _capture(
+    recorder: Recorder, name: str, lines: list[tuple[int, bytes]], seen: Counter[bytes], summary: ImportSummary
+) -> None:
+    numbers: list[int] = []
+    records: list[dict[str, Any]] = []
+    for number, line in lines:
+        try:
+            record = from_json(line, allow_inf_nan=False)
+        except ValueError as exc:
+            problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
+            recorder.refuse(line.decode("utf-8", "replace").rstrip("\r\n"), [problem], f"{name}:{number}")
+            _note(summary, number, (problem,))
+            continue
+        if isinstance(record, dict) and record.get("id") is None:
+            text = line.strip()
+            digest = hashlib.blake2b(text, digest_size=16)
+            digest.update(seen[digest.digest()].to_bytes(8, "big"))  # the n-th copy of a line is a record of its own
+            seen[hashlib.blake2b(text, digest_size=16).digest()] += 1
+            record["id"] = digest.hexdigest()
+        numbers.append(number)
+        records.append(record)
+    receipts = recorder.extend(records, sources=[f"{name}:{number}" for number in numbers])
+    for position, problems in receipts.refused:
+        _note(summary, numbers[position], problems)
+
+
+def _note(summary: ImportSummary, line: int, problems: tuple[Problem, ...]) -> None:
+    summary.refused += 1
+    if len(summary.problems) < _SHOWN:
+        summary.problems.append((line, problems))

@@ -9,20 +9,27 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from treering.errors import InvalidRecordError, Problem, ProblemKind, UsageError
-from treering.schema.arrow import COMMON, annotation_to_arrow, arrow_to_annotation, plain_fields, plain_model, typed_dict
+from treering.schema.arrow import (
+    COMMON,
+    annotation_to_arrow,
+    arrow_to_annotation,
+    plain_fields,
+    plain_model,
+    typed_dict,
+)
 from treering.schema.fields import dump_json
 from treering.schema.records import BUILT_IN, Record
 
 __all__ = ["RecordType", "Validated", "fingerprint"]
 
-SchemaSpec = str | type[BaseModel] | pa.Schema
+SchemaSpec: TypeAlias = "str | type[BaseModel] | pa.Schema"
 
 _COMMON_NAMES = frozenset(COMMON.names)
 _KINDS: dict[str, ProblemKind] = {
@@ -151,7 +158,7 @@ class RecordType:
         """JSON Schema (draft 2020-12) of one record as it is given to `capture`."""
         if self.model is not None:
             return self.model.model_json_schema()
-        return TypeAdapter(self._typed).json_schema()
+        return self._adapter_of(self._typed).json_schema()
 
     @cached_property
     def _typed(self) -> Any | None:
@@ -168,8 +175,12 @@ class RecordType:
 
     @cached_property
     def _adapter(self) -> TypeAdapter[list[Any]]:
-        item = self._typed if self._typed is not None else self.model
-        return TypeAdapter(list[item])  # type: ignore[valid-type]
+        item: Any = self._typed if self._typed is not None else self.model
+        return self._adapter_of(list[item])
+
+    @staticmethod
+    def _adapter_of(kind: Any) -> TypeAdapter[Any]:
+        return TypeAdapter(kind)
 
     @cached_property
     def _struct(self) -> pa.StructType:
@@ -224,9 +235,11 @@ class RecordType:
             wanted, given = self.schema.field(index).type, table.schema.field(name).type
             if not _same_values(given, wanted):
                 problems.append(Problem((name,), "wrong-type", f"expected {wanted}, got {given}"))
-        for field in self.schema:
-            if not field.nullable and field.name != "id" and field.name not in table.column_names:
-                problems.append(Problem((field.name,), "missing-field", f"expected a column of {field.type}"))
+        problems += [
+            Problem((field.name,), "missing-field", f"expected a column of {field.type}")
+            for field in self.schema
+            if not field.nullable and field.name != "id" and field.name not in table.column_names
+        ]
         if problems:
             raise InvalidRecordError("the table's columns don't fit the record type", problems)
         if self.model is not None and self.name not in _BY_COLUMNS:
@@ -278,10 +291,8 @@ class RecordType:
             if pc.any(wrong).as_py():
                 bad[np.unique(np.asarray(pc.list_parent_indices(tokens).filter(wrong)))] = True
         if meta.null_count < len(meta):
-            adapter = TypeAdapter(Record.model_fields["meta"].annotation)
             for i in pc.indices_nonzero(pc.is_valid(meta)).to_pylist():
                 try:
-                    adapter.validate_python(meta[i].as_py())
                     Record(meta=meta[i].as_py())
                 except ValidationError:
                     bad[i] = True

@@ -23,15 +23,18 @@ class Record(_Strict):
     """The fields every record has. All optional at capture: what is missing is filled in or stays null."""
 
     id: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
-        None, description="The caller's id, unique in the corpus; a fresh one when missing. Sent twice, stored once."
+        default=None,
+        description="The caller's id, unique in the corpus; a fresh one when missing. Sent twice, stored once.",
     )
-    session_id: str | None = Field(None, description="The conversation it belongs to; a session never straddles splits.")
-    subject: str | None = Field(None, description="Whom the record is about; what `erase` takes.")
-    domain: str | None = Field(None, description="Product area or task; evaluation pools by it.")
-    ts: Timestamp | None = Field(None, description="When it happened; the time of capture when missing.")
-    split: Split | None = Field(None, description="`train` or `heldout`; drawn by a keyed hash when missing.")
-    origin: Origin | None = Field(None, description="`human`, `model` or `synthetic`, optionally `:by what`.")
-    meta: JsonObject | None = Field(None, description="A JSON object of the caller's own.")
+    session_id: str | None = Field(
+        default=None, description="The conversation it belongs to; a session never straddles splits."
+    )
+    subject: str | None = Field(default=None, description="Whom the record is about; what `erase` takes.")
+    domain: str | None = Field(default=None, description="Product area or task; evaluation pools by it.")
+    ts: Timestamp | None = Field(default=None, description="When it happened; the time of capture when missing.")
+    split: Split | None = Field(default=None, description="`train` or `heldout`; drawn by a keyed hash when missing.")
+    origin: Origin | None = Field(default=None, description="`human`, `model` or `synthetic`, optionally `:by what`.")
+    meta: JsonObject | None = Field(default=None, description="A JSON object of the caller's own.")
 
 
 class FunctionCall(_Strict):

@@ -1,0 +1,64 @@
+"""Write `schemas/` from the code: JSON Schema and Arrow schema of every record type, JSON Schema of every document.
+
+    python scripts/generate_schemas.py            write what is out of date
+    python scripts/generate_schemas.py --check    exit 1 and name what is out of date
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from treering.mixing import MixLock
+from treering.schema import BUILT_IN, RecordType
+from treering.schema.interchange import schema_to_json
+from treering.store.documents import Certificate, CorpusRecord, SchemaVersion, SnapshotRecord, StoreMarker
+from treering.training.card import ModelCard
+
+SCHEMAS = Path(__file__).parents[1] / "schemas"
+DOCUMENTS = {
+    "certificate": Certificate,
+    "corpus": CorpusRecord,
+    "corpus-schema": SchemaVersion,
+    "mix-lock": MixLock,
+    "model-card": ModelCard,
+    "snapshot": SnapshotRecord,
+    "store": StoreMarker,
+}
+
+
+def generate() -> dict[str, dict[str, Any]]:
+    """File name → content. A released `*.v1.*` never changes; a change is a `*.v2.*`."""
+    files: dict[str, dict[str, Any]] = {}
+    for name in BUILT_IN:
+        record_type = RecordType.of(name)
+        files[f"{name}.v1.schema.json"] = record_type.json_schema()
+        files[f"{name}.v1.arrow.json"] = schema_to_json(record_type.schema)
+    for name, model in DOCUMENTS.items():
+        files[f"{name}.v1.schema.json"] = model.model_json_schema()
+    return files
+
+
+def main(arguments: list[str]) -> int:
+    """See the module's text."""
+    files = {name: json.dumps(content, indent=2, sort_keys=True) + "\n" for name, content in generate().items()}
+    found = {path.name: path.read_text() for path in SCHEMAS.glob("*.json")}
+    stale = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+    if "--check" in arguments:
+        for name in stale:
+            print(f"schemas/{name} is out of date: run scripts/generate_schemas.py", file=sys.stderr)
+        return 1 if stale else 0
+    SCHEMAS.mkdir(exist_ok=True)
+    for name in stale:
+        if name in files:
+            (SCHEMAS / name).write_text(files[name])
+        else:
+            (SCHEMAS / name).unlink()
+        print(f"schemas/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

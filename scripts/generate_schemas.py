@@ -1,7 +1,6 @@
 """Write `schemas/` from the code: JSON Schema and Arrow schema of every record type, JSON Schema of every document.
 
-    python scripts/generate_schemas.py            write what is out of date
-    python scripts/generate_schemas.py --check    exit 1 and name what is out of date
+`python scripts/generate_schemas.py` writes what is out of date; with `--check` it names that and exits 1.
 """
 
 from __future__ import annotations
@@ -11,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
 from treering.mixing import MixLock
+from treering.registry import AdapterEvent, StoredAdapter, StoredScore
+from treering.rounds import Evaluation
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import Certificate, CorpusRecord, SchemaVersion, SnapshotRecord, StoreMarker
@@ -19,13 +21,20 @@ from treering.training.card import ModelCard
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 DOCUMENTS = {
+    "adapter": StoredAdapter,
+    "adapter-event": AdapterEvent,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
+    "evaluation": Evaluation,
+    "gate-policy": GatePolicy,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "score": StoredScore,
+    "score-matrix": ScoreMatrixModel,
     "snapshot": SnapshotRecord,
     "store": StoreMarker,
+    "verdict": Verdict,
 }
 
 

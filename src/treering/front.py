@@ -95,10 +95,10 @@ class Store(BaseStore):
         return self._registry(corpus).rollback()
 
     def trained_snapshots(self, corpus: str) -> set[str]:
-        """Refs of the snapshots that the production adapter was trained on."""
-        return {
-            ref for adapter in self.adapters(corpus) if adapter.status == "production" for ref in adapter.trained_on
-        }
+        """Refs of the snapshots that the production adapter, or one that it continues, was trained on."""
+        from treering.registry import trained_snapshots
+
+        return trained_snapshots(self, corpus)
 
     def _registry(self, corpus: str) -> Registry:
         from treering.registry import Registry

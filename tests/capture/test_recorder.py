@@ -154,7 +154,9 @@ def test_the_same_records_are_split_alike_in_every_store(tmp_path: Path) -> None
 
 def test_arrow_data_is_checked_as_strictly_as_records(store: treering.Store, support: treering.Corpus) -> None:
     with support.capture() as live:
-        good = live.extend(pa.table({"text": ["a", "b", None], "label": ["x", "y", "z"], "split": ["train", "test", "train"]}))
+        good = live.extend(
+            pa.table({"text": ["a", "b", None], "label": ["x", "y", "z"], "split": ["train", "test", "train"]})
+        )
         assert (good.acknowledged, [i for i, _ in good.refused]) == (1, [1, 2])
         with pytest.raises(treering.InvalidRecordError) as caught:
             live.extend(pa.table({"text": [1], "lable": ["x"]}))
@@ -178,7 +180,8 @@ def test_threads_share_a_recorder_and_its_syncs(store: treering.Store, support: 
         patch.setattr(Spool, "_insert", counted)
         with support.capture() as live:
             threads = [
-                threading.Thread(target=lambda t=t: [live.add(record(f"{t}-{i}")) for i in range(100)]) for t in range(8)
+                threading.Thread(target=lambda t=t: [live.add(record(f"{t}-{i}")) for i in range(100)])
+                for t in range(8)
             ]
             for thread in threads:
                 thread.start()

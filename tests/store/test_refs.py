@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import treering
@@ -24,10 +26,10 @@ def test_a_ref_prints_the_way_it_parses(name: str, first: int, more: int, kind: 
 
 @given(st.text(max_size=30))
 def test_any_other_text_is_refused_by_name(text: str) -> None:
-    try:
-        assert str(Ref.parse(text)) == text
-    except treering.UsageError as exc:
-        assert exc.code in ("bad-ref", "bad-corpus-name")
+    assume(not re.fullmatch(r"(.*#)?[a-z][a-z0-9_-]*@(v[1-9].*|live|new)", text, re.DOTALL))
+    with pytest.raises(treering.UsageError) as caught:
+        Ref.parse(text)
+    assert caught.value.code in ("bad-ref", "bad-corpus-name")
 
 
 @pytest.mark.parametrize(

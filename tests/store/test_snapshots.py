@@ -34,13 +34,16 @@ def test_snapshots_are_disjoint_and_live_starts_anew(store: treering.Store, supp
     put(support, rows("b", 20))
     second = support.snapshot()
     put(support, rows("c", 10))
-    assert first and second
+    assert first
+    assert second
     assert (first.name, first.rows, first.message, second.parent) == ("v1", 30, "one", "v1")
     assert set(ids(store.load("support@v1"))) == {f"a{i}" for i in range(30)}
     assert set(ids(store.load("support@v2"))) == {f"b{i}" for i in range(20)}
     assert set(ids(store.live("support"))) == {f"c{i}" for i in range(10)}
     assert len(store.load("support@v1..v2")) == 50
-    assert [len(s.runs("train")) + len(s.runs("heldout")) > 0 for s in store.load("support@v1..v2").segments] == [True] * 2
+    assert [len(s.runs("train")) + len(s.runs("heldout")) > 0 for s in store.load("support@v1..v2").segments] == [
+        True
+    ] * 2
 
 
 def test_plain_lance_opens_a_snapshot(support: treering.Corpus) -> None:
@@ -144,7 +147,9 @@ def test_rows_that_are_gone_are_an_error_not_a_shorter_answer(store: treering.St
         segment.take(np.array([1, 99]), ["id"])
 
 
-def test_a_pin_finds_the_same_rows_or_says_what_differs(store: treering.Store, support: treering.Corpus, tmp_path: Path) -> None:
+def test_a_pin_finds_the_same_rows_or_says_what_differs(
+    store: treering.Store, support: treering.Corpus, tmp_path: Path
+) -> None:
     put(support, rows("a", 20))
     support.snapshot()
     put(support, rows("b", 20))
@@ -179,7 +184,9 @@ def test_unknown_names_are_not_found_and_say_what_there_is(store: treering.Store
         store.corpus("../x")
 
 
-def test_two_processes_that_seal_at_once_get_two_snapshots_or_one(store: treering.Store, support: treering.Corpus) -> None:
+def test_two_processes_that_seal_at_once_get_two_snapshots_or_one(
+    store: treering.Store, support: treering.Corpus
+) -> None:
     code = (
         "import sys, treering\n"
         "c = treering.open(sys.argv[1], create=False).corpus('support')\n"
@@ -187,7 +194,8 @@ def test_two_processes_that_seal_at_once_get_two_snapshots_or_one(store: treerin
         "s = c.snapshot(); print(s.name if s else '-')\n"
     )
     started = [
-        subprocess.Popen([sys.executable, "-c", code, store.uri, who], stdout=subprocess.PIPE, text=True) for who in "ab"
+        subprocess.Popen([sys.executable, "-c", code, store.uri, who], stdout=subprocess.PIPE, text=True)
+        for who in "ab"
     ]
     names = [p.communicate(timeout=120)[0].strip() for p in started]
     assert all(p.returncode == 0 for p in started)
@@ -202,7 +210,9 @@ def test_two_processes_that_create_one_corpus_get_one_corpus(store: treering.Sto
         "try: treering.open(sys.argv[1]).create('support', 'labelled'); print('made')\n"
         "except treering.AlreadyExistsError: print('exists')\n"
     )
-    started = [subprocess.Popen([sys.executable, "-c", code, store.uri], stdout=subprocess.PIPE, text=True) for _ in "ab"]
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, store.uri], stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
     assert sorted(p.communicate(timeout=120)[0].strip() for p in started) == ["exists", "made"]
     assert [c.name for c in store.corpora()] == ["support"]
 

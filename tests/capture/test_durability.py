@@ -1,0 +1,91 @@
+"""The order that durability rests on: synced first, trimmed or sealed second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import treering
+from treering.capture.spool import Spool
+from treering.store import durable, objects, table
+from treering.store.corpus import BaseCorpus
+from treering.store.objects import Objects
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Paths that were fsynced so far."""
+    seen: set[str] = set()
+    original = durable.sync_file
+
+    def recorded(path: Path) -> None:
+        original(path)
+        seen.add(str(path))
+
+    for module in (durable, objects, table):
+        monkeypatch.setattr(module, "sync_file", recorded)
+    return seen
+
+
+def referenced(corpus: treering.Corpus) -> set[str]:
+    head = corpus.table.head()
+    return {str(path) for path in corpus.table.files(head)}
+
+
+def test_the_spool_lets_go_only_of_what_is_synced(
+    support: treering.Corpus, synced: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing: list[set[str]] = []
+    original = Spool.trim
+
+    def checked(spool: Spool, which: str, up_to: int) -> None:
+        missing.append(referenced(support) - synced)
+        original(spool, which, up_to)
+
+    monkeypatch.setattr(Spool, "trim", checked)
+    synced.clear()
+    support.table._synced.clear()
+    with support.capture() as live:
+        for i in range(3):
+            live.add({"id": f"r{i}", "text": "t", "label": "l"})
+            live.flush()
+    assert missing == [set()] * 3
+
+
+def test_a_neighbours_files_are_synced_too(support: treering.Corpus, synced: set[str]) -> None:
+    other = treering.open(support.store.uri).corpus("support")
+    with other.capture() as live:
+        live.add({"id": "theirs", "text": "t", "label": "l"})
+    synced.clear()
+    support.table._synced.clear()
+    with support.capture() as live:
+        live.add({"id": "ours", "text": "t", "label": "l"})
+    assert referenced(support) <= synced
+
+
+def test_the_record_is_written_only_when_its_version_is_synced(
+    support: treering.Corpus, synced: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with support.capture() as live:
+        live.add({"id": "r", "text": "t", "label": "l"})
+    synced.clear()
+    support.table._synced.clear()
+    missing: list[set[str]] = []
+
+    def step(corpus: BaseCorpus, name: str) -> None:
+        if name == "before-record":
+            missing.append(referenced(support) - synced)
+
+    monkeypatch.setattr(BaseCorpus, "step", step)
+    assert support.snapshot()
+    assert missing == [set()]
+
+
+def test_an_object_and_its_new_folders_are_synced(store: treering.Store, synced: set[str]) -> None:
+    Objects(store.root).create("a/b/c.json", b"{}")
+    root = Path(store.uri)
+    assert {str(root / "a/b/c.json"), str(root / "a/b"), str(root / "a"), str(root)} <= synced
+    with pytest.raises(treering.AlreadyExistsError):
+        Objects(store.root).create("a/b/c.json", b"other")
+    assert Objects(store.root).get("a/b/c.json") == b"{}"

@@ -12,7 +12,11 @@ STEPS = ["before-durable", "before-record", "after-record", "after-tag", "after-
 
 
 def run_all(store: treering.Store, seconds: float, step: str, compactor: str = "compactor") -> None:
-    writers = [start("merger", store, seconds, "a"), start("merger", store, seconds, "b"), start("adder", store, seconds, "c")]
+    writers = [
+        start("merger", store, seconds, "a"),
+        start("merger", store, seconds, "b"),
+        start("adder", store, seconds, "c"),
+    ]
     helpers = [start(compactor, store, seconds)]
     sealer = start("snapshotter", store, seconds, step)
     sealed = said(sealer, expect=9 if step else 0)

@@ -4,10 +4,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from treering.errors import CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
 from treering.evaluation import GatePolicy, Verdict, check
-from treering.registry import AdapterRecord, Registry, ScoreLog, StoredAdapter
+from treering.registry import AdapterRecord, Registry, ScoreLog, StoredAdapter, training_data
+from treering.registry.trained import covers, overlaps
 
 
 def add(registry: Registry, **fields: object) -> AdapterRecord:
@@ -110,6 +113,35 @@ def test_lineage_runs_from_the_oldest_parent_and_collects_what_was_trained_on(re
     assert [r.number for r in registry.trained_with("support@v2")] == [3]
 
 
+def test_a_range_is_recorded_as_its_snapshots_and_live_only_by_its_rows(registry: Registry) -> None:
+    assert add(registry, trained_on=["support@v1..v3", "support@v2", "general@v1"]).trained_on == [
+        "support@v1",
+        "support@v2",
+        "support@v3",
+        "general@v1",
+    ]
+    for ref in ("support@live", "support@new"):
+        with pytest.raises(UsageError, match="other rows tomorrow"):
+            add(registry, trained_on=[ref])
+
+
+def test_the_pins_of_sources_say_what_was_trained_on() -> None:
+    pins = [
+        {"corpus": "support", "segments": [{"name": "v1", "row_ids": [0, 5]}, {"name": "v2", "row_ids": [5, 9]}]},
+        {"corpus": "support", "segments": [{"name": "v2", "row_ids": [5, 9]}, {"name": "live", "row_ids": [9, 12]}]},
+        {"corpus": "general", "segments": [{"name": "live", "row_ids": [3, 3]}]},
+    ]
+    assert training_data(pins) == (["support@v1", "support@v2"], {"support": [(9, 12)]})
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=4), st.integers(0, 20), st.integers(0, 20))
+def test_intervals_cover_and_overlap_as_sets_do(intervals, lo, hi) -> None:
+    wanted = set(range(lo, hi))
+    held = [set(range(a, b)) for a, b in intervals]
+    assert overlaps(intervals, (lo, hi)) is any(wanted & one for one in held)
+    assert covers(intervals, (lo, hi)) is (bool(wanted) and any(wanted <= one for one in held))
+
+
 def test_a_parent_may_be_of_another_corpus(store, registry: Registry) -> None:
     add(Registry(store, "general"))
     record = add(registry, parent="general:candidate")
@@ -164,6 +196,15 @@ def test_lost_weights_and_a_record_that_is_not_one_are_store_errors(store, regis
     store.objects.data["adapters/support/1/record.json"] = b"{}"
     with pytest.raises(StoreError, match=r"record\.json can't be read"):
         registry.get("support:1")
+
+
+def test_a_lineage_that_bites_its_tail_is_a_store_error(store, registry: Registry) -> None:
+    add(registry)
+    add(registry, parent="support:1")
+    path = "adapters/support/1/record.json"
+    store.objects.data[path] = store.objects.data[path].replace(b'"parent": null', b'"parent": "support:2"')
+    with pytest.raises(StoreError, match="names a parent that can't be"):
+        registry.lineage("support:2")
 
 
 def test_a_removed_event_is_noticed(store, registry: Registry) -> None:

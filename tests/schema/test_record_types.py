@@ -109,7 +109,9 @@ def test_tool_arguments_and_tools_of_any_shape_survive() -> None:
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 keys = st.sampled_from(["id", "domain", "split", "origin", "meta", "ts", "messages", "tools", "extra"])
@@ -153,7 +155,9 @@ def test_own_models_keep_their_validators_and_stay_strict() -> None:
     kind = RecordType.of(Ticket)
     assert kind.payload == ["subject_line", "priority", "extra", "tags"]
     good = {"subject_line": " hi ", "priority": 1, "extra": {"a": [1]}}
-    checked = kind.validate([good, {**good, "priority": "1"}, {**good, "subject_line": "x" * 11}, {**good, "priority": 2**70}])
+    checked = kind.validate(
+        [good, {**good, "priority": "1"}, {**good, "subject_line": "x" * 11}, {**good, "priority": 2**70}]
+    )
     assert [(i, p[0].kind) for i, p in checked.refused] == [(1, "wrong-type"), (2, "bad-value"), (3, "bad-value")]
     [row] = checked.batch.to_pylist()
     assert (row["subject_line"], row["extra"], row["tags"]) == ("hi", '{"a":[1]}', [])
@@ -175,7 +179,9 @@ def test_what_is_no_record_schema_is_refused_with_the_reason(spec: Any) -> None:
 
 
 def test_an_arrow_schema_may_omit_the_common_fields_and_id_becomes_non_null() -> None:
-    kind = RecordType.of(pa.schema([("id", pa.string()), ("x", pa.list_(pa.float32(), 3)), pa.field("y", pa.int8(), False)]))
+    kind = RecordType.of(
+        pa.schema([("id", pa.string()), ("x", pa.list_(pa.float32(), 3)), pa.field("y", pa.int8(), False)])
+    )
     assert not kind.schema.field("id").nullable
     assert kind.payload == ["x", "y"]
     checked = kind.validate([{"y": 1}, {"x": [1.0, 2.0], "y": 1}, {"y": 128}, {}])

@@ -83,71 +83,57 @@ def drain(corpus: BaseCorpus, spool: Spool) -> Committed:
 
 def _commit(corpus: BaseCorpus, rows: pa.Table) -> Committed:
     """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content."""
-    done = Committed()
-    clashes: list[dict[str, Any]] = []
-    rows = _without_repeats(rows, done, clashes)
-    fresh_done = Committed()
-    fresh_clashes: list[dict[str, Any]] = []
+    rows, repeats = _first_of_each_id(rows)
+    stored = 0
+    known: dict[str, dict[str, Any]] = {}  # rows that were there before, by id
 
     def attempt() -> bool:
-        nonlocal fresh_done, fresh_clashes
-        fresh_done, fresh_clashes = Committed(), []
+        nonlocal stored, known
         head = corpus.table.head()
-        fresh = _without(rows, _sealed_with(corpus, rows.column("id").to_pylist()), fresh_done, fresh_clashes)
+        known = _sealed_with(corpus, rows.column("id").to_pylist())
+        fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
+        stored = 0
         if len(fresh):
-            inserted = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns([TS_GIVEN])))
-            fresh_done.stored += inserted
-            if inserted < len(fresh):
+            stored = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns([TS_GIVEN])))
+            if stored < len(fresh):
                 # Some ids were in live already. They still are in `head`, the very version that the merge looked at.
-                known = _rows_with(corpus, head, fresh.column("id").to_pylist())
-                _without(fresh, known, fresh_done, fresh_clashes)
+                known |= _rows_with(corpus, head, fresh.column("id").to_pylist())
         return True
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
-    done.add(fresh_done)
-    clashes += fresh_clashes
+    done = Committed(stored)
+    clashes = []
+    resent = [(row, known[row["id"]]) for row in rows.filter(_has_id_of(rows, known)).to_pylist()] if known else []
+    for row, first in [*resent, *((row, known.get(row["id"], first)) for row, first in repeats)]:
+        if same_content(row, first):
+            done.duplicates += 1
+        else:
+            clashes.append({key: value for key, value in row.items() if key != TS_GIVEN})
     if clashes:
-        done.conflicts += [row["id"] for row in clashes]
+        done.conflicts = [row["id"] for row in clashes]
         problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
         quarantine.put_aside(corpus, quarantine.encode([quarantine.entry(row, [problem]) for row in clashes]))
     corpus.table.make_durable(corpus.table.head())
     return done
 
 
-def _without_repeats(rows: pa.Table, done: Committed, clashes: list[dict[str, Any]]) -> pa.Table:
-    """The first row of each id. Merging alone would insert every repeat."""
+def _first_of_each_id(rows: pa.Table) -> tuple[pa.Table, list[tuple[dict[str, Any], dict[str, Any]]]]:
+    """The first row of each id, and (row, first row) for every other. Merging alone would insert every repeat."""
     ids = rows.column("id")
     if pc.count_distinct(ids).as_py() == len(ids):
-        return rows
+        return rows, []
     first: dict[str, int] = {}
     repeats: list[tuple[int, int]] = []
     for position, record_id in enumerate(ids.to_pylist()):
         if first.setdefault(record_id, position) != position:
             repeats.append((position, first[record_id]))
     again = rows.take([position for position, _ in repeats]).to_pylist()
-    kept = rows.take([position for _, position in repeats]).to_pylist()
-    for row, known in zip(again, kept, strict=True):
-        _judge(row, known, done, clashes)
-    return rows.take(sorted(first.values()))
+    originals = rows.take([position for _, position in repeats]).to_pylist()
+    return rows.take(sorted(first.values())), list(zip(again, originals, strict=True))
 
 
-def _without(
-    rows: pa.Table, known: dict[str, dict[str, Any]], done: Committed, clashes: list[dict[str, Any]]
-) -> pa.Table:
-    """The rows whose id isn't known; the others are judged."""
-    if not known:
-        return rows
-    taken = pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
-    for row in rows.filter(taken).to_pylist():
-        _judge(row, known[row["id"]], done, clashes)
-    return rows.filter(pc.invert(taken))
-
-
-def _judge(row: dict[str, Any], known: dict[str, Any], done: Committed, clashes: list[dict[str, Any]]) -> None:
-    if same_content(row, known):
-        done.duplicates += 1
-    else:
-        clashes.append({key: value for key, value in row.items() if key != TS_GIVEN})
+def _has_id_of(rows: pa.Table, known: dict[str, dict[str, Any]]) -> pa.ChunkedArray:
+    return pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
 
 
 def same_content(row: dict[str, Any], known: dict[str, Any]) -> bool:

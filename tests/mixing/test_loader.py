@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import json
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treering.errors import ConflictError, NotFoundError, StoreError, TreeringError, UsageError
-from treering.mixing import Mix, MixLock, mix
+from treering.mixing import GrowthEvent, Mix, MixLock, WeightEvent, mix
 from treering.testing import MemoryStore, check_resume
 
 from .conftest import records
@@ -176,7 +178,9 @@ def test_each_epoch_of_a_source_serves_each_training_row_once(
 ) -> None:
     source = MemoryStore().add("c@v1", records("a", rows))
     train = sorted(row["id"] for row in source.to_table().to_pylist() if row["split"] == "train")
-    loader = mix(source, seed=seed).loader(batch, columns=["id"], epochs=3, chunk_rows=chunk, pool_rows=pool, prefetch=0)
+    loader = mix(source, seed=seed).loader(
+        batch, columns=["id"], epochs=3, chunk_rows=chunk, pool_rows=pool, prefetch=0
+    )
     served: Counter[str] = Counter()
     for part in loader:  # after every batch, each row has come as often as whole passes fit, or once more
         served.update(part["id"])
@@ -217,7 +221,9 @@ def test_a_heldout_record_is_never_drawn(heldout: list[bool], chunk: int, seed: 
         with pytest.raises(UsageError):
             mix(source, more)
         return
-    loader = mix(source, more, seed=seed).loader(6, columns=["id"], epochs=4, chunk_rows=chunk, pool_rows=16, prefetch=0)
+    loader = mix(source, more, seed=seed).loader(
+        6, columns=["id"], epochs=4, chunk_rows=chunk, pool_rows=16, prefetch=0
+    )
     banned = {row["id"] for row in rows if row["split"] == "heldout"}
     assert not banned & {one for batch in loader for one in batch["id"]}
 
@@ -260,7 +266,7 @@ def test_ranks_get_disjoint_slices_of_the_same_global_batches(thirds: Mix, world
         first(thirds.loader(16, columns=["id"], epochs=None, rank=rank, world_size=world_size), 25)
         for rank in range(world_size)
     ]
-    assert [sum(parts, []) for parts in zip(*slices, strict=True)] == whole
+    assert [list(chain(*parts)) for parts in zip(*slices, strict=True)] == whole
     lengths = {len(thirds.loader(batch_size=16, rank=rank, world_size=world_size)) for rank in range(world_size)}
     assert len(lengths) == 1
 
@@ -373,6 +379,36 @@ def test_a_lock_gives_the_same_batches_again(thirds: Mix, memory: MemoryStore, t
         resumed.load_state_dict(loader.state_dict())
 
 
+def test_a_saved_lock_holds_what_its_json_schema_names(thirds: Mix) -> None:
+    schema = MixLock.model_json_schema()
+    assert set(json.loads(thirds.lock().to_json())) == set(schema["properties"])
+    assert schema["additionalProperties"] is False
+
+
+def test_the_events_of_a_lock_decide_the_batches(memory: MemoryStore) -> None:
+    options: dict[str, Any] = {"columns": ["id"], "epochs": None, "chunk_rows": 1}
+    live, old = memory.live("support"), memory.load("support@v1")
+    base = mix(old, live, weights=[1, 1]).lock(8, **options)
+    smaller = base.sources[1].model_copy(update={"train_rows": 100})
+    events = (
+        WeightEvent(batch=10, units=(3, 1), taken=(40, 40)),
+        GrowthEvent(source=1, draw=60, train_rows=120),  # live held 100 training rows when the run began
+    )
+    lock = base.model_copy(update={"sources": (base.sources[0], smaller), "events": events})
+    lock = MixLock.from_json(lock.to_json())
+    assert lock.digest != base.digest
+    with lock.loader(memory) as loader:
+        batches = [(ids(batch), batch["_ref"]) for batch in islice(loader, 50)]
+    assert [int(ref.sum()) for _, ref in batches] == [4] * 10 + [2] * 40
+    from_live = [one for batch, _ in batches for one in batch if one[0] == "c"]
+    assert len(set(from_live[:60])) == 60
+    assert len(set(from_live)) == len(from_live) == 120
+    check_resume(lambda: lock.loader(memory), stops=(0, 9, 10, 11, 19, 20, 21), length=40, key=ids)
+    check_resume(lambda: lock.loader(memory, rank=1, world_size=2), stops=(9, 21), length=40, key=ids)
+    with pytest.raises(ConflictError):
+        lock.model_copy(update={"events": events[:1]}).loader(memory)
+
+
 def test_a_lock_refuses_what_isnt_what_was_locked(thirds: Mix, tmp_path: Any) -> None:
     lock = thirds.lock()
     changed = MemoryStore()
@@ -389,6 +425,31 @@ def test_a_lock_refuses_what_isnt_what_was_locked(thirds: Mix, tmp_path: Any) ->
     for text in ("", "[]", "{}", '{"seed": "7"}', lock.to_json().replace('"seed": 7', '"seed": 7.5')):
         with pytest.raises(UsageError):
             MixLock.from_json(text)
+
+
+def test_locking_needs_no_torch() -> None:
+    script = (
+        "import sys, treering; from treering.testing import MemoryStore; "
+        "treering.mix(MemoryStore().add('a@v1', [{'x': 1}])).lock().to_json(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
+
+
+def test_rows_sorted_by_label_arrive_mixed() -> None:
+    rows, labels, batch = 60_000, 100, 256
+    source = MemoryStore().add(
+        "sorted@v1", {"id": [str(n) for n in range(rows)], "label": np.arange(rows) * labels // rows}
+    )
+
+    def entropy(chosen: np.ndarray[Any, Any]) -> float:
+        shares = np.bincount(chosen) / len(chosen)
+        return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+
+    with mix(source, seed=1).loader(batch, columns=["label"], pool_rows=16_384) as loader:
+        found = np.mean([entropy(part["label"].numpy()) for part in islice(loader, 60)])
+    random_rows = np.random.default_rng(0).integers(0, labels, (60, batch))
+    assert found >= 0.98 * np.mean([entropy(row) for row in random_rows])
 
 
 # ---- refusals

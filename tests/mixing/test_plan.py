@@ -87,6 +87,7 @@ def test_weights_become_the_smallest_integers_that_say_the_same() -> None:
     assert quantise([1 / 3] * 3) == (1, 1, 1)
     assert quantise([7]) == (1,)
     assert quantise([0, 2, 2]) == (0, 1, 1)
+    assert quantise(np.array([0.5, 0.5], dtype=np.float32)) == (1, 1)
     assert sum(quantise([np.pi, np.e])) <= MAX_UNITS
 
 

@@ -113,6 +113,16 @@ def test_the_certificate_counts_what_is_there(support: treering.Corpus) -> None:
     assert set(certificate.files) >= {f"_versions/{2**64 - 1 - snapshot.version:020d}.manifest"}
 
 
+def test_labels_of_any_type_are_counted(store: treering.Store) -> None:
+    for name, kind, values in (("ints", pa.int64(), [0, 1, None]), ("lists", pa.list_(pa.int8()), [[0], [], None])):
+        corpus = store.create(name, pa.schema([("label", kind)]))
+        with corpus.capture() as live:
+            assert live.extend([{"label": value} for value in values]).refused == []
+        snapshot = corpus.snapshot()
+        assert snapshot
+        assert snapshot.certificate.counts.get("label") == ({"": 1, "0": 1, "1": 1} if name == "ints" else None)
+
+
 def test_a_moved_tag_is_an_error_never_another_answer(store: treering.Store, support: treering.Corpus) -> None:
     put(support, rows("a", 5))
     assert support.snapshot()

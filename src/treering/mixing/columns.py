@@ -100,7 +100,8 @@ def kind_of(name: str, arrow: Any, *, ragged: Ragged, pad_value: float) -> Kind:
         return kind_of(name, arrow.value_type, ragged=ragged, pad_value=pad_value)
     if _is_text(arrow):
         return _Text(name, arrow)
-    shape, leaf = (), arrow
+    shape: tuple[int, ...] = ()
+    leaf = arrow
     while pa.types.is_fixed_size_list(leaf):
         shape, leaf = (*shape, leaf.list_size), leaf.value_type
     if _dtype(leaf) is not None:
@@ -123,14 +124,11 @@ def _dtype(arrow: Any) -> np.dtype[Any] | None:
     if pa.types.is_boolean(arrow):
         return np.dtype(np.bool_)
     if pa.types.is_integer(arrow) or pa.types.is_floating(arrow):
-        return np.dtype(arrow.to_pandas_dtype())
+        number: np.dtype[Any] = np.dtype(arrow.to_pandas_dtype())
+        return number
     if pa.types.is_temporal(arrow):
-        return np.dtype(np.int32 if arrow.bit_width == 32 else np.int64) if _plain_time(arrow) else None
+        return None if pa.types.is_interval(arrow) else np.dtype(np.int32 if arrow.bit_width == 32 else np.int64)
     return None
-
-
-def _plain_time(arrow: Any) -> bool:
-    return not pa.types.is_interval(arrow)
 
 
 def _numbers(array: Any, name: str) -> Array:
@@ -191,7 +189,7 @@ class _Fixed:
         out = np.empty((len(order), *self.shape), dtype=self.dtype)
         # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
         if len(parts) == 1:
-            np.take(parts[0].blocks[number], parts[0].rows[order], axis=0, out=out, mode="clip")
+            parts[0].blocks[number].take(parts[0].rows[order], axis=0, out=out, mode="clip")
             return {self.name: out}
         rows = _rows(parts)
         if len(self._scratch) < rows:
@@ -199,9 +197,9 @@ class _Fixed:
         low = 0
         for part in parts:  # source after source into a buffer that stays in the CPU's cache, then into order
             high = low + len(part.rows)
-            np.take(part.blocks[number], part.rows, axis=0, out=self._scratch[low:high], mode="clip")
+            part.blocks[number].take(part.rows, axis=0, out=self._scratch[low:high], mode="clip")
             low = high
-        np.take(self._scratch[:rows], order, axis=0, out=out, mode="clip")
+        self._scratch.take(order, axis=0, out=out, mode="clip")
         return {self.name: out}
 
 

@@ -396,9 +396,12 @@ class MixPlan:
         rows[slots] = np.arange(self.batch_size)
         return slots, np.concatenate([rows, rows])
 
-    def order(self, batch: int) -> Int64Array:
-        """Which row (counted source after source) stands in each slot of the batch: a permutation, (batch size,)."""
-        turn = self.turns(np.array([batch])).item()
+    def order(self, batch: int, turn: int | None = None) -> Int64Array:
+        """Which row (counted source after source) stands in each slot of the batch: a permutation, (batch size,).
+
+        `turn` is the b_t of the batch when the caller has it already.
+        """
+        turn = self.turns(np.array([batch])).item() if turn is None else turn
         start = -turn % self.batch_size
         return self._unturned[1][start : start + self.batch_size]
 

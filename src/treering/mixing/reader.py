@@ -57,6 +57,12 @@ class _Window:
     blocks: Sequence[Any]  # one decoded block a column
 
 
+def _part(window: _Window, rows: Int64Array) -> Part:
+    if rows.min() < 0:  # gathering clips, so a row that wasn't read would come out as another one
+        raise AssertionError("a batch was asked for that this reader doesn't make: please report it")
+    return Part(window.blocks, rows)
+
+
 class BatchReader:
     """Makes batches. Not thread-safe: one thread asks, one more (inside) reads ahead. Close it, or use `with`."""
 
@@ -76,11 +82,12 @@ class BatchReader:
         self._share = share or Share()
         self._windows: list[list[_Window]] = [[] for _ in rows]
         self._coming: dict[tuple[int, int], Future[_Window]] = {}
+        self._wanted: list[tuple[int, int]] = []  # (source, draw) of windows to read ahead
         self._whole: dict[int, tuple[int, Sequence[Any]]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="treering-read") if read_ahead else None
         stop = self._share.stop
         self._ends = plan.taken_before(stop) if stop is not None else (2**62,) * len(rows)
-        self._counts: tuple[int, Int64Array] = (0, np.empty((0, len(rows)), dtype=np.int64))
+        self._known: tuple[int, Int64Array, list[int]] = (0, np.empty((0, len(rows)), dtype=np.int64), [])
         share_rows = plan.batch_size // self._share.world_size
         self._slots = slice(self._share.rank * share_rows, (self._share.rank + 1) * share_rows)
 
@@ -90,11 +97,12 @@ class BatchReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Stop reading ahead and let go of the rows; the thread has ended when this returns."""
+    def close(self, *, wait: bool = True) -> None:
+        """Stop reading ahead and let go of the rows; with `wait` the thread has ended when this returns."""
         if self._reader is not None:
-            self._reader.shutdown(wait=True, cancel_futures=True)
+            self._reader.shutdown(wait=wait, cancel_futures=True)
         self._coming.clear()
+        self._wanted.clear()
         self._windows = [[] for _ in self._rows]
         self._whole.clear()
 
@@ -103,8 +111,8 @@ class BatchReader:
 
         Columns are numpy arrays, lists or ArrowColumns; nothing in them is shared with another batch.
         """
-        taken, after = self._taken(batch)
-        order = self._plan.order(batch)
+        taken, after, turn = self._look_up(batch)
+        order = self._plan.order(batch, turn)
         counts = after - taken
         if self._share.world_size > 1:
             mine = order[self._slots]
@@ -123,29 +131,37 @@ class BatchReader:
         columns: Columns = {}
         for number, kind in enumerate(self._kinds):
             columns.update(kind.gather(number, parts, order))
+        if self._reader is not None and self._wanted:
+            # Only now, with the batch in hand: started any earlier, this would compete with reads that are waited for.
+            for source, draw in self._wanted:
+                low, high = self._plan.sources[source].window(draw)
+                self._coming[source, low] = self._reader.submit(self._load, source, draw, low, high)
+            self._wanted.clear()
         columns[REF] = np.repeat(np.arange(len(counts), dtype=np.int64), counts)[order]
         return columns, counts
 
-    def _taken(self, batch: int) -> tuple[Int64Array, Int64Array]:
-        first, table = self._counts
+    def _look_up(self, batch: int) -> tuple[Int64Array, Int64Array, int]:
+        """C_s(t), C_s(t+1) and b_t, looked up for many batches at once."""
+        first, table, turns = self._known
         at = batch - first
-        if not 0 <= at < len(table) - 1:
+        if not 0 <= at < len(turns):
             table = self._plan.taken(np.arange(batch, batch + _LOOKUP + 1))
-            self._counts, at = (batch, table), 0
-        return table[at], table[at + 1]
+            turns = self._plan.turns(np.arange(batch, batch + _LOOKUP)).tolist()
+            self._known, at = (batch, table, turns), 0
+        return table[at], table[at + 1], turns[at]
 
     def _add_all(self, parts: list[Part], source: int, low: int, high: int) -> None:
         while low < high:
             window = self._window(source, low)
             end = min(high, window.high)
-            parts.append(Part(window.blocks, window.rows[low - window.low : end - window.low]))
+            parts.append(_part(window, window.rows[low - window.low : end - window.low]))
             low = end
 
     def _add_chosen(self, parts: list[Part], source: int, draws: Int64Array) -> None:
         while len(draws):
             window = self._window(source, int(draws[0]))
             here = int(np.searchsorted(draws, window.high))
-            parts.append(Part(window.blocks, window.rows[draws[:here] - window.low]))
+            parts.append(_part(window, window.rows[draws[:here] - window.low]))
             draws = draws[here:]
 
     def _window(self, source: int, draw: int) -> _Window:
@@ -159,8 +175,7 @@ class BatchReader:
         window = self._fetch(source, draw, low, high)
         held[:] = [*held[-1:], window]
         if self._reader is not None and high < self._ends[source]:
-            following = self._plan.sources[source].window(high)
-            self._coming[source, following[0]] = self._reader.submit(self._load, source, high, *following)
+            self._wanted.append((source, high))
         return window
 
     def _fetch(self, source: int, draw: int, low: int, high: int) -> _Window:
@@ -176,10 +191,11 @@ class BatchReader:
             if self._whole.get(source, (0, ()))[0] != size:
                 self._whole[source] = (size, self._read(source, np.arange(size, dtype=np.int64)))
             return _Window(low, high, plan.positions(np.arange(low, high)), self._whole[source][1])
-        draws = np.arange(max(low, draw), min(high, self._ends[source]), dtype=np.int64)
+        low, high = max(low, draw), min(high, self._ends[source])
+        draws = np.arange(low, high, dtype=np.int64)
         if not self._share.whole:
             share = self._share
-            batches, ranks = self._plan.owner_ranks(source, int(draws[0]), int(draws[-1]) + 1, share.world_size)
+            batches, ranks = self._plan.owner_ranks(source, low, high, share.world_size)
             draws = draws[(ranks == share.rank) & share.owns(batches)]
         positions = plan.positions(draws)
         by_place = np.argsort(positions)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,13 +32,14 @@ def quantise(weights: Sequence[float]) -> tuple[int, ...]:
     infinite or negative, for weights that are all 0, and for a positive one so small that it would round to 0 rows
     in 10,000.
     """
-    if not weights:
+    if len(weights) == 0:
         raise UsageError("a mix needs at least one source", code="no-sources")
     for number, weight in enumerate(weights):
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
             raise UsageError(f"weight {number} is {weight!r}; a weight is a number ≥ 0", code="bad-weight")
         if not math.isfinite(weight) or weight < 0:
             raise UsageError(f"weight {number} is {weight}; a weight is a finite number ≥ 0", code="bad-weight")
+    weights = [float(weight) for weight in weights]
     total = math.fsum(weights)
     if total == 0:
         raise UsageError(

@@ -15,7 +15,7 @@ import numpy as np
 
 from treering.mixing.permute import Int64Array
 
-__all__ = ["SegmentLike", "SourceLike", "TrainRows"]
+__all__ = ["SegmentLike", "SourceLike", "TrainRows", "is_growing"]
 
 
 class SegmentLike(Protocol):
@@ -54,6 +54,11 @@ class SourceLike(Protocol):
 
     def pin(self) -> dict[str, Any]:
         """JSON that resolves to the same rows again, or fails."""
+
+
+def is_growing(ref: str) -> bool:
+    """Whether a ref names what is new: `support@live` or `support@new`, in any store."""
+    return ref.rsplit("@", 1)[-1] in ("live", "new")
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,7 +76,9 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
     table, schema = corpus.table, corpus.record_type.schema
     dataset = table.at(record.version)
     digest = ContentDigest(schema)
-    counts: dict[str, Counter[str]] = {name: Counter() for name in _COUNTED if name in schema.names}
+    counts: dict[str, Counter[str]] = {
+        name: Counter() for name in _COUNTED if name in schema.names and not pa.types.is_nested(schema.field(name).type)
+    }
     bloom = Bloom(record.rows, 1e-4, _identity)
     splits = []
     rows = 0
@@ -85,7 +87,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         rows += len(batch)
         for name, counter in counts.items():
             for item in batch.column(name).value_counts().to_pylist():
-                counter[item["values"] or ""] += item["counts"]
+                counter["" if item["values"] is None else str(item["values"])] += item["counts"]
         bloom.update(map(stable_hash, batch.column("id").to_pylist()))
         splits.append(batch.select(["split", ROW_ID]))
     low, high = record.row_ids

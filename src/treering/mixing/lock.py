@@ -1,0 +1,245 @@
+"""The mix lock: a mix with everything resolved, as a small JSON document.
+
+Holds what decides which records come in which order: the pinned sources, integer weights, seed, batch size, chunk and
+block sizes, and the events of the run. The same lock gives the same batches again, anywhere the data is. Reads no
+records itself (sources) and draws none (plan, loader).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from treering.errors import ConflictError, NotFoundError, UsageError
+from treering.mixing.plan import Growth, MixPlan, WeightChange
+from treering.mixing.sources import SourceLike, TrainRows
+
+if TYPE_CHECKING:
+    from treering.mixing.loader import Loader, Transform
+
+__all__ = ["GrowthEvent", "LockedSource", "MixLock", "PinnedSegment", "SourcePin", "WeightEvent"]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class PinnedSegment(_Document):
+    """One snapshot, or an interval of live, by content and stable row ids."""
+
+    name: str = Field(description='"v1", or "live" for an interval of live')
+    incarnation: str = Field(description="which corpus of that name: dropped and made again, it is another one")
+    digest: str | None = Field(description="content digest, SHA-256 in hex; null for live, whose rows are named by id")
+    row_ids: tuple[int, int] = Field(description="half-open interval of stable row ids")
+    rows: int = Field(ge=0, description="records in it, held-out ones included")
+
+
+class SourcePin(_Document):
+    """What a ref named when it was resolved."""
+
+    ref: str
+    corpus: str
+    segments: tuple[PinnedSegment, ...]
+
+
+class LockedSource(_Document):
+    """One source of the mix."""
+
+    pin: SourcePin
+    units: int = Field(ge=0, description="integer weight; the share is units / the sum of all units")
+    train_rows: int = Field(ge=0, description="records that may be drawn")
+    block_rows: int = Field(ge=1, description="rows that are shuffled together")
+
+    @property
+    def content(self) -> str:
+        """SHA-256 (hex) of the pin: which records these are."""
+        return _sha256(self.model_dump(mode="json", include={"pin", "train_rows"}))
+
+
+class WeightEvent(_Document):
+    """From this batch on the shares are others."""
+
+    kind: Literal["weights"] = "weights"
+    batch: int = Field(ge=0)
+    units: tuple[int, ...]
+    taken: tuple[int, ...] = Field(description="draws of each source before that batch")
+
+
+class GrowthEvent(_Document):
+    """From this draw on a source holds more training rows."""
+
+    kind: Literal["growth"] = "growth"
+    source: int = Field(ge=0)
+    draw: int = Field(ge=0)
+    train_rows: int = Field(ge=1)
+
+
+def _with_digest(schema: dict[str, Any]) -> None:
+    """The digest stands in the document, where it tells of edits, but isn't a field: it follows from the others."""
+    schema["properties"]["digest"] = {"type": "string", "description": "SHA-256 of what decides the batches"}
+
+
+class MixLock(_Document):
+    """A mix with everything resolved: `loader()` gives the same batches again, `save()` and `load()` keep it.
+
+    `digest` covers what decides which records come in which order. `columns`, `ragged`, `pad_value` and `epochs` say
+    how much of it is delivered and how; they are the loader's defaults and outside the digest.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_with_digest)
+
+    format: Literal["treering.mix-lock/1"] = "treering.mix-lock/1"
+    seed: int
+    batch_size: int = Field(ge=1, description="rows of a global batch, over all ranks")
+    chunk_rows: int = Field(ge=1, description="neighbouring rows that are read together; 1 is a full shuffle")
+    anchor: int = Field(ge=0, description="number of the source whose pass is an epoch of the mix")
+    sources: tuple[LockedSource, ...] = Field(min_length=1)
+    events: tuple[WeightEvent | GrowthEvent, ...] = ()
+    columns: tuple[str, ...] | None = Field(default=None, description="null: every column that all sources have")
+    ragged: Literal["pad", "values"] = "pad"
+    pad_value: float = 0
+    epochs: int | None = Field(default=1, description="passes over the anchor source; null is endless")
+
+    @property
+    def refs(self) -> list[str]:
+        """The refs of the sources, by source number."""
+        return [source.pin.ref for source in self.sources]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """Integer weights, by source number."""
+        return tuple(source.units for source in self.sources)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The fraction of each batch that comes from each source."""
+        total = sum(self.units)
+        return tuple(unit / total for unit in self.units)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of what decides which records come in which order."""
+        return _sha256(self.model_dump(mode="json", exclude={"columns", "ragged", "pad_value", "epochs"}))
+
+    def plan(self) -> MixPlan:
+        """The plan this lock decides."""
+        return MixPlan(
+            sizes=tuple(source.train_rows for source in self.sources),
+            units=self.units,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            chunk_rows=self.chunk_rows,
+            block_rows=tuple(source.block_rows for source in self.sources),
+            anchor=self.anchor,
+            changes=tuple(WeightChange(e.batch, e.units, e.taken) for e in self.events if e.kind == "weights"),
+            growth=tuple((e.source, Growth(e.draw, e.train_rows)) for e in self.events if e.kind == "growth"),
+        )
+
+    def to_json(self) -> str:
+        """The document as text, with its digest beside it."""
+        return json.dumps({**self.model_dump(mode="json"), "digest": self.digest}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> MixLock:
+        """Read a document. Raises UsageError when it isn't a mix lock, ConflictError when it was changed by hand."""
+        try:
+            data = json.loads(text)
+            if not isinstance(data, dict):
+                raise ValueError("not a JSON object")
+            digest = data.pop("digest", None)
+            lock = cls.model_validate_json(json.dumps(data))
+        except ValidationError as exc:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()[:3])
+            raise UsageError(f"this isn't a mix lock: {problems}", code="bad-lock") from exc
+        except ValueError as exc:
+            raise UsageError(f"this isn't a mix lock: {exc}", code="bad-lock") from exc
+        if digest is not None and digest != lock.digest:
+            raise ConflictError(
+                f"the lock says its digest is {str(digest)[:12]}…, but its content makes {lock.digest[:12]}…",
+                code="lock-edited",
+                hint="locks aren't edited: make a new mix and lock that",
+            )
+        return lock
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the document to `path`, whole or not at all."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary.write_text(self.to_json(), encoding="utf-8")
+        temporary.replace(target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MixLock:
+        """Read the document at `path`. Raises NotFoundError, and what `from_json` raises."""
+        try:
+            text = Path(path).read_bytes()
+        except FileNotFoundError as exc:
+            raise NotFoundError(f"there is no mix lock at {os.fspath(path)}", code="no-lock") from exc
+        return cls.from_json(text)
+
+    def resolve(self, store: Any) -> tuple[SourceLike, ...]:
+        """The pinned sources, from `store`.
+
+        Raises NotFoundError when one isn't there and ConflictError when it holds something else by now.
+        """
+        pins = [source.pin.model_dump(mode="json") for source in self.sources]
+        if hasattr(store, "from_pin"):  # a store of another make, such as the in-memory one for tests
+            return tuple(store.from_pin(pin) for pin in pins)
+        from treering.store.source import Source
+
+        return tuple(Source.from_pin(store, pin) for pin in pins)
+
+    def loader(
+        self,
+        store: Any,
+        *,
+        columns: Sequence[str] | None = None,
+        transform: Transform | None = None,
+        num_workers: int = 0,
+        epochs: int | Literal["as-locked"] | None = "as-locked",
+        rank: int | None = None,
+        world_size: int | None = None,
+        prefetch: int | None = None,
+        ragged: Literal["pad", "values"] | None = None,
+        pad_value: float | None = None,
+        start_method: str = "forkserver",
+    ) -> Loader:
+        """A loader that gives the batches of this lock again, from `store`; see `Mix.loader` for the arguments.
+
+        Columns, epochs and padding are as locked unless given. Raises what `resolve` and `Mix.loader` raise.
+        """
+        from treering.mixing.loader import Loader
+
+        changed: dict[str, Any] = {}
+        if columns is not None:
+            changed["columns"] = tuple(columns)
+        if epochs != "as-locked":
+            changed["epochs"] = epochs
+        if ragged is not None:
+            changed["ragged"] = ragged
+        if pad_value is not None:
+            changed["pad_value"] = pad_value
+        sources = self.resolve(store)
+        rows = tuple(TrainRows.of(source) for source in sources)
+        return Loader(
+            self.model_copy(update=changed),
+            sources,
+            rows,
+            transform=transform,
+            num_workers=num_workers,
+            rank=rank,
+            world_size=world_size,
+            prefetch=prefetch,
+            start_method=start_method,
+        )
+
+
+def _sha256(value: JsonValue | Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

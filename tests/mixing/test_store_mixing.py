@@ -1,0 +1,163 @@
+"""Capture, seal, mix, draw: the loader over a real store, also while the store moves on."""
+
+from __future__ import annotations
+
+import json
+import random
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import treering
+from treering.errors import ConflictError, NotFoundError, UsageError
+from treering.mixing import MixLock
+from treering.testing import check_resume
+
+WEIGHTS = [0.3, 0.3, 0.4]
+
+
+def fill(corpus: treering.Corpus, prefix: str, rows: int) -> None:
+    with corpus.capture() as live:
+        live.extend([{"id": f"{prefix}-{n}", "text": f"{prefix} {n}", "label": f"l{n % 5}"} for n in range(rows)])
+
+
+@pytest.fixture
+def grown(support: treering.Corpus) -> treering.Corpus:
+    """Two snapshots and live, of 300, 200 and 150 records."""
+    fill(support, "a", 300)
+    support.snapshot()
+    fill(support, "b", 200)
+    support.snapshot()
+    fill(support, "c", 150)
+    return support
+
+
+def three(store: treering.Store, seed: int = 7) -> treering.Mix:
+    return store.mix("support@v1", "support@v2", "support@live", weights=WEIGHTS, seed=seed)
+
+
+def ids(batch: dict[str, Any]) -> list[str]:
+    return list(batch["id"])
+
+
+def first(loader: Any, batches: int) -> list[list[str]]:
+    with loader:
+        return [ids(batch) for batch in islice(loader, batches)]
+
+
+def heldout(store: treering.Store, *refs: str) -> set[str]:
+    return {one for ref in refs for one in store.load(ref).heldout().to_table(["id"])["id"].to_pylist()}
+
+
+def test_two_snapshots_and_live_arrive_in_their_shares_without_heldout_records(
+    store: treering.Store, grown: treering.Corpus
+) -> None:
+    taken = np.zeros(3)
+    seen: set[str] = set()
+    with three(store).loader(batch_size=256, epochs=None) as loader:
+        for number, batch in enumerate(islice(loader, 30), 1):
+            taken += np.bincount(batch["_ref"].numpy(), minlength=3)
+            assert (np.abs(taken - number * 256 * np.array(WEIGHTS)) < 1).all()
+            assert ["abc"[ref] for ref in batch["_ref"].tolist()] == [one[0] for one in batch["id"]]
+            assert batch["text"] == [one.replace("-", " ") for one in batch["id"]]
+            seen.update(batch["id"])
+    refs = ("support@v1", "support@v2", "support@live")
+    banned = heldout(store, *refs)
+    everything = {one for ref in refs for one in store.load(ref).to_table(["id"])["id"].to_pylist()}
+    assert banned
+    assert seen == everything - banned
+    with pytest.raises(UsageError, match="no training rows"):
+        treering.mix(store.load("support@v1").heldout())
+
+
+def test_workers_read_the_same_sequence_from_the_store(store: treering.Store, grown: treering.Corpus) -> None:
+    expected = first(three(store).loader(batch_size=32, columns=["id"], epochs=None), 30)
+    assert first(three(store).loader(batch_size=32, columns=["id"], epochs=None, num_workers=2), 30) == expected
+
+
+def test_resuming_at_twenty_random_batches_of_a_store_equals_the_unbroken_run(
+    store: treering.Store, grown: treering.Corpus
+) -> None:
+    check_resume(
+        lambda: three(store).loader(batch_size=16, columns=["id"], epochs=None, pool_rows=128, chunk_rows=4),
+        stops=random.Random(2).sample(range(40), 20),
+        length=40,
+        key=ids,
+    )
+
+
+def test_sealing_and_compacting_in_the_middle_changes_no_batch(store: treering.Store, grown: treering.Corpus) -> None:
+    mix = three(store)
+    options: dict[str, Any] = {"batch_size": 16, "columns": ["id"], "epochs": None, "pool_rows": 128, "chunk_rows": 4}
+    expected = first(mix.loader(**options), 60)
+    lock = mix.lock(16, columns=["id"], epochs=None, pool_rows=128, chunk_rows=4)
+    pinned = MixLock.from_json(lock.to_json())
+    got = []
+    with three(store).loader(**options) as loader:
+        batches = iter(loader)
+        got += [ids(next(batches)) for _ in range(20)]
+        assert grown.snapshot() is not None
+        got += [ids(next(batches)) for _ in range(10)]
+        state = json.loads(json.dumps(loader.state_dict()))
+        fill(grown, "d", 120)
+        grown.compact()
+        grown.clean_up(older_than_s=0)
+        got += [ids(next(batches)) for _ in range(30)]
+    assert got == expected
+    assert first(pinned.loader(store), 60) == expected
+    with pinned.loader(store) as loader:
+        loader.load_state_dict(state)
+        assert [ids(batch) for batch in islice(loader, 30)] == expected[30:]
+
+
+def test_live_that_grew_is_another_mix_and_the_old_state_says_so(store: treering.Store, grown: treering.Corpus) -> None:
+    state = three(store).loader(16).state_dict()
+    fill(grown, "d", 10)
+    with pytest.raises(ConflictError, match="support@live"):
+        three(store).loader(16).load_state_dict(state)
+
+
+def test_a_range_is_one_source_and_new_is_the_anchor(store: treering.Store, grown: treering.Corpus) -> None:
+    both = store.load("support@v1..v2")
+    train = len(both) - len(both.heldout())
+    with treering.mix(both).loader(batch_size=train, columns=["id"]) as loader:
+        (batch,) = list(loader)
+    assert len(set(batch["id"])) == train
+    mix = store.mix("support@v1", "support@new", weights=[9, 1])
+    assert mix.anchor == 1
+
+
+def test_records_of_a_schema_of_ones_own_become_tensors(store: treering.Store) -> None:
+    schema = pa.schema([("tokens", pa.list_(pa.int32(), 8)), ("weight", pa.float32()), ("tail", pa.list_(pa.int64()))])
+    corpus = store.create("own", schema=schema)
+    with corpus.capture() as live:
+        live.extend([{"id": f"r{n}", "tokens": [n] * 8, "weight": n / 2, "tail": [n] * (n % 3)} for n in range(100)])
+    with treering.mix(store.live("own")).loader(16, columns=["id", "tokens", "weight", "tail"]) as loader:
+        for batch in loader:
+            number = [int(one[1:]) for one in batch["id"]]
+            assert batch["tokens"].shape == (16, 8)
+            assert batch["tokens"][:, 7].tolist() == number
+            assert batch["weight"].tolist() == [n / 2 for n in number]
+            assert batch["tail.lengths"].tolist() == [n % 3 for n in number]
+
+
+def test_the_stores_mistakes_are_named(store: treering.Store, grown: treering.Corpus) -> None:
+    with pytest.raises(NotFoundError, match="support@v9"):
+        store.mix("support@v9")
+    with pytest.raises(NotFoundError, match="has no column"):
+        three(store).loader(columns=["nope"])
+    empty = store.create("empty", "labelled")
+    with pytest.raises(UsageError, match="empty@live has no training rows"):
+        treering.mix(store.live(empty.name))
+    lock = three(store).lock()
+    with pytest.raises(NotFoundError):
+        lock.loader(treering.open(store.root.parent / "another"))
+    document = json.loads(lock.to_json())
+    del document["digest"]
+    document["sources"][0]["pin"]["segments"][0]["digest"] = "0" * 64
+    gone = MixLock.from_json(json.dumps(document))
+    with pytest.raises(ConflictError, match="support@v1"):
+        gone.loader(store)

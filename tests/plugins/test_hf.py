@@ -1,0 +1,213 @@
+"""A real transformers Trainer over a tiny torch model: what it saw is told by record ids."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from treering.errors import ConflictError, UsageError
+from treering.mixing import Mix, mix
+from treering.plugins.hf import TreeringTrainer
+from treering.testing import MemoryStore
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def a_mix(seed: int = 3) -> Mix:
+    store = MemoryStore()
+    for name, rows in (("v1", 60), ("live", 40)):
+        store.add(f"c@{name}", [{"id": f"{name}-{n}", "x": float(n), "label": n % 2} for n in range(rows)])
+    return mix(store.load("c@v1"), store.live("c"), weights=[1, 1], seed=seed)
+
+
+class Tiny(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1, 2)
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.linear(x[:, None].float())
+        return {"loss": torch.nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def rename(batch: dict[str, Any]) -> dict[str, Any]:
+    return {"x": batch["x"] / 60, "labels": batch["label"], "id": batch["id"]}
+
+
+class Watching(TreeringTrainer):
+    """Notes the ids of every batch that reaches the loss."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.seen.append(inputs.pop("id"))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def a_trainer(out: Path, *, loader: dict[str, Any] | None = None, seed: int = 3, **options: Any) -> Watching:
+    torch.manual_seed(0)
+    args = TrainingArguments(
+        output_dir=str(out),
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        logging_strategy="no",
+        **{"save_strategy": "steps", "save_steps": 4, **options},
+    )
+    settings = {"batch_size": 8, "transform": rename, **(loader or {})}
+    trainer = Watching(model=Tiny(), args=args, loader=a_mix(seed).loader(**settings))
+    trainer.seen = []
+    return trainer
+
+
+class StopAt(TrainerCallback):
+    """A run that ends early, as a kill between two steps would end it."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "loader", "stop", "at"),
+    [
+        ({"max_steps": 30}, {"epochs": None}, 14, 12),
+        ({"num_train_epochs": 3}, {}, 14, 12),  # 10 batches an epoch: stopped in the second
+        ({"num_train_epochs": 3, "save_steps": 5}, {}, 12, 10),  # resumed exactly between two epochs
+        ({"num_train_epochs": 3, "gradient_accumulation_steps": 4, "save_steps": 2}, {}, 5, 4),  # 3 updates: 4 + 4 + 2
+        ({"max_steps": 9, "gradient_accumulation_steps": 3}, {"epochs": None, "num_workers": 0}, 7, 4),
+    ],
+)
+def test_a_resumed_run_sees_the_batches_of_the_unbroken_one(
+    tmp_path: Path, options: dict[str, Any], loader: dict[str, Any], stop: int, at: int
+) -> None:
+    whole = a_trainer(tmp_path / "whole", loader=loader, **options)
+    whole.train()
+    broken = a_trainer(tmp_path / "broken", loader=loader, **options)
+    broken.add_callback(StopAt(stop))
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    resumed = a_trainer(tmp_path / "broken", loader=loader, **options)
+    resumed.train(resume_from_checkpoint=True)
+    kept = len(whole.seen) - len(resumed.seen)
+    assert broken.seen[:kept] + resumed.seen == whole.seen
+    assert resumed.state.global_step == whole.state.global_step
+    assert resumed.seen
+    assert (tmp_path / "broken" / f"checkpoint-{at}").is_dir()
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+def test_the_trainers_epochs_are_fresh_orders_of_the_same_records(tmp_path: Path) -> None:
+    trainer = a_trainer(tmp_path, num_train_epochs=2)
+    trainer.train()
+    assert len(trainer.seen) == 20
+    first, second = ([one for part in trainer.seen[k : k + 10] for one in part] for k in (0, 10))
+    live = {one for one in first if one.startswith("live")}
+    assert len(live) == 40
+    assert live == {one for one in second if one.startswith("live")}
+    assert first != second
+
+
+def test_columns_that_the_model_doesnt_take_are_dropped_by_default(tmp_path: Path) -> None:
+    trainer = a_trainer(tmp_path, max_steps=2)
+    trainer.args.remove_unused_columns = True
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert set(batch) == {"x", "labels"}
+    trainer = a_trainer(tmp_path, loader={"columns": ["id"], "transform": None}, max_steps=2)
+    trainer.args.remove_unused_columns = True
+    with pytest.raises(UsageError, match="takes none of the loader's columns"):
+        next(iter(trainer.get_train_dataloader()))
+
+
+def test_a_checkpoint_of_another_mix_is_refused(tmp_path: Path) -> None:
+    a_trainer(tmp_path, max_steps=4).train()
+    with pytest.raises(ConflictError, match="seed: 3 there, 4 here"):
+        a_trainer(tmp_path, seed=4, max_steps=8).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_a_loader_state_is_refused(tmp_path: Path) -> None:
+    trainer = a_trainer(tmp_path, max_steps=4)
+    rows = [{"x": torch.tensor(1.0), "labels": torch.tensor(0)}] * 64
+    Trainer(model=Tiny(), args=trainer.args, train_dataset=rows).train()
+    with pytest.raises(ConflictError, match="holds no loader state"):
+        a_trainer(tmp_path, max_steps=8).train(resume_from_checkpoint=True)
+
+
+def test_going_on_at_another_batch_is_refused(tmp_path: Path) -> None:
+    a_trainer(tmp_path, max_steps=4).train()
+    with pytest.raises(ConflictError, match="goes on at batch 0"):
+        a_trainer(tmp_path, max_steps=8, ignore_data_skip=True).train(resume_from_checkpoint=True)
+
+
+def test_restoring_callbacks_from_the_checkpoint_works_too(tmp_path: Path) -> None:
+    whole = a_trainer(tmp_path / "whole", max_steps=8)
+    whole.train()
+    a_trainer(tmp_path / "other", max_steps=4).train()
+    resumed = a_trainer(tmp_path / "other", max_steps=8, restore_callback_states_from_checkpoint=True)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.seen == whole.seen[4:]
+
+
+def test_only_a_loader_is_a_loader(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        TreeringTrainer(model=Tiny(), loader=[1])  # type: ignore[arg-type]
+
+
+RUN = """
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, sys.argv[2])
+    from tests.plugins.test_hf import a_trainer, StopAt
+    import os, signal
+
+    out, resume, kill = Path(sys.argv[1]), sys.argv[3] == "resume", int(sys.argv[4])
+    trainer = a_trainer(out, num_train_epochs=2, save_steps=3)
+    log = open(out.parent / "ids.txt", "a")
+    inner = trainer.compute_loss
+
+    def noted(model, inputs, *args, **kwargs):
+        step = trainer.state.global_step
+        log.write(f"{step} {','.join(inputs['id'])}\\n"); log.flush()
+        if step == kill:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(model, inputs, *args, **kwargs)
+
+    trainer.compute_loss = noted
+    trainer.train(resume_from_checkpoint=resume)
+"""
+
+
+def test_a_killed_process_goes_on_where_its_checkpoint_stood(tmp_path: Path) -> None:
+    whole = a_trainer(tmp_path / "whole", num_train_epochs=2)
+    whole.train()
+    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
+    root = str(Path(__file__).parents[2])
+
+    def run(how: str, kill: int) -> int:
+        command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "out"), root, how, str(kill)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120).returncode
+
+    (tmp_path / "out").mkdir()
+    assert run("fresh", 14) == -signal.SIGKILL
+    assert run("resume", -1) == 0
+    by_step: dict[int, set[str]] = {}
+    for line in (tmp_path / "ids.txt").read_text().splitlines():
+        step, ids = line.split(" ")
+        by_step.setdefault(int(step), set()).add(ids)
+    assert [by_step[step] for step in range(20)] == [{",".join(ids)} for ids in whole.seen]

@@ -8,13 +8,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treering.errors import StoreError, UsageError
 from treering.evaluation import ScoreMatrix
 from treering.report import render_matrices, write_matrices
 from treering.report.colour import contrast, ramp, step_of, text_on
+
+calm = settings(deadline=None)  # two busy cores make any time limit flaky
+
 
 NAN = math.nan
 
@@ -90,6 +93,7 @@ def test_the_page_asks_the_network_for_nothing_and_runs_nothing() -> None:
     assert policy.startswith("default-src 'none'")
 
 
+@calm
 @given(st.text(min_size=1, max_size=30), st.sampled_from(["<script>alert(1)</script>", "</style>", "\"'><b>", "&lt;"]))
 def test_every_text_is_escaped(noise: str, attack: str) -> None:
     name = attack + noise
@@ -139,6 +143,7 @@ def test_the_scale_is_monotone_in_lightness_and_runs_the_other_way_in_the_dark()
         assert from_page == sorted(from_page, reverse=not dark)
 
 
+@calm
 @given(st.floats(-2, 2))
 def test_scores_beyond_the_scale_take_its_ends(score: float) -> None:
     assert 0 <= step_of(score) < len(ramp(dark=False))

@@ -10,7 +10,7 @@ from .fold import RegistryState, Status, fold
 from .records import AdapterEvent, AdapterRecord, StoredAdapter
 from .registry import Registry
 from .scores import ScoreLog, StoredScore
-from .trained import trained_snapshots
+from .trained import trained_snapshots, training_data
 
 __all__ = [
     "AdapterEvent",
@@ -23,4 +23,5 @@ __all__ = [
     "StoredScore",
     "fold",
     "trained_snapshots",
+    "training_data",
 ]

@@ -7,14 +7,14 @@ decide whether an adapter is good (evaluation.gate) or turn weights into a model
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
-from treering.store.ref import AdapterRef
+from treering.store.ref import AdapterRef, Ref
 
 from .fold import RegistryState, fold
 from .objects import HasObjects, Objects, from_bytes, sha256, to_bytes
@@ -73,6 +73,10 @@ class Registry:
         state = self.state()
         chain = [self._record(self._resolve(ref, state), state)]
         while (number := chain[-1].parent_number) is not None:
+            if number >= chain[-1].number or number not in state.statuses:
+                raise StoreError(
+                    f"{chain[-1].ref} names a parent that can't be: {chain[-1].parent}", code="registry-damaged"
+                )
             chain.append(self._record(number, state))
         return chain[::-1]
 
@@ -140,7 +144,9 @@ class Registry:
 
         Creating the weights claims the number, so racing adders get different ones and a crash before the record leaves
         bytes but no adapter, and its number is never used again. `weights` is a safetensors file. `parent` may be a
-        role; it is written down by number. Raises NotFoundError when the parent isn't there, UsageError when a value
+        role; it is written down by number. `trained_on` and `trained_rows` are what `training_data` makes of the pins of
+        the sources that were drawn from: snapshot refs (a range counts as its snapshots), and row intervals of live.
+        Raises NotFoundError when the parent isn't there, UsageError when a value
         can't be recorded.
         """
         if parent is not None:
@@ -154,7 +160,7 @@ class Registry:
             strategy=strategy,
             config=dict(config or {}),
             lock_digest=lock_digest,
-            trained_on=list(dict.fromkeys(trained_on)),
+            trained_on=_snapshot_refs(trained_on),
             trained_rows={name: [(int(lo), int(hi)) for lo, hi in rows] for name, rows in (trained_rows or {}).items()},
             metric=metric,
             scores={name: float(score) for name, score in (scores or {}).items()},
@@ -374,6 +380,21 @@ class _RecordMaker:
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"an adapter can't be recorded so: {where}: {first['msg']}", code="bad-adapter") from exc
+
+
+def _snapshot_refs(refs: Iterable[str]) -> list[str]:
+    """The snapshots that refs name, each once. Raises UsageError for live and new, which name other rows tomorrow."""
+    found: dict[str, None] = {}
+    for text in refs:
+        ref = Ref.parse(text)
+        if ref.kind not in ("snapshot", "range"):
+            raise UsageError(
+                f"{text} can't be recorded as trained on: it will name other rows tomorrow",
+                code="bad-adapter",
+                hint="say which rows they were by trained_rows",
+            )
+        found.update((f"{ref.corpus}@v{n}", None) for n in range(ref.first, ref.last + 1))
+    return list(found)
 
 
 def _event(state: RegistryState, kind: EventKind, adapter: int, **fields: Any) -> AdapterEvent:

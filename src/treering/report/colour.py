@@ -40,7 +40,7 @@ def mix(a: str, b: str, share: float) -> str:
 
 def text_on(background: str) -> str:
     """Near-black or near-white, whichever can be read better on `background`."""
-    return max(("#0b1410", "#ffffff"), key=lambda ink: contrast(ink, background))
+    return max(("#030604", "#ffffff"), key=lambda ink: contrast(ink, background))
 
 
 def contrast(a: str, b: str) -> float:

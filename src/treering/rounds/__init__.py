@@ -6,5 +6,6 @@ Functions are bound here when the package is imported, so that `rounds.evaluate`
 from __future__ import annotations
 
 from treering.rounds.evaluate import Evaluation, Model, evaluate, gate, load_adapter, score_matrix
+from treering.rounds.train import Run, train
 
-__all__ = ["Evaluation", "Model", "evaluate", "gate", "load_adapter", "score_matrix"]
+__all__ = ["Evaluation", "Model", "Run", "evaluate", "gate", "load_adapter", "score_matrix", "train"]

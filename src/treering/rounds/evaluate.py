@@ -70,7 +70,7 @@ def load_adapter(store: BaseStore, adapter: str) -> Model:
     """
     registry = Registry.of(store, adapter)
     record = registry.get(adapter)
-    return _load_model(store, registry, record)
+    return _load_model(store, registry, record, cached=False)
 
 
 def evaluate(
@@ -236,7 +236,7 @@ class _Scorer:
                 scores[piece.name] = stored.score
                 continue
             if model is None:
-                model = _load_model(self._store, Registry(self._store, record.corpus), record)
+                model = _load_model(self._store, Registry(self._store, record.corpus), record, cached=True)
             # Slice by slice: how texts are batched must not depend on which scores happened to be in the store.
             score = measure(self._metric, piece.labels, model.predict(list(piece.texts)))
             if key is not None:
@@ -245,10 +245,12 @@ class _Scorer:
         return scores
 
 
-def _load_model(store: BaseStore, registry: Registry, record: AdapterRecord) -> Model:
+def _load_model(store: BaseStore, registry: Registry, record: AdapterRecord, *, cached: bool) -> Model:
+    """`cached`: keep activations of what is predicted beside the store; held-out texts come again after every round."""
     from treering.training import Adapter
 
-    return Adapter.load(registry.weights(record.ref), registry.card(record.ref))
+    weights, card = registry.weights(record.ref), registry.card(record.ref)
+    return Adapter.load(weights, card, cache_dir=store.cache_dir if cached else None)
 
 
 def _default_adapter(registry: Registry) -> str:

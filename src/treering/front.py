@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from treering.errors import ConflictError
+from treering.errors import ConflictError, UsageError
 from treering.store.base import BaseStore
 from treering.store.corpus import BaseCorpus
 from treering.store.ref import AdapterRef, parse_target
@@ -51,6 +51,11 @@ class Corpus(BaseCorpus):
         """
         from treering.capture import flush_spools
 
+        if not isinstance(message, str):
+            raise UsageError(f"a message is text, not {message!r}", code="bad-message")
+        if to is not None and (isinstance(to, bool) or not isinstance(to, int) or to < 1):
+            raise UsageError(f"snapshots are numbered from 1, not {to!r}", code="bad-number")
+        message = message.encode("utf-8", "backslashreplace").decode()  # what came as stray bytes is spelt out
         for _ in range(_MOST_SEALS):
             flush_spools(self)
             sealed = seal(self, to=to, message=message)

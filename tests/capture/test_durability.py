@@ -30,7 +30,22 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def referenced(corpus: treering.Corpus) -> set[str]:
     head = corpus.table.head()
-    return {str(path) for path in corpus.table.files(head)}
+    files = corpus.table.files(head)
+    return {str(path) for path in (*files, *(file.parent for file in files))}
+
+
+def test_the_spool_syncs_every_transaction(support: treering.Corpus) -> None:
+    with support.capture() as live:
+        assert live._spool._writer.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert live._spool._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_snapshots_tag_is_synced(support: treering.Corpus, synced: set[str]) -> None:
+    with support.capture() as live:
+        live.add({"id": "r", "text": "t", "label": "l"})
+    assert support.snapshot()
+    tags = support.path / "_refs" / "tags"
+    assert {str(tags / "v1.json"), str(tags)} <= synced
 
 
 def test_the_spool_lets_go_only_of_what_is_synced(
@@ -85,7 +100,9 @@ def test_the_record_is_written_only_when_its_version_is_synced(
 def test_an_object_and_its_new_folders_are_synced(store: treering.Store, synced: set[str]) -> None:
     Objects(store.root).create("a/b/c.json", b"{}")
     root = Path(store.uri)
-    assert {str(root / "a/b/c.json"), str(root / "a/b"), str(root / "a"), str(root)} <= synced
+    assert {str(root / "a/b"), str(root / "a"), str(root)} <= synced
+    assert any(path.startswith(str(root / "a/b/c.json#")) for path in synced)  # the bytes, before they get their name
+    assert [path.name for path in (root / "a/b").iterdir()] == ["c.json"]
     with pytest.raises(treering.AlreadyExistsError):
         Objects(store.root).create("a/b/c.json", b"other")
     assert Objects(store.root).get("a/b/c.json") == b"{}"

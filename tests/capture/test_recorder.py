@@ -1,18 +1,35 @@
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import Field
 
 import treering
-from treering.capture.spool import Spool
+from treering.capture import Recorder, spool
+from treering.capture import recorder as recorder_module
+from treering.schema import Labelled
+from treering.store.corpus import BaseCorpus
+from treering.store.table import LanceTable
+
+
+class Short(Labelled):
+    text: str = Field(max_length=3)
 
 
 def record(record_id: str, text: str = "t") -> dict[str, str]:
@@ -170,14 +187,14 @@ def test_arrow_data_is_checked_as_strictly_as_records(store: treering.Store, sup
 
 def test_threads_share_a_recorder_and_its_syncs(store: treering.Store, support: treering.Corpus) -> None:
     inserts: list[int] = []
-    original = Spool._insert
+    original = spool._insert
 
-    def counted(self: Spool, group: object) -> None:
-        inserts.append(len(group))  # type: ignore[arg-type]
-        original(self, group)  # type: ignore[arg-type]
+    def counted(path: Path, connection: Any, writes: Sequence[Any]) -> None:
+        inserts.append(len(writes))
+        original(path, connection, writes)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Spool, "_insert", counted)
+        patch.setattr(spool, "_insert", counted)
         with support.capture() as live:
             threads = [
                 threading.Thread(target=lambda t=t: [live.add(record(f"{t}-{i}")) for i in range(100)])
@@ -273,6 +290,20 @@ def test_importing_a_file_twice_adds_nothing(store: treering.Store, support: tre
     second = import_file(support, str(path))
     assert (second.stored, second.duplicates, second.refused) == (0, 99, 1)
     assert len(live_ids(store)) == 99
+    assert len(support.quarantine()) == 1
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(codecs.BOM_UTF8 + lines[0].encode())
+    assert import_file(support, str(other)).stored == 1  # another file: another user who said the same
+
+
+def test_a_damaged_archive_is_an_error_of_ours(support: treering.Corpus, tmp_path: Path) -> None:
+    from treering.capture.importer import import_file
+
+    path = tmp_path / "records.jsonl.gz"
+    whole = gzip.compress(b'{"text": "t", "label": "l"}\n' * 1_000)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(treering.StoreError, match="can't read"):
+        import_file(support, str(path))
 
 
 def test_capture_never_imports_torch(store: treering.Store, support: treering.Corpus) -> None:
@@ -285,3 +316,230 @@ def test_capture_never_imports_torch(store: treering.Store, support: treering.Co
     )
     env = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     subprocess.run([sys.executable, "-c", code, store.uri], check=True, env=env)
+
+
+@contextmanager
+def adding(live: Recorder, n: int = 2) -> Iterator[list[str]]:
+    """Threads that add records all the while; yields the ids that were acknowledged."""
+    acknowledged: list[str] = []
+    stop = threading.Event()
+
+    def work(who: int) -> None:
+        number = 0
+        while not stop.is_set():
+            try:
+                acknowledged.append(live.add(record(f"{who}-{number}")).id)
+            except treering.UsageError:  # closed
+                return
+            number += 1
+
+    threads = [threading.Thread(target=work, args=(who,)) for who in range(n)]
+    for thread in threads:
+        thread.start()
+    try:
+        while len(acknowledged) < 20:
+            time.sleep(0.005)
+        yield acknowledged
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def stored_ids(store: treering.Store) -> Counter[str]:
+    refs = ["support@live", *(s.ref for s in store.corpus("support").snapshots())]
+    return Counter(i for ref in refs for i in store.load(ref).to_table(["id"]).column(0).to_pylist())
+
+
+@pytest.mark.timeout(60)
+def test_flush_snapshot_and_close_end_while_others_keep_adding(store: treering.Store, support: treering.Corpus) -> None:
+    live = support.capture()
+    with adding(live) as acknowledged:
+        live.flush()
+        assert support.snapshot()
+        live.flush()
+        live.close()
+    assert stored_ids(store) == Counter(acknowledged)
+    assert list((Path(store.uri) / "spool").rglob("*.*")) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
+@pytest.mark.timeout(120)
+def test_an_interrupt_leaves_the_recorder_usable(store: treering.Store, support: treering.Corpus) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    sent, acknowledged = 0, []
+    live = support.capture()
+    try:
+        for n in range(40):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + n % 10 * 0.0007)
+                while True:
+                    sent += 1
+                    acknowledged.append(live.add(record(f"r{sent}")).id)
+            except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert live.add(record("last")).status == "stored"
+    live.close()
+    assert set(acknowledged) | {"last"} <= set(live_ids(store))
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("boom")
+
+
+def odd_records() -> dict[str, Any]:
+    circular: dict[str, Any] = {}
+    circular["self"] = circular
+    deep: Any = []
+    for _ in range(5_000):
+        deep = [deep]
+    return {
+        "keys that aren't text": {(1, 2): "x"},
+        "circular": circular,
+        "circular meta": {"text": "t", "label": "l", "meta": circular},
+        "deep": {"text": deep, "label": "l"},
+        "deep meta": {"text": "t", "label": "l", "meta": {"x": deep}},
+        "unprintable": {"text": Unprintable(), "label": "l"},
+        "huge integer": {"text": 10**5_000, "label": "l"},
+        "lone surrogate": {"text": "\ud800", "label": "l"},
+        "lone surrogate in a key": {"text": "t", "label": "l", "\ud800": 1},
+        "bytes": b"x",
+        "nothing": None,
+    }
+
+
+@pytest.mark.parametrize("what", sorted(odd_records()))
+def test_whatever_comes_is_refused_by_name_and_never_blocks_the_rest(
+    store: treering.Store, support: treering.Corpus, what: str
+) -> None:
+    odd = odd_records()[what]
+    with support.capture() as live:
+        with pytest.raises(treering.InvalidRecordError):
+            live.add(odd)
+        receipts = live.extend([record("a"), odd, record("b")])
+        assert (receipts.acknowledged, [i for i, _ in receipts.refused]) == (2, [1])
+    assert live_ids(store) == ["a", "b"]
+    assert len(support.quarantine()) == 2
+
+
+def test_arrow_values_that_would_poison_the_table_are_refused(store: treering.Store, support: treering.Corpus) -> None:
+    bad_text = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [
+            None,
+            pa.py_buffer((0).to_bytes(4, "little") + (1).to_bytes(4, "little") + (3).to_bytes(4, "little")),
+            pa.py_buffer(b"a\xff\xfe"),
+        ],
+    )
+    times = pa.array([2**62, 0], pa.timestamp("us", "UTC"))
+    with support.capture() as live:
+        for table in (
+            pa.table({"text": bad_text, "label": ["l", "l"]}),
+            pa.table({"text": ["x", "y"], "label": ["l", "l"], "ts": times}),
+            pa.table({"text": ["x", "y"], "label": ["l", "l"], "ts": pa.array([2**62, 0], pa.timestamp("s", "UTC"))}),
+        ):
+            receipts = live.extend(table)
+            assert (receipts.acknowledged, len(receipts.refused)) == (1, 1)
+    assert len(store.live("support").to_table()) == 3
+    assert len(support.quarantine()) == 3
+
+
+def test_arrow_data_in_any_container_is_taken(store: treering.Store, support: treering.Corpus) -> None:
+    table = pa.table(
+        {"text": pa.array(["x", "y"]).dictionary_encode(), "label": pa.array(["a", "b"], pa.large_string())}
+    )
+    with support.capture() as live:
+        for data in (table, table.to_batches()[0], table.to_batches(), table.to_reader()):
+            assert live.extend(data).acknowledged == 2
+        for wrong in (None, 3, "text", {"text": "t"}):
+            with pytest.raises(treering.UsageError):
+                live.extend(wrong)  # type: ignore[arg-type]
+        with pytest.raises(treering.InvalidRecordError, match="one column of this name"):
+            live.extend(pa.Table.from_arrays([pa.array(["x"])] * 2, names=["text", "text"]))
+        with pytest.raises(treering.InvalidRecordError, match="label"):
+            live.extend(pa.table({"text": pa.array([], pa.string())}))
+    assert len(live_ids(store)) == 8
+
+
+def test_arrow_chats_need_only_the_members_they_have(store: treering.Store) -> None:
+    with store.create("talks", "chat").capture() as live:
+        receipts = live.extend(
+            pa.table({"messages": [[{"role": "user", "content": "hi"}], [{"role": "bot", "content": "x"}]]})
+        )
+    assert (receipts.acknowledged, [i for i, _ in receipts.refused]) == (1, [1])
+
+
+def test_a_damaged_orphan_is_set_aside_and_stops_nothing(store: treering.Store, support: treering.Corpus) -> None:
+    folder = Path(store.uri) / "spool" / support.record.table
+    folder.mkdir(parents=True)
+    (folder / "1-abc.sqlite").write_bytes(b"garbage" * 1_000)
+    with pytest.warns(UserWarning, match="can't be read"), support.capture() as live:
+        live.add(record("a"))
+    assert live_ids(store) == ["a"]
+    assert [p.name for p in folder.iterdir() if p.suffix == ".damaged"] == ["1-abc.damaged"]
+
+
+def test_what_cannot_be_committed_now_is_committed_later(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "FLUSH_AFTER_S", 0.1)
+    failing = True
+    original = LanceTable.make_durable
+
+    def broken(self: LanceTable, dataset: Any) -> None:
+        if failing:
+            raise treering.StoreError("the disk is on fire")
+        original(self, dataset)
+
+    monkeypatch.setattr(LanceTable, "make_durable", broken)
+    with support.capture() as live:
+        live.extend([record("a"), record("a", "other")])
+        with pytest.raises(treering.StoreError):
+            live.flush()
+        time.sleep(0.5)
+        failing = False
+        end = time.monotonic() + 10
+        while live._spool.backlog() != (0, 0) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert live_ids(store) == ["a"]
+    assert len(support.quarantine()) == 1
+
+
+def test_capture_pauses_while_too_much_waits(support: treering.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_BACKLOG_BYTES", 20_000)
+    monkeypatch.setattr(recorder_module, "FLUSH_BYTES", 10_000)
+    most = 0
+    with support.capture() as live:
+        for n in range(60):
+            live.extend([record(f"{n}-{i}", "x" * 500) for i in range(10)])
+            most = max(most, live._spool.backlog()[1])
+    assert most < 60_000
+    assert live.counts.stored == 600
+
+
+def test_large_records_are_spooled_and_committed_by_their_bytes(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "_SPOOL_BYTES", 1 << 20)
+    with support.capture() as live:
+        live.extend([record(f"r{i}", "x" * 2_000_000) for i in range(5)])
+    assert len(live_ids(store)) == 5
+
+
+def test_a_schema_given_at_opening_is_checked_however_records_come(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    corpus = store.corpus("support", schema=Short)
+    for one in (corpus, pickle.loads(pickle.dumps(corpus))):
+        with one.capture() as live:
+            assert live.extend([{"text": "abcd", "label": "l"}]).acknowledged == 0
+            assert live.extend(pa.table({"text": ["abcd"], "label": ["l"]})).acknowledged == 0
+    assert isinstance(corpus, BaseCorpus)

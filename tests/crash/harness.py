@@ -12,6 +12,7 @@ from typing import Any
 import lance
 
 import treering
+from treering.store.snapshot import finish_pending
 
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -44,14 +45,12 @@ def ids_by_place(store: treering.Store) -> dict[str, list[str]]:
     return places
 
 
-def assert_each_in_one_place(store: treering.Store, captured: set[str], *, others_allowed: bool = False) -> None:
+def assert_each_in_one_place(store: treering.Store, captured: set[str]) -> None:
     store.corpus("support").quarantine()  # commits what dead processes left in their spools
     places = ids_by_place(store)
     counts = Counter(record_id for ids in places.values() for record_id in ids)
     assert [i for i, n in counts.items() if n > 1] == []
     assert captured - set(counts) == set()
-    if not others_allowed:
-        assert set(counts) - captured == set()
-    live, head = len(places["live"]), store.corpus("support").table.head()
-    if not store.corpus("support").snapshot_records():
-        assert live == head.count_rows()
+    assert set(counts) - captured == set()
+    finish_pending(store.corpus("support"))
+    assert store.corpus("support").table.head().count_rows() == len(places["live"])

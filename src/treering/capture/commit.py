@@ -16,18 +16,20 @@ import pyarrow.compute as pc
 
 from treering.capture import quarantine
 from treering.capture.spool import Spool
-from treering.errors import Problem
+from treering.errors import Problem, TreeringError
 from treering.store.certificate import id_filter, stable_hash
 from treering.store.corpus import BaseCorpus
 from treering.store.table import Dataset, retry_conflicts, text_in
 
-__all__ = ["TS_GIVEN", "Committed", "drain", "look_up"]
+__all__ = ["GIVEN", "Committed", "drain", "look_up", "same_content", "spool_schema"]
 
-#: Spool-only column: whether `ts` came with the record. A time that was filled in doesn't make a resent record differ.
-TS_GIVEN = "_ts_given"
+#: Fields that are filled in, and the spool-only columns that say whether they came with the record: what was filled in
+#: doesn't make a resent record differ.
+GIVEN = {"ts": "_ts_given", "split": "_split_given"}
 
-#: Rows a commit: large enough to pay for a commit's ~20 ms, small enough to stay a few dozen MB.
-_MAX_ROWS = 32_768
+#: Rows a commit: large enough to pay for a commit's ~20 ms, small enough to stay a few dozen MB in memory.
+_MAX_ROWS = 65_536
+_MAX_BYTES = 64 << 20
 #: ids an index look-up; 4 ms a thousand.
 _LOOK_UP = 1_000
 
@@ -39,12 +41,7 @@ class Committed:
     stored: int = 0
     duplicates: int = 0
     conflicts: list[str] = field(default_factory=list)
-
-    def add(self, other: Committed) -> None:
-        """Add up."""
-        self.stored += other.stored
-        self.duplicates += other.duplicates
-        self.conflicts += other.conflicts
+    refused: int = 0
 
 
 class _Filters:
@@ -66,22 +63,50 @@ class _Filters:
 _filters = _Filters()
 
 
-def drain(corpus: BaseCorpus, spool: Spool) -> Committed:
-    """Move everything in the spool to the table or to quarantine. What can't be moved stays in the spool."""
-    total = Committed()
-    while entries := spool.read("refused", 10_000):
+def spool_schema(corpus: BaseCorpus) -> pa.Schema:
+    """Columns of a spooled batch."""
+    schema = corpus.record_type.schema
+    for name in GIVEN.values():
+        schema = schema.append(pa.field(name, pa.bool_()))
+    return schema
+
+
+def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
+    """Move what the spool holds now to the table or to quarantine, and add up in `done` what became of it.
+
+    What comes in meanwhile waits for the next call. What can't be moved stays in the spool. Raises StoreError,
+    ConflictError.
+    """
+    last = spool.last("refused")
+    while entries := spool.read("refused", last, 10_000, _MAX_BYTES):
         for refused in entries:
             quarantine.put_aside(corpus, refused.payload)
         spool.trim("refused", entries[-1].seq)
-    while entries := spool.read("batches", _MAX_ROWS):
-        schema = corpus.record_type.schema.append(pa.field(TS_GIVEN, pa.bool_()))
+    last = spool.last("batches")
+    while entries := spool.read("batches", last, _MAX_ROWS, _MAX_BYTES):
         batches = [batch for e in entries for batch in pa.ipc.open_stream(e.payload)]
-        total.add(_commit(corpus, pa.Table.from_batches(batches, schema)))
+        _commit_or_refuse(corpus, pa.Table.from_batches(batches, spool_schema(corpus)), done)
         spool.trim("batches", entries[-1].seq)
-    return total
 
 
-def _commit(corpus: BaseCorpus, rows: pa.Table) -> Committed:
+def _commit_or_refuse(corpus: BaseCorpus, rows: pa.Table, done: Committed) -> None:
+    """Commit the rows. What fails by what it holds is found by halving and put aside: it must not block the rest."""
+    try:
+        _commit(corpus, rows, done)
+    except TreeringError:
+        raise  # the disk, the engine, other writers: not the rows' fault
+    except (ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException) as exc:
+        if len(rows) > 1:
+            middle = len(rows) // 2
+            _commit_or_refuse(corpus, rows.slice(0, middle), done)
+            _commit_or_refuse(corpus, rows.slice(middle), done)
+            return
+        problem = Problem((), "bad-value", f"expected values that can be stored and compared, got: {exc}")
+        quarantine.put_aside(corpus, quarantine.encode([quarantine.entry(str(rows.column("id")[0]), [problem])]))
+        done.refused += 1
+
+
+def _commit(corpus: BaseCorpus, rows: pa.Table, done: Committed) -> None:
     """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content."""
     rows, repeats = _first_of_each_id(rows)
     stored = 0
@@ -94,27 +119,29 @@ def _commit(corpus: BaseCorpus, rows: pa.Table) -> Committed:
         fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
         stored = 0
         if len(fresh):
-            stored = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns([TS_GIVEN])))
+            stored = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns(list(GIVEN.values()))))
             if stored < len(fresh):
                 # Some ids were in live already. They still are in `head`, the very version that the merge looked at.
                 known |= _rows_with(corpus, head, fresh.column("id").to_pylist())
         return True
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
-    done = Committed(stored)
-    clashes = []
+    corpus.table.make_durable(corpus.table.head())
     resent = [(row, known[row["id"]]) for row in rows.filter(_has_id_of(rows, known)).to_pylist()] if known else []
+    duplicates, clashes = 0, []
     for row, first in [*resent, *((row, known.get(row["id"], first)) for row, first in repeats)]:
         if same_content(row, first):
-            done.duplicates += 1
+            duplicates += 1
         else:
-            clashes.append({key: value for key, value in row.items() if key != TS_GIVEN})
+            clashes.append({key: value for key, value in row.items() if key not in GIVEN.values()})
     if clashes:
-        done.conflicts = [row["id"] for row in clashes]
         problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
-        quarantine.put_aside(corpus, quarantine.encode([quarantine.entry(row, [problem]) for row in clashes]))
-    corpus.table.make_durable(corpus.table.head())
-    return done
+        # Dated by the record, not by the clock: a drain that is cut short and repeated puts the same bytes aside.
+        entries = [quarantine.entry(row, [problem], at=row["ts"]) for row in clashes]
+        quarantine.put_aside(corpus, quarantine.encode(entries))
+    done.stored += stored
+    done.duplicates += duplicates
+    done.conflicts += [row["id"] for row in clashes]
 
 
 def _first_of_each_id(rows: pa.Table) -> tuple[pa.Table, list[tuple[dict[str, Any], dict[str, Any]]]]:
@@ -137,8 +164,8 @@ def _has_id_of(rows: pa.Table, known: dict[str, dict[str, Any]]) -> pa.ChunkedAr
 
 
 def same_content(row: dict[str, Any], known: dict[str, Any]) -> bool:
-    """Whether a row that came again says what the known one says. `split` follows from the rest; `ts` counts if given."""
-    ignored = {TS_GIVEN, "split"} | (set() if row.get(TS_GIVEN) and known.get(TS_GIVEN, True) else {"ts"})
+    """Whether a row that came again says what the known one says; fields that were filled in for it don't count."""
+    ignored = {*GIVEN.values()} | {name for name, given in GIVEN.items() if not (row[given] and known.get(given, True))}
     # As text: NaN equals itself there.
     mine, theirs = (
         json.dumps({k: v for k, v in r.items() if k not in ignored}, sort_keys=True, default=repr) for r in (row, known)

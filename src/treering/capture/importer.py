@@ -5,7 +5,11 @@ Knows treering's own record format; other formats become importers of their own.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import lzma
+import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -40,13 +44,15 @@ def import_file(
 ) -> ImportSummary:
     """Capture every line of a JSONL file (a path, any fsspec URL, or a binary stream) as a record.
 
-    A bad line goes to quarantine with its number and never blocks the rest. A record without an id gets one from its
-    line's text, so importing a file twice adds nothing. `progress` is called with the number of lines done so far.
-    Raises NotFoundError when there is no such file, StoreError when it can't be read or stored.
+    A bad line goes to quarantine with its number and never blocks the rest. A record without an id gets one from the
+    file's path and the line's text, so importing a file twice adds nothing; one from a stream gets a fresh id. `progress`
+    is called with the number of lines done so far. Raises NotFoundError when there is no such file, StoreError when it
+    can't be read or stored; what came before the damage is captured then.
     """
     name, stream = _opened(source)
     summary = ImportSummary()
     seen: Counter[bytes] = Counter()
+    origin = None if not isinstance(source, str) else (source if "://" in source else os.path.abspath(source))
     with stream, Recorder(corpus) as recorder:
         lines: list[tuple[int, bytes]] = []
         for line in _lines(stream, name):
@@ -54,11 +60,11 @@ def import_file(
             if line.strip():
                 lines.append((summary.read, line))
             if len(lines) >= _LINES:
-                _capture(recorder, name, lines, seen, summary)
+                _capture(recorder, name, origin, lines, seen, summary)
                 lines = []
                 if progress is not None:
                     progress(summary.read)
-        _capture(recorder, name, lines, seen, summary)
+        _capture(recorder, name, origin, lines, seen, summary)
         recorder.flush()
     if progress is not None:
         progress(summary.read)
@@ -83,30 +89,35 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     try:
-        yield from stream
-    except OSError as exc:
+        for number, line in enumerate(stream):
+            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
         raise StoreError(f"can't read {name}: {exc}", code="read-failed") from exc
 
 
 def _capture(
-    recorder: Recorder, name: str, lines: list[tuple[int, bytes]], seen: Counter[bytes], summary: ImportSummary
+    recorder: Recorder,
+    name: str,
+    origin: str | None,
+    lines: list[tuple[int, bytes]],
+    seen: Counter[bytes],
+    summary: ImportSummary,
 ) -> None:
     numbers: list[int] = []
     records: list[dict[str, Any]] = []
     for number, line in lines:
         try:
             record = from_json(line, allow_inf_nan=False)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
             recorder.refuse(line.decode("utf-8", "replace").rstrip("\r\n"), [problem], f"{name}:{number}")
             _note(summary, number, (problem,))
             continue
-        if isinstance(record, dict) and record.get("id") is None:
-            text = line.strip()
-            digest = hashlib.blake2b(text, digest_size=16)
-            digest.update(seen[digest.digest()].to_bytes(8, "big"))  # the n-th copy of a line is a record of its own
-            seen[hashlib.blake2b(text, digest_size=16).digest()] += 1
-            record["id"] = digest.hexdigest()
+        if origin is not None and isinstance(record, dict) and record.get("id") is None:
+            # The n-th copy of a line is a record of its own: two users may well say the same.
+            key = hashlib.blake2b(origin.encode() + b"\0" + line.strip(), digest_size=16).digest()
+            record["id"] = hashlib.blake2b(key + seen[key].to_bytes(8, "big"), digest_size=16).hexdigest()
+            seen[key] += 1
         numbers.append(number)
         records.append(record)
     receipts = recorder.extend(records, sources=[f"{name}:{number}" for number in numbers])

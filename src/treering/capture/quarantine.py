@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from treering.errors import AlreadyExistsError, Problem
+from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
 
 __all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "put_aside"]
@@ -33,10 +35,30 @@ class Quarantined(BaseModel):
 _LIST = TypeAdapter(list[Quarantined])
 
 
-def entry(record: Any, problems: Sequence[Problem], source: str | None = None) -> Quarantined:
-    """What is kept of a refused record: what JSON can't hold is kept as its `repr`."""
-    kept = json.loads(json.dumps(record, default=repr, ensure_ascii=True).encode("ascii"), parse_constant=str)
-    return Quarantined(record=kept, problems=tuple(problems), at=datetime.now(UTC), source=source)
+_SURROGATE = re.compile("[\ud800-\udfff]")  # lone, since they stand in a Python string: UTF-8 can't hold them
+_LONGEST = 1_000_000  # characters that are kept of a record that JSON can't hold
+
+
+def entry(
+    record: Any, problems: Sequence[Problem], source: str | None = None, *, at: datetime | None = None
+) -> Quarantined:
+    """What is kept of a refused record: what JSON can't hold is kept as its `repr`. Never raises for any record."""
+    try:
+        text = json.dumps(record, default=safe_repr, ensure_ascii=False)
+        kept = json.loads(_SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text), parse_constant=str)
+    except (TypeError, ValueError, RecursionError):
+        kept = _text(safe_repr(record)[:_LONGEST])
+    shown = tuple(Problem(_printable(p.loc), p.kind, _text(p.message)) for p in problems)
+    return Quarantined(record=kept, problems=shown, at=at or datetime.now(UTC), source=source)
+
+
+def _printable(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    return tuple(part if isinstance(part, int) else _text(part) for part in loc)
+
+
+def _text(text: str) -> str:
+    """The text with lone surrogates spelt out: UTF-8 can't hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def encode(entries: Sequence[Quarantined]) -> bytes:
@@ -59,7 +81,12 @@ def put_aside(corpus: BaseCorpus, data: bytes) -> None:
 
 
 def list_quarantine(corpus: BaseCorpus) -> list[Quarantined]:
-    """All quarantined records, oldest first."""
+    """All quarantined records, oldest first. The same line of a file, refused at each import, is one of them."""
     objects = corpus.store.objects
     found = [q for path in objects.list(f"quarantine/{corpus.record.table}") for q in decode(objects.get(path))]
-    return sorted(found, key=lambda q: q.at)
+    found.sort(key=lambda q: q.at)
+    kept: dict[Any, Quarantined] = {}
+    for number, q in enumerate(found):
+        again = number if q.source is None else (q.source, json.dumps(q.record, sort_keys=True), q.problems)
+        kept.setdefault(again, q)
+    return list(kept.values())

@@ -10,9 +10,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +26,9 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from treering.capture import quarantine
-from treering.capture.commit import TS_GIVEN, Committed, drain, look_up, same_content
+from treering.capture.commit import GIVEN, Committed, drain, look_up, same_content, spool_schema
 from treering.capture.spool import Spool, orphans
-from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
+from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import CorpusRecord
@@ -36,14 +38,16 @@ __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", 
 
 #: Records validated at a time: few enough that Python's garbage collector stays out of the way.
 _CHUNK = 1_000
-#: Rows `extend` spools at a time: a sync costs up to 4 ms, whatever its size.
+#: Rows, or bytes, that `extend` spools at a time: a sync costs up to 4 ms, whatever its size.
 _SPOOL_ROWS = 8_192
+_SPOOL_BYTES = 16 << 20
 #: A commit waits for this many rows …
-FLUSH_ROWS = 16_384
+FLUSH_ROWS = 65_536
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
-#: `extend` pauses while this many rows wait for their commit, so that a fast producer can't fill the disk with spool.
-_MAX_BACKLOG = 262_144
+FLUSH_BYTES = 64 << 20
+#: Capture pauses while this many bytes wait for their commit, so that a fast producer can't fill the disk with spool.
+MAX_BACKLOG_BYTES = 512 << 20
 #: Live is compacted in tiers: this many fragments of fewer rows than a tier are joined to fragments of its size. So a
 #: record is rewritten once a tier, and never more than a few fragments lie about, however small the commits.
 _TIERS = (4_096, TARGET_ROWS_PER_FRAGMENT)
@@ -99,7 +103,9 @@ class Recorder:
     def __init__(self, corpus: BaseCorpus, *, durability: Literal["disk", "store"] = "disk") -> None:
         if durability not in ("disk", "store"):
             raise UsageError(f"durability is 'disk' or 'store', not {durability!r}", code="bad-durability")
-        adopt_orphans(corpus)
+        # What a process that is gone left behind may wait; that its disk is full, say, must not stop this one.
+        with suppress(TreeringError):
+            adopt_orphans(corpus)
         self.corpus = corpus
         self.counts = Counts()
         self.conflicts: list[str] = []  # ids that were taken by other content
@@ -109,11 +115,11 @@ class Recorder:
         self._known: dict[str, None] = {}
         self._draining = threading.Lock()
         self._wake = threading.Condition()
-        self._backlog = 0
+        self._backlog = (0, 0)  # rows, bytes
         self._oldest: float | None = None
         self._closing = False
         self._closed = False
-        self._error: TreeringError | None = None
+        self._error: Exception | None = None
         self._flusher = threading.Thread(target=_flush_in_background, args=(weakref.ref(self), self._wake), daemon=True)
         self._flusher.start()
         _open.add(self)
@@ -153,41 +159,53 @@ class Recorder:
         Raises InvalidRecordError when an Arrow table's columns don't fit at all, StoreError.
         """
         self._check_usable()
-        acknowledged, offset, waiting = 0, 0, 0
+        acknowledged, offset, rows, size = 0, 0, 0, 0
         refused: list[tuple[int, tuple[Problem, ...]]] = []
         batches: list[pa.RecordBatch] = []
         aside: list[_Refused] = []
         for chunk, checked in self._checked(records):
             if len(checked.batch):
                 batches.append(self._filled(checked.batch))
+                size += batches[-1].nbytes
             for position, problems in checked.refused:
                 aside.append((chunk(position), problems, sources[offset + position] if sources else None))
                 refused.append((offset + position, problems))
             acknowledged += len(checked.batch)
-            seen = len(checked.batch) + len(checked.refused)
-            offset += seen
-            waiting += seen
-            if waiting >= _SPOOL_ROWS:
+            offset += len(checked.batch) + len(checked.refused)
+            rows += len(checked.batch) + len(checked.refused)
+            if rows >= _SPOOL_ROWS or size >= _SPOOL_BYTES:
                 self._spool_batches(batches, aside)
-                batches, aside, waiting = [], [], 0
-        if waiting:
+                batches, aside, rows, size = [], [], 0, 0
+        if rows:
             self._spool_batches(batches, aside)
         return Receipts(acknowledged, refused)
 
-    def _checked(self, records: Any) -> Iterable[tuple[Any, Validated]]:
-        record_type = self.corpus.record_type
-        if isinstance(records, pa.RecordBatch):
-            records = pa.Table.from_batches([records])
+    def _checked(self, records: Any) -> Iterator[tuple[Callable[[int], Any], Validated]]:
+        """(a way to get at the raw records, their validation), some thousand at a time."""
         if isinstance(records, pa.Table):
-            for start in range(0, len(records), 16 * _CHUNK):
-                part = records.slice(start, 16 * _CHUNK)
-                yield (lambda i, part=part: part.slice(i, 1).to_pylist()[0]), record_type.validate_arrow(part)
+            yield from self._checked_table(records)
             return
-        if isinstance(records, Mapping | str | bytes):
-            raise UsageError("extend takes many records", code="bad-records", hint="use add for a single one")
+        if isinstance(records, pa.RecordBatch):
+            records = [records]
+        if isinstance(records, Mapping | str | bytes | BaseModel) or not isinstance(records, Iterable):
+            raise UsageError(
+                f"extend takes records or Arrow data, not a {type(records).__name__}",
+                code="bad-records",
+                hint="use add for a single record",
+            )
         iterator = iter(records)
         while chunk := list(islice(iterator, _CHUNK)):
-            yield chunk.__getitem__, record_type.validate(chunk)
+            if isinstance(chunk[0], pa.RecordBatch):  # a reader, or a list of batches
+                yield from self._checked_table(pa.Table.from_batches([*chunk, *iterator]))
+                return
+            yield chunk.__getitem__, self.corpus.record_type.validate(chunk)
+
+    def _checked_table(self, table: pa.Table) -> Iterator[tuple[Callable[[int], Any], Validated]]:
+        record_type = self.corpus.record_type
+        record_type.check_columns(table)
+        for start in range(0, len(table), 16 * _CHUNK):
+            part = table.slice(start, 16 * _CHUNK)
+            yield partial(_raw_row, part), record_type.validate_arrow(part)
 
     def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> None:
         """Put aside, durably, what an importer couldn't even read as a record."""
@@ -204,7 +222,7 @@ class Recorder:
         if known is None:
             return False
         row = batch.to_pylist()[0]
-        if same_content({**row, TS_GIVEN: row["ts"] is not None}, known):
+        if same_content({**row, **{given: row[name] is not None for name, given in GIVEN.items()}}, known):
             self.counts.duplicates += 1
             return True
         problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
@@ -214,7 +232,7 @@ class Recorder:
         )
 
     def _filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with id, ts and split filled in, and a note on whether ts was given."""
+        """The batch with id, ts and split filled in, and a note on which of them were given."""
         ids, ts = batch.column("id"), batch.column("ts")
         if ids.null_count < len(ids):
             for record_id in ids.to_pylist():
@@ -222,18 +240,17 @@ class Recorder:
                     self._known[record_id] = None
             if len(self._known) > _REMEMBERED:
                 for old in list(islice(self._known, len(self._known) - _REMEMBERED)):
-                    del self._known[old]
+                    self._known.pop(old, None)
         if ids.null_count:
             raw = os.urandom(16 * len(ids)).hex()
             ids = pc.coalesce(ids, pa.array([raw[i : i + 32] for i in range(0, len(raw), 32)], pa.string()))
-        given = pc.is_valid(ts)
+        given = [pc.is_valid(batch.column(name)) for name in GIVEN]
         if ts.null_count:
             ts = pc.fill_null(ts, pa.scalar(datetime.now(UTC), ts.type))
         columns = {name: batch.column(name) for name in batch.schema.names}
         columns.update(id=ids, ts=ts)
         columns["split"] = assign_splits(self.corpus.record, columns)
-        schema = self.corpus.record_type.schema.append(pa.field(TS_GIVEN, pa.bool_()))
-        return pa.RecordBatch.from_arrays([*columns.values(), given], schema=schema)
+        return pa.RecordBatch.from_arrays([*columns.values(), *given], schema=spool_schema(self.corpus))
 
     def _spool_batches(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> None:
         """Make them durable: this is the acknowledgement."""
@@ -247,12 +264,12 @@ class Recorder:
         self.counts.acknowledged += rows
         self.counts.refused += len(refused)
         with self._wake:
-            self._backlog += rows
+            self._backlog = self._backlog[0] + rows, self._backlog[1] + sum(len(data) for _, data in payloads)
             if self._oldest is None and (rows or refused):
                 self._oldest = time.monotonic()
-            if self._backlog >= FLUSH_ROWS:
+            if self._due_in() == 0.0:
                 self._wake.notify_all()
-            while self._backlog > _MAX_BACKLOG and self._error is None and not self._closing:
+            while self._backlog[1] > MAX_BACKLOG_BYTES and self._error is None and not self._closing:
                 self._wake.wait(0.1)
         if self._durability == "store":
             self.flush()
@@ -266,38 +283,52 @@ class Recorder:
         return self.counts
 
     def _drain(self) -> None:
+        done = Committed()
         with self._draining:
+            if self._closed:  # meanwhile; closing committed everything
+                return
             with self._wake:
                 self._oldest = None
-            self._count(drain(self.corpus, self._spool))
+            try:
+                drain(self.corpus, self._spool, done)
+            except BaseException:
+                with self._wake:
+                    self._oldest = time.monotonic()  # what is left is due again
+                raise
+            finally:
+                self.counts.stored += done.stored
+                self.counts.duplicates += done.duplicates
+                self.counts.conflicts += len(done.conflicts)
+                self.counts.refused += done.refused
+                self.conflicts += done.conflicts
             with self._wake:
                 self._backlog = self._spool.backlog()
+                if self._backlog[0] and self._oldest is None:
+                    self._oldest = time.monotonic()  # came in meanwhile
                 self._error = None
                 self._wake.notify_all()
 
-    def _count(self, done: Committed) -> None:
-        self.counts.stored += done.stored
-        self.counts.duplicates += done.duplicates
-        self.counts.conflicts += len(done.conflicts)
-        self.conflicts += done.conflicts
-
     def close(self) -> None:
-        """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener."""
-        if self._closed:
-            return
-        if self._pid != os.getpid():
+        """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener.
+
+        Raises StoreError, ConflictError when they can't.
+        """
+        if self._closed or self._pid != os.getpid():
             return
         with self._wake:
             self._closing = True
             self._wake.notify_all()
         self._flusher.join()
+        self._spool.shut()  # whoever is in `add` right now is acknowledged first, or refused
         try:
             self._drain()
-            self._compact_if_due()
+            with suppress(TreeringError):  # tidying up; every record is in
+                self._compact_if_due()
         finally:
-            self._closed = True
-            _open.discard(self)
-            self._spool.close()
+            with self._draining:
+                self._closed = True
+                _open.discard(self)
+                self._spool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -312,12 +343,12 @@ class Recorder:
             raise UsageError(
                 "this recorder belongs to the process that made it", code="forked", hint="call capture() after the fork"
             )
-        if self._closed:
+        if self._closing:
             raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
 
     def _due_in(self) -> float | None:
         """Seconds until the next commit is due; None when nothing waits. Called with `_wake` held."""
-        if self._backlog >= FLUSH_ROWS:
+        if self._backlog[0] >= FLUSH_ROWS or self._backlog[1] >= FLUSH_BYTES:
             return 0.0
         return None if self._oldest is None else max(0.0, self._oldest + FLUSH_AFTER_S - time.monotonic())
 
@@ -351,7 +382,7 @@ def _flush_in_background(recorder_ref: weakref.ref[Recorder], wake: threading.Co
         try:
             recorder._drain()
             recorder._compact_if_due()
-        except TreeringError as exc:
+        except Exception as exc:
             # The records are safe in the spool. Keep trying; flush() and close() say what is wrong.
             with wake:
                 recorder._error = exc
@@ -364,7 +395,8 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     """The `split` column: as given, else by a keyed hash of the record's group.
 
     A group is held out when blake2b(key, group), read as a fraction of 2⁶⁴, lies below the corpus's share. So a
-    conversation never straddles, and the same records are split alike everywhere.
+    conversation doesn't straddle unless its records name their splits themselves, and the same records are split alike
+    everywhere.
     """
     split = columns["split"]
     if split.null_count == 0:
@@ -383,6 +415,14 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
 
 
+def _raw_row(table: pa.Table, position: int) -> Any:
+    """A row as it came, for quarantine."""
+    try:
+        return table.slice(position, 1).to_pylist()[0]
+    except (ArithmeticError, ValueError):
+        return table.slice(position, 1).to_string()
+
+
 def _to_ipc(batches: Sequence[pa.RecordBatch]) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batches[0].schema) as writer:
@@ -396,23 +436,18 @@ def spool_directory(corpus: BaseCorpus) -> Path:
     return corpus.store.root / "spool" / corpus.record.table
 
 
-def adopt_orphans(corpus: BaseCorpus) -> Committed:
-    """Commit what processes that are gone have left in their spools."""
-    total = Committed()
+def adopt_orphans(corpus: BaseCorpus) -> None:
+    """Commit what processes that are gone have left in their spools. Raises StoreError, ConflictError."""
     for spool in orphans(spool_directory(corpus)):
         try:
-            total.add(drain(corpus, spool))
+            drain(corpus, spool, Committed())
         finally:
             spool.close()
-    return total
 
 
 def flush_spools(corpus: BaseCorpus) -> None:
     """Commit what this process and gone ones have acknowledged: step 0 of a seal. Raises StoreError, ConflictError."""
     for recorder in list(_open):
-        if recorder.corpus.uri == corpus.uri and recorder._pid == os.getpid() and not recorder._closed:
-            recorder.flush()
-    try:
-        adopt_orphans(corpus)
-    except ConflictError as exc:
-        raise StoreError(f"orphaned spools of {corpus.name} can't be committed: {exc.message}", code="spool") from exc
+        if recorder.corpus.uri == corpus.uri and recorder._pid == os.getpid() and not recorder._closing:
+            recorder._drain()
+    adopt_orphans(corpus)

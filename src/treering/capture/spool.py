@@ -8,16 +8,20 @@ Knows bytes and sequence numbers, not records.
 from __future__ import annotations
 
 import os
+import queue
 import secrets
 import sqlite3
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from treering.errors import StoreError
+from treering.errors import StoreError, UsageError
 from treering.store.durable import sync_directory
 
 __all__ = ["Entry", "Spool", "orphans"]
@@ -40,23 +44,26 @@ class Entry:
 class _Write:
     """One caller's batches on their way to the disk."""
 
-    __slots__ = ("accepted", "done", "error", "refused")
+    __slots__ = ("accepted", "done", "refused")
 
     def __init__(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]]) -> None:
         self.accepted, self.refused = accepted, refused
-        self.done = False
-        self.error: BaseException | None = None
+        self.done: Future[None] = Future()
 
 
 class Spool:
-    """A durable queue of batches. Thread-safe; threads that write at once share one sync."""
+    """A durable queue of batches. Thread-safe; threads that write at once share one sync.
+
+    A thread of its own does the writing: an interrupt hits the main thread only, so it can't leave a write half done.
+    """
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
         self._lock = lock
-        self._turn = threading.Condition()
-        self._queue: list[_Write] = []
-        self._leading = False
+        self._gate = threading.Lock()
+        self._closed = False
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
         with _translated(path):
             # Writing and reading have a connection each, so that draining never holds up an acknowledgement.
             self._writer = self._connect()
@@ -74,105 +81,159 @@ class Spool:
     @classmethod
     def new(cls, directory: Path) -> Spool:
         """A fresh spool of this process in `directory`."""
-        directory.mkdir(parents=True, exist_ok=True)
-        sync_directory(directory.parent)
-        path = directory / f"{os.getpid()}-{secrets.token_hex(6)}.sqlite"
-        lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
-        lock.acquire()  # before the file is there to be taken for an orphan
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            sync_directory(directory.parent)
+            path = directory / f"{os.getpid()}-{secrets.token_hex(6)}.sqlite"
+            lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
+            lock.acquire()  # before the file is there to be taken for an orphan
+        except OSError as exc:
+            raise StoreError(f"can't make a spool in {directory}: {exc.strerror}", code="spool") from exc
         return cls(path, lock)
 
     def append(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]] = ()) -> None:
-        """Store (rows, payload) batches, all or none; they are on disk when this returns. Raises StoreError."""
+        """Store (rows, payload) batches, all or none; they are on disk when this returns.
+
+        Raises StoreError when they can't be stored, UsageError once the spool is closed.
+        """
         mine = _Write(accepted, refused)
-        with self._turn:
-            self._queue.append(mine)
-            while self._leading and not mine.done:
-                self._turn.wait()
-            if mine.done:
-                if mine.error is not None:
-                    raise mine.error
-                return
-            self._leading = True
-            group, self._queue = self._queue, []
-        error: BaseException | None = None
-        try:
-            with _translated(self.path):
-                self._insert(group)
-        except BaseException as exc:
-            error = exc
-            raise
-        finally:
-            with self._turn:
-                for write in group:
-                    write.done, write.error = True, error
-                self._leading = False
-                self._turn.notify_all()
+        with self._gate:
+            if self._closed:
+                raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
+            if self._thread is None:
+                arguments = (self.path, self._writer, self._queue)
+                self._thread = threading.Thread(target=_write, args=arguments, name="treering-spool", daemon=True)
+                self._thread.start()
+            self._queue.put(mine)
+        mine.done.result()
 
-    def _insert(self, group: Sequence[_Write]) -> None:
-        cursor = self._writer.cursor()
-        cursor.execute("BEGIN IMMEDIATE")
-        try:
-            for write in group:
-                cursor.executemany("INSERT INTO batches (rows, payload) VALUES (?, ?)", write.accepted)
-                cursor.executemany("INSERT INTO refused (rows, payload) VALUES (?, ?)", write.refused)
-            cursor.execute("COMMIT")
-        except BaseException:
-            if self._writer.in_transaction:
-                cursor.execute("ROLLBACK")
-            raise
-
-    def read(self, table: str, max_rows: int) -> list[Entry]:
-        """The oldest entries of `batches` or `refused`: at least one, and no more than `max_rows` rows beyond it."""
-        entries: list[Entry] = []
-        total = 0
+    def last(self, table: str) -> int:
+        """Sequence number of the newest entry; 0 when there is none."""
         with self._reading, _translated(self.path):
-            for seq, rows, payload in self._reader.execute(f"SELECT seq, rows, payload FROM {table} ORDER BY seq"):  # noqa: S608
-                if entries and total + rows > max_rows:
+            return int(self._reader.execute(f"SELECT coalesce(max(seq), 0) FROM {table}").fetchone()[0])  # noqa: S608
+
+    def read(self, table: str, up_to: int, max_rows: int, max_bytes: int) -> list[Entry]:
+        """The oldest entries of `batches` or `refused` up to a number: at least one, then as many as the limits allow."""
+        with self._reading, _translated(self.path):
+            query = f"SELECT seq, rows, length(payload) FROM {table} WHERE seq <= ? ORDER BY seq"  # noqa: S608
+            chosen, rows, size = 0, 0, 0
+            for number, more_rows, more in self._reader.execute(query, (up_to,)):
+                if chosen and (rows + more_rows > max_rows or size + more > max_bytes):
                     break
-                entries.append(Entry(seq, rows, payload))
-                total += rows
-        return entries
+                chosen, rows, size = number, rows + more_rows, size + more
+            query = f"SELECT seq, rows, payload FROM {table} WHERE seq <= ? ORDER BY seq"  # noqa: S608
+            return [Entry(*row) for row in self._reader.execute(query, (chosen,))]
 
     def trim(self, table: str, up_to: int) -> None:
         """Forget entries up to a sequence number: they are durable elsewhere."""
         with self._reading, _translated(self.path):
             self._reader.execute(f"DELETE FROM {table} WHERE seq <= ?", (up_to,))  # noqa: S608
 
-    def backlog(self) -> int:
-        """Accepted rows that are still here."""
+    def backlog(self) -> tuple[int, int]:
+        """Accepted (rows, bytes) that are still here."""
         with self._reading, _translated(self.path):
-            return int(self._reader.execute("SELECT coalesce(sum(rows), 0) FROM batches").fetchone()[0])
+            found = self._reader.execute(
+                "SELECT coalesce(sum(rows), 0), coalesce(sum(length(payload)), 0) FROM batches"
+            )
+            rows, size = found.fetchone()
+            return int(rows), int(size)
+
+    def shut(self) -> None:
+        """Take nothing more; what was being written is on disk when this returns."""
+        with self._gate:
+            self._closed = True
+            if self._thread is not None:
+                self._queue.put(None)
+        if self._thread is not None:
+            self._thread.join()
 
     def close(self) -> None:
         """Let go of it; an empty one is removed, one that still holds batches waits for whoever adopts it."""
-        with self._reading, _translated(self.path):
-            left = self._reader.execute("SELECT EXISTS (SELECT 1 FROM batches) OR EXISTS (SELECT 1 FROM refused)")
-            empty = not left.fetchone()[0]
-            self._reader.close()
-            self._writer.close()
-        if empty:
-            for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
-                self.path.with_suffix(suffix).unlink(missing_ok=True)
-        self._lock.release()
+        self.shut()
+        try:
+            with self._reading, _translated(self.path):
+                left = self._reader.execute("SELECT EXISTS (SELECT 1 FROM batches) OR EXISTS (SELECT 1 FROM refused)")
+                empty = not left.fetchone()[0]
+                self._reader.close()
+                self._writer.close()
+            if empty:
+                for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+                    self.path.with_suffix(suffix).unlink(missing_ok=True)
+        finally:
+            self._lock.release()
         if empty:
             self.path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def orphans(directory: Path) -> list[Spool]:
-    """Spools whose process is gone, each now held by this one."""
-    found = []
+def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueue[_Write | None]) -> None:
+    """The writer thread: everything that waits goes into one transaction, so it shares one sync."""
+    open_ = True
+    while open_:
+        group = [waiting.get()]
+        with suppress(queue.Empty):
+            while group[-1] is not None:
+                group.append(waiting.get_nowait())
+        open_ = group[-1] is not None
+        writes = [write for write in group if write is not None]
+        try:
+            _insert(path, connection, writes)
+        except Exception:
+            # One that can't be stored (too large, say) must not take its neighbours along.
+            for write in writes:
+                try:
+                    _insert(path, connection, [write])
+                except Exception as exc:
+                    write.done.set_exception(exc)
+                else:
+                    write.done.set_result(None)
+        else:
+            for write in writes:
+                write.done.set_result(None)
+
+
+def _insert(path: Path, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
+    with _translated(path):
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for write in writes:
+                connection.executemany("INSERT INTO batches (rows, payload) VALUES (?, ?)", write.accepted)
+                connection.executemany("INSERT INTO refused (rows, payload) VALUES (?, ?)", write.refused)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def orphans(directory: Path) -> Iterator[Spool]:
+    """Spools whose process is gone, each held by this one while it is looked at.
+
+    One that SQLite can't read is set aside as `*.damaged`, with a warning: it must not stop what comes after it.
+    """
     for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
         lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
         try:
             lock.acquire()
         except Timeout:
             continue
-        if path.exists():
-            found.append(Spool(path, lock))
-        else:  # its owner closed it between our look and our lock
+        if not path.exists():  # its owner closed it between our look and our lock
             lock.release()
             path.with_suffix(".lock").unlink(missing_ok=True)
-    return found
+            continue
+        try:
+            spool = Spool(path, lock)
+        except StoreError as exc:
+            if isinstance(exc.__cause__, sqlite3.OperationalError) or not isinstance(
+                exc.__cause__, sqlite3.DatabaseError
+            ):
+                lock.release()
+                raise
+            aside = path.with_suffix(".damaged")
+            path.rename(aside)
+            lock.release()
+            warnings.warn(f"a spool of a process that is gone can't be read; it is kept as {aside}", stacklevel=2)
+            continue
+        yield spool
 
 
 class _translated:  # noqa: N801  (reads as a verb where it stands)
@@ -185,10 +246,10 @@ class _translated:  # noqa: N801  (reads as a verb where it stands)
         return None
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        if isinstance(exc, sqlite3.Error):
+        if isinstance(exc, sqlite3.Error | OverflowError):
             full = "disk is full" in str(exc)
             raise StoreError(
-                f"the spool {self._path.name} can't be written or read: {exc}",
+                f"the spool {self._path} can't be written or read: {exc}",
                 code="spool",
                 hint="free some space, then send the record again" if full else None,
             ) from exc

@@ -5,6 +5,7 @@ Knows types only. Does not look at data (record_type.py).
 
 from __future__ import annotations
 
+import re
 import types
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin
@@ -23,6 +24,7 @@ __all__ = [
     "TIMESTAMP",
     "annotation_to_arrow",
     "arrow_to_annotation",
+    "check_field_name",
     "plain_fields",
     "plain_model",
     "typed_dict",
@@ -58,6 +60,16 @@ _SCALARS: dict[Any, pa.DataType] = {
 }
 
 
+def check_field_name(name: str, where: str) -> None:
+    """Raise UsageError for a name that can't be a column: filters and paths give other signs a meaning."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        raise UsageError(
+            f"{where!r} can't name a field",
+            code="bad-field-name",
+            hint="a letter, then letters, digits and underscores",
+        )
+
+
 def annotation_to_arrow(annotation: Any, where: str, metadata: tuple[Any, ...] = ()) -> tuple[pa.DataType, bool]:
     """Arrow type of a pydantic annotation, and whether it may be null. Raises UsageError for what has no Arrow type."""
     origin, args = get_origin(annotation), get_args(annotation)
@@ -85,6 +97,7 @@ def annotation_to_arrow(annotation: Any, where: str, metadata: tuple[Any, ...] =
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         fields = []
         for name, info in annotation.model_fields.items():
+            check_field_name(name, f"{where}.{name}")
             kind, _ = annotation_to_arrow(info.annotation, f"{where}.{name}", tuple(info.metadata))
             # Struct members stay nullable in Arrow: the model is what demands them, and adding a member later is free.
             fields.append(pa.field(name, kind))
@@ -118,6 +131,12 @@ def arrow_to_annotation(kind: pa.DataType, where: str) -> Any:
         return Annotated[int, Field(ge=low, le=high)]
     if t.is_floating(kind):
         return float
+    if t.is_timestamp(kind) and kind.unit == "ns":
+        raise UsageError(
+            f"{where}: nanoseconds can't be a record field: Python's times hold microseconds",
+            code="unsupported-type",
+            hint="use timestamp('us'), or an int64",
+        )
     if t.is_timestamp(kind):
         return Annotated[datetime, BeforeValidator(_parse_time)] if kind.tz else datetime
     if t.is_date(kind):
@@ -126,11 +145,19 @@ def arrow_to_annotation(kind: pa.DataType, where: str) -> Any:
         return Annotated[bytes, Field(min_length=kind.byte_width, max_length=kind.byte_width)]
     if t.is_binary(kind) or t.is_large_binary(kind):
         return bytes
+    if t.is_fixed_size_list(kind) and not (t.is_integer(kind.value_type) or t.is_floating(kind.value_type)):
+        raise UsageError(
+            f"{where}: a fixed-size list holds numbers, not {kind.value_type}",
+            code="unsupported-type",
+            hint="use a list of any length",
+        )
     if t.is_fixed_size_list(kind):
         return Annotated[list[_item(kind, where)], Field(min_length=kind.list_size, max_length=kind.list_size)]  # type: ignore[misc]
     if t.is_list(kind) or t.is_large_list(kind):
         return list[_item(kind, where)]  # type: ignore[misc]
     if t.is_struct(kind):
+        for field in kind:
+            check_field_name(field.name, f"{where}.{field.name}")
         return typed_dict(where, {field.name: (_value(field, where), not field.nullable) for field in kind})
     raise UsageError(
         f"{where}: Arrow type {kind} can't be a record field",

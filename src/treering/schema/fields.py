@@ -15,10 +15,10 @@ from pydantic_core import PydanticCustomError
 __all__ = ["Arguments", "Int32", "Json", "JsonArray", "JsonObject", "Origin", "Split", "Timestamp", "dump_json"]
 
 
-def dump_json(value: Any) -> str:
-    """Compact JSON text of `value`, keys in the order given. Raises ValueError on NaN, infinities and foreign types."""
+def dump_json(value: Any, *, sort_keys: bool = False) -> str:
+    """Compact JSON text of `value`. Raises ValueError on NaN, infinities and foreign types."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"expected a value that JSON can hold: {exc}") from exc
 
@@ -40,7 +40,8 @@ def _encode(value: Any, kind: type) -> Any:
         return value
     if isinstance(value, kind):
         try:
-            return dump_json(value)
+            # Keys in order: an object that is sent again with its keys elsewhere is the same object.
+            return dump_json(value, sort_keys=True)
         except ValueError as exc:
             raise PydanticCustomError("bad_json", "Input should hold only what JSON can hold") from exc
     raise PydanticCustomError("json_type", f"Input should be a JSON {name}, or text that holds one")

@@ -20,6 +20,7 @@ from treering.schema.arrow import (
     COMMON,
     annotation_to_arrow,
     arrow_to_annotation,
+    check_field_name,
     plain_fields,
     plain_model,
     typed_dict,
@@ -27,7 +28,7 @@ from treering.schema.arrow import (
 from treering.schema.fields import dump_json
 from treering.schema.records import BUILT_IN, Record
 
-__all__ = ["RecordType", "Validated", "fingerprint"]
+__all__ = ["RecordType", "Validated", "fingerprint", "safe_repr"]
 
 SchemaSpec: TypeAlias = "str | type[BaseModel] | pa.Schema"
 
@@ -63,10 +64,20 @@ def fingerprint(schema: pa.Schema) -> str:
 class RecordType:
     """A named Arrow schema with its validator."""
 
-    def __init__(self, name: str, schema: pa.Schema, model: type[BaseModel] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        schema: pa.Schema,
+        model: type[BaseModel] | None = None,
+        given: type[BaseModel] | None = None,
+    ) -> None:
         self.name = name
         self.schema: pa.Schema = schema
-        self.model = model
+        self.model = model  # with the common fields
+        self.given = given  # as the user wrote it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self.name, self.schema.serialize().to_pybytes(), self.given)
 
     @classmethod
     def of(cls, spec: SchemaSpec) -> RecordType:
@@ -93,6 +104,7 @@ class RecordType:
 
     @classmethod
     def _of_model(cls, name: str, model: type[BaseModel]) -> RecordType:
+        given = model
         if not issubclass(model, Record):
             clash = sorted(_COMMON_NAMES & set(model.model_fields))
             if clash:
@@ -106,12 +118,19 @@ class RecordType:
         fields = list(COMMON)
         for field_name, info in model.model_fields.items():
             if field_name in _COMMON_NAMES:
+                kind, _ = annotation_to_arrow(info.annotation, f"{name}.{field_name}", tuple(info.metadata))
+                if kind != COMMON.field(field_name).type:
+                    raise UsageError(
+                        f"{name}.{field_name} is a common field of type {COMMON.field(field_name).type}, not {kind}",
+                        code="reserved-field",
+                    )
                 continue
+            check_field_name(field_name, f"{name}.{field_name}")
             kind, nullable = annotation_to_arrow(info.annotation, f"{name}.{field_name}", tuple(info.metadata))
             fields.append(pa.field(field_name, kind, nullable=nullable or not info.is_required()))
         if len(fields) == len(COMMON):
             raise UsageError(f"{name} has no payload field", code="empty-schema")
-        return cls(name, pa.schema(fields), model)
+        return cls(name, pa.schema(fields), model, given)
 
     @classmethod
     def _of_arrow(cls, name: str, schema: pa.Schema) -> RecordType:
@@ -122,9 +141,8 @@ class RecordType:
                 wanted = COMMON.field(field.name).type
                 if field.type != wanted:
                     problems.append(f"{field.name} must be {wanted}, not {field.type}")
-            elif field.name.startswith("_") or not field.name:
-                problems.append(f"{field.name!r}: names that start with an underscore are reserved")
             else:
+                check_field_name(field.name, field.name)
                 arrow_to_annotation(field.type, field.name)  # raises for what can't be a record field
                 payload.append(field.remove_metadata())
         if len(set(schema.names)) < len(schema.names):
@@ -143,6 +161,12 @@ class RecordType:
             if fingerprint(built_in.schema) == fingerprint(schema):
                 return built_in
         return cls._of_arrow(name, schema)
+
+    def with_rules_of(self, other: RecordType) -> RecordType:
+        """The same columns, checked by the other's model. Raises UsageError when the other has other columns."""
+        if other.fingerprint != self.fingerprint:
+            raise UsageError("the schema given has other columns than the corpus", code="schema-mismatch")
+        return RecordType(self.name, self.schema, other.model, other.given)
 
     @property
     def fingerprint(self) -> str:
@@ -221,50 +245,78 @@ class RecordType:
         columns = pa.array(values, self._struct).flatten()
         return pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
 
-    def validate_arrow(self, table: pa.Table) -> Validated:
-        """Check Arrow data by columns where the Arrow type says it all, by records otherwise.
-
-        Raises InvalidRecordError when the table's columns themselves don't fit; nothing of it can be stored then.
-        """
-        problems = []
-        for name in table.column_names:
-            index = self.schema.get_field_index(name)
-            if index < 0:
-                problems.append(Problem((name,), "unknown-field", f"expected one of {', '.join(self.schema.names)}"))
-                continue
-            wanted, given = self.schema.field(index).type, table.schema.field(name).type
-            if not _same_values(given, wanted):
-                problems.append(Problem((name,), "wrong-type", f"expected {wanted}, got {given}"))
+    def check_columns(self, table: pa.Table) -> None:
+        """Raise InvalidRecordError, with every problem, when the table's columns don't fit: nothing of it can be stored."""
+        problems = [
+            Problem((name,), "bad-value", "expected one column of this name")
+            for name in sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+        ]
+        for field in table.schema:
+            if field.name not in self.schema.names:
+                known = ", ".join(self.schema.names)
+                problems.append(Problem((field.name,), "unknown-field", f"expected one of {known}"))
+            elif self._checks_columns and not _same_values(field.type, self.schema.field(field.name).type):
+                wanted = self.schema.field(field.name).type
+                problems.append(Problem((field.name,), "wrong-type", f"expected {wanted}, got {field.type}"))
         problems += [
             Problem((field.name,), "missing-field", f"expected a column of {field.type}")
             for field in self.schema
             if not field.nullable and field.name != "id" and field.name not in table.column_names
         ]
         if problems:
-            raise InvalidRecordError("the table's columns don't fit the record type", problems)
-        if self.model is not None and self.name not in _BY_COLUMNS:
-            return self.validate(table.to_pylist())
-        columns = [
-            table[field.name].cast(field.type) if field.name in table.column_names else pa.nulls(len(table), field.type)
-            for field in self.schema
-        ]
-        whole = pa.Table.from_arrays(columns, schema=_nullable_id(self.schema)).combine_chunks()
+            shown = "; ".join(map(str, problems[:3])) + ("; …" if len(problems) > 3 else "")
+            raise InvalidRecordError(f"the table's columns don't fit: {shown}", problems)
+
+    @property
+    def _checks_columns(self) -> bool:
+        """Whether Arrow types and `_bad_rows` say all that the record type demands; else its records are checked."""
+        if any(_holds_times(field.type) for field in self.schema if pa.types.is_nested(field.type)):
+            return False
+        return self.model is None or (self.name in _BY_COLUMNS and self.model is BUILT_IN[self.name])
+
+    def validate_arrow(self, table: pa.Table) -> Validated:
+        """Check Arrow data by columns where the Arrow type says it all, by records otherwise.
+
+        Raises InvalidRecordError when the table's columns themselves don't fit.
+        """
+        self.check_columns(table)
+        if not self._checks_columns:
+            return self._validate_rows(table, range(len(table)))
+        try:
+            columns = [
+                table[field.name].cast(field.type)
+                if field.name in table.column_names
+                else pa.nulls(len(table), field.type)
+                for field in self.schema
+            ]
+            whole = pa.Table.from_arrays(columns, schema=_nullable_id(self.schema)).combine_chunks()
+            whole.validate(full=True)  # text that isn't UTF-8 would make a whole file of the store unreadable
+        except pa.ArrowException:
+            return self._validate_rows(table, range(len(table)))
         batch = whole.to_batches()[0] if len(whole) else pa.RecordBatch.from_pylist([], schema=whole.schema)
         bad = self._bad_rows(batch)
         if not bad.any():
             return Validated(batch, range(len(batch)), [])
         # The few bad rows go the slow way: it finds the words for what is wrong with them.
-        indices = bad.nonzero()[0]
-        slow = self.validate(batch.take(pa.array(indices)).to_pylist())
-        refused = [(int(indices[i]), problems) for i, problems in slow.refused]
-        named = {i for i, _ in refused}
-        refused += [
-            (int(i), (Problem((), "bad-value", "expected values that the record type admits"),))
-            for i in indices
-            if int(i) not in named
-        ]
+        refused = dict(self._validate_rows(table, bad.nonzero()[0].tolist()).refused)
+        unnamed = (Problem((), "bad-value", "expected values that the record type admits"),)
         accepted = (~bad).nonzero()[0]
-        return Validated(batch.take(pa.array(accepted)), accepted.tolist(), sorted(refused))
+        named = [(int(i), refused.get(int(i), unnamed)) for i in bad.nonzero()[0]]
+        return Validated(batch.take(pa.array(accepted)), accepted.tolist(), named)
+
+    def _validate_rows(self, table: pa.Table, positions: Sequence[int]) -> Validated:
+        """Check some rows as records; positions count in the table."""
+        rows, readable = [], []
+        refused: list[tuple[int, tuple[Problem, ...]]] = []
+        for position in positions:
+            try:
+                rows.append(_without_nulls(table.slice(position, 1).to_pylist()[0]))
+                readable.append(position)
+            except (ArithmeticError, ValueError) as exc:  # UnicodeDecodeError is a ValueError
+                refused.append((position, (Problem((), "bad-value", f"expected values that Python can hold: {exc}"),)))
+        checked = self.validate(rows)
+        refused += [(readable[i], problems) for i, problems in checked.refused]
+        return Validated(checked.batch, [readable[i] for i in checked.accepted], sorted(refused))
 
     def _bad_rows(self, batch: pa.RecordBatch) -> Any:
         """Boolean numpy mask of the rows that break a rule which Arrow types alone don't hold."""
@@ -280,12 +332,15 @@ class RecordType:
             column = batch.column(field.name)
             if not field.nullable and field.name != "id":
                 refuse(pc.is_null(column))
+            if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
+                years = pc.year(column)
+                refuse(pc.or_(pc.less(years, 1), pc.greater(years, 9999)))  # what Python's times can't hold
         ids, meta = batch.column("id"), batch.column("meta")
         refuse(pc.or_(pc.equal(pc.utf8_length(ids), 0), pc.greater(pc.utf8_length(ids), 512)))
         refuse(pc.invert(pc.is_in(batch.column("split"), pa.array(["train", "heldout", None]))))
         refuse(pc.invert(pc.match_substring_regex(batch.column("origin"), r"^(human|model|synthetic)(:.+)?$")))
         if self.name == "tokens":
-            tokens = batch.column("tokens")
+            tokens = batch.column("tokens")  # a list of any length, whatever came
             refuse(pc.equal(pc.list_value_length(tokens), 0))
             wrong = pc.fill_null(pc.less(pc.list_flatten(tokens), 0), True)
             if pc.any(wrong).as_py():
@@ -297,6 +352,11 @@ class RecordType:
                 except ValidationError:
                     bad[i] = True
         return bad
+
+
+def _restored(name: str, schema: bytes, given: type[BaseModel] | None) -> RecordType:
+    stored = RecordType.stored(name, pa.ipc.read_schema(pa.py_buffer(schema)))
+    return stored if given is None else stored.with_rules_of(RecordType.of(given))
 
 
 _BY_COLUMNS = frozenset({"labelled", "tokens"})  # built-in types whose rules _bad_rows knows in full
@@ -353,6 +413,27 @@ def _problems_by_position(exc: ValidationError) -> dict[int, tuple[Problem, ...]
     return {position: tuple(problems) for position, problems in found.items()}
 
 
+def _without_nulls(value: Any) -> Any:
+    """Structs with their null members left out: Arrow has no other way to say that a member is missing."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _holds_times(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_holds_times(kind.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_temporal(kind))
+
+
+def safe_repr(value: Any) -> str:
+    """`repr(value)`, whatever the value does about it."""
+    try:
+        return repr(value)
+    except Exception:
+        return f"<{type(value).__name__} that can't be shown>"
+
+
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = safe_repr(value)
     return f"{type(value).__name__} {text if len(text) <= 48 else text[:45] + '...'}"

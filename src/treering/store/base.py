@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
-from treering.schema import RecordType, SchemaSpec, fingerprint
+from treering.schema import RecordType, SchemaSpec
 from treering.store.documents import FORMAT, CorpusRecord, SchemaVersion, StoreMarker
 from treering.store.objects import Objects
 from treering.store.ref import check_corpus_name
@@ -205,10 +205,7 @@ class BaseStore:
         stored = self.read_document(SchemaVersion, newest).schema_()
         record_type = RecordType.stored(record.record_type, stored)
         if schema is not None:
-            stricter = RecordType.of(schema)
-            if fingerprint(stricter.schema) != fingerprint(stored):
-                raise UsageError(f"the schema given has other columns than corpus {name!r}", code="schema-mismatch")
-            record_type = RecordType(record.record_type, stored, stricter.model)
+            record_type = record_type.with_rules_of(RecordType.of(schema))
         return self._corpus_type()(self, record, record_type)
 
     def corpora(self) -> list[Any]:

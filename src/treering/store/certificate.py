@@ -43,6 +43,10 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "big", signed=True)
 
 
+def _is_countable(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
+
+
 def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Runs of consecutive stable row ids whose split is `split`: int64 (k, 2) of (first id, length), ascending.
 
@@ -77,7 +81,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
     dataset = table.at(record.version)
     digest = ContentDigest(schema)
     counts: dict[str, Counter[str]] = {
-        name: Counter() for name in _COUNTED if name in schema.names and not pa.types.is_nested(schema.field(name).type)
+        name: Counter() for name in _COUNTED if name in schema.names and _is_countable(schema.field(name).type)
     }
     bloom = Bloom(record.rows, 1e-4, _identity)
     splits = []
@@ -85,9 +89,11 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
     for batch in table.scan(dataset, schema.names, row_ids=True):
         digest.update(batch)
         rows += len(batch)
-        for name, counter in counts.items():
+        for name, counter in list(counts.items()):
             for item in batch.column(name).value_counts().to_pylist():
                 counter["" if item["values"] is None else str(item["values"])] += item["counts"]
+            if len(counter) > _MOST_VALUES:
+                del counts[name]
         bloom.update(map(stable_hash, batch.column("id").to_pylist()))
         splits.append(batch.select(["split", ROW_ID]))
     low, high = record.row_ids
@@ -110,7 +116,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         digest=digest.hexdigest(),
         rows=rows,
         train_runs=[(int(a), int(n)) for a, n in split_runs(splits, "train")],
-        counts={k: dict(sorted(c.items())) for k, c in counts.items() if len(c) <= _MOST_VALUES},  # type: ignore[misc]
+        counts={k: dict(sorted(c.items())) for k, c in counts.items()},  # type: ignore[misc]
         files={
             path.relative_to(table.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
             for path in table.files(dataset)

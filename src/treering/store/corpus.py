@@ -50,15 +50,11 @@ class BaseCorpus:
         """Its Lance table."""
         return LanceTable(self.path)
 
-    def __getstate__(self) -> tuple[BaseStore, CorpusRecord, str, bytes]:
-        schema = self.record_type.schema.serialize().to_pybytes()
-        return (self.store, self.record, self.record_type.name, schema)
+    def __getstate__(self) -> tuple[BaseStore, CorpusRecord, RecordType]:
+        return (self.store, self.record, self.record_type)
 
-    def __setstate__(self, state: tuple[BaseStore, CorpusRecord, str, bytes]) -> None:
-        import pyarrow as pa
-
-        self.store, self.record, name, schema = state
-        self.record_type = RecordType.stored(name, pa.ipc.read_schema(pa.py_buffer(schema)))
+    def __setstate__(self, state: tuple[BaseStore, CorpusRecord, RecordType]) -> None:
+        self.store, self.record, self.record_type = state
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, record_type={self.record_type.name!r})"

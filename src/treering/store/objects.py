@@ -5,6 +5,9 @@ Whatever must be decided by exactly one of several processes is decided by `crea
 
 from __future__ import annotations
 
+import errno
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +28,35 @@ class Objects:
         self._store: Any = LocalStore(root)
 
     def create(self, path: str, data: bytes) -> None:
-        """Store `data` under `path`, durably. Raises AlreadyExistsError when something is there, and leaves it alone."""
-        missing = [d for d in self._parents(path) if not d.exists()]
-        try:
-            obstore.put(self._store, path, data, mode="create")
-        except obstore.exceptions.AlreadyExistsError as exc:
-            raise AlreadyExistsError(f"{path} is already there", code="object-exists") from exc
-        except (obstore.exceptions.BaseError, OSError) as exc:
-            raise StoreError(f"can't write {path}: {_reason(exc)}", code="write-failed") from exc
-        file = self._root / path
-        sync_file(file)
-        sync_directory(file.parent)
-        for directory in missing:
-            sync_directory(directory.parent)
+        """Store `data` under `path`, durably. Raises AlreadyExistsError when something is there, and leaves it alone.
 
-    def _parents(self, path: str) -> list[Path]:
-        parents = []
-        directory = (self._root / path).parent
-        while directory != self._root:
-            parents.append(directory)
-            directory = directory.parent
-        return parents
+        The bytes are on disk before they get their name: after a power cut there is the whole object or none.
+        """
+        file = self._root / path
+        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
+        try:
+            missing = [d for d in file.parents if d.is_relative_to(self._root) and not d.exists()]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            for directory in reversed(missing):
+                sync_directory(directory.parent)
+            try:
+                temporary.write_bytes(data)
+                sync_file(temporary)
+                os.link(temporary, file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except FileExistsError as exc:
+            self.make_durable(path)  # whoever is told that it is there may rely on it
+            raise AlreadyExistsError(f"{path} is already there", code="object-exists") from exc
+        except OSError as exc:
+            hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
+            raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
+        sync_directory(file.parent)
+
+    def make_durable(self, path: str) -> None:
+        """Fsync an object that another process created, and its name."""
+        sync_file(self._root / path)
+        sync_directory((self._root / path).parent)
 
     def get(self, path: str) -> bytes:
         """The whole object. Raises NotFoundError."""
@@ -68,7 +79,7 @@ class Objects:
         """Paths of all objects below `prefix` (a folder, with or without its slash), sorted."""
         prefix = prefix.rstrip("/")
         found = [str(meta["path"]) for batch in obstore.list(self._store, prefix) for meta in batch]
-        # `name#1` is a local upload that a crash cut short; it never got its name, so it was never an object.
+        # `name#…` is what a crash cut short; it never got its name, so it was never an object.
         return sorted(path for path in found if "#" not in path.rpartition("/")[2])
 
 

@@ -144,6 +144,7 @@ def finish_pending(corpus: BaseCorpus) -> None:
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Steps 3 and 4 of a seal; does nothing where they are done."""
     table, boundary = corpus.table, record.version
+    corpus.store.objects.make_durable(record_path(corpus, record))  # its creator may have died before it was
     table.tag(record.name, boundary)
     corpus.step("after-tag")
 

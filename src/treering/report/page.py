@@ -179,8 +179,8 @@ main { max-width:1120px; margin:0 auto; padding:clamp(1.25rem,4vw,3.5rem) clamp(
 h1 { font-size:clamp(1.5rem,3.4vw,2.15rem); line-height:1.18; letter-spacing:-.018em; font-weight:680; margin:.35rem 0 0; text-wrap:balance;
  overflow-wrap:anywhere }
 h2 { font-size:1.06rem; line-height:1.35; font-weight:640; letter-spacing:-.004em; overflow-wrap:anywhere }
-.facts { display:flex; flex-wrap:wrap; gap:.35rem 1.9rem; margin-top:1.1rem; font-size:.9rem; max-width:76ch }
-.facts div { display:flex; gap:.5ch; overflow-wrap:anywhere }
+.facts { display:grid; grid-template-columns:fit-content(13rem) minmax(0,1fr); gap:.3rem 1.4rem; margin-top:1.1rem; font-size:.9rem; max-width:84ch }
+.facts div { display:contents } .facts dd { overflow-wrap:anywhere } .facts dd:only-child { grid-column:1/-1 }
 .facts dt, .figures dt, .notes dt { color:var(--soft) }
 .panels { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr)); gap:1.25rem; margin:2.2rem 0 1.1rem }
 .stacked { grid-template-columns:1fr } .stacked svg { max-width:54rem !important }

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, mix
-    from treering.rounds import Run, evaluate, gate, load_adapter, score_matrix, train
+    from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
+    from treering.rounds.train import Run, train
     from treering.store import Snapshot, Source
     from treering.training import TrainConfig
 

@@ -1,0 +1,5 @@
+"""`python -m treering.cli`: the `treering` script without the script."""
+
+from treering.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""`treering adapters`, `promote` and `rollback`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.output import columns, facts, render, say, when
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from treering import Store
+    from treering.registry import AdapterRecord
+
+__all__ = ["AdapterView", "adapter_facts", "adapters", "promote", "rollback", "show_adapter"]
+
+AdapterArgument = Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")]
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """An adapter, where it comes from and what became of it. Scores are fractions of 1, right after training."""
+
+    ref: str
+    status: str
+    parent: str | None
+    strategy: str | None
+    base: str | None
+    trained_on: list[str]
+    metric: str
+    scores: dict[str, float]
+    passed: bool | None
+    reasons: list[str]
+    digest: str
+    lock_digest: str | None
+    config: dict[str, Any]
+    stats: dict[str, Any]
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: AdapterRecord) -> AdapterView:
+        """The view of a registry's record."""
+        return cls(
+            ref=record.ref,
+            status=record.status,
+            parent=record.parent,
+            strategy=record.strategy,
+            base=record.base,
+            trained_on=list(record.trained_on),
+            metric=record.metric,
+            scores=dict(record.scores),
+            passed=record.verdict.passed if record.verdict else None,
+            reasons=list(record.verdict.reasons) if record.verdict else [],
+            digest=record.digest,
+            lock_digest=record.lock_digest,
+            config=dict(record.config),
+            stats=dict(record.stats),
+            created_at=record.created_at,
+        )
+
+
+def adapters(
+    name: Annotated[str, typer.Argument(help="A corpus.")], store: StoreOption = None, json: JsonOption = False
+) -> None:
+    """List the adapters of a corpus.
+
+    API: Store.adapters.
+    """
+    found = [AdapterView.of(record) for record in open_store(store).adapters(name)]
+    if not found:
+        say(f"{name} has no adapters yet; train one: treering train {name}@new=1")
+    if json or found:
+        render(found, json, lambda: _table(found))
+
+
+def promote(adapter: AdapterArgument, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Put an adapter that passed the gate into production.
+
+    API: Store.promote.
+    """
+    view = AdapterView.of(open_store(store).promote(adapter))
+    render(view, json, lambda: f"{view.ref} is in production")
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="A corpus.")], store: StoreOption = None, json: JsonOption = False
+) -> None:
+    """Bring back the adapter that was in production before.
+
+    API: Store.rollback.
+    """
+    view = AdapterView.of(open_store(store).rollback(name))
+    render(view, json, lambda: f"{view.ref} is in production again")
+
+
+def show_adapter(store: Store, ref: str, *, as_json: bool) -> None:
+    """Print one adapter. Raises UsageError, NotFoundError."""
+    from treering.registry import Registry
+    from treering.store import AdapterRef
+
+    store.corpus(AdapterRef.parse(ref).corpus)
+    view = AdapterView.of(Registry.of(store, ref).get(ref))
+    render(view, as_json, lambda: adapter_facts(view))
+
+
+def adapter_facts(view: AdapterView) -> Table:
+    """One adapter as lines."""
+    from treering.evaluation.matrix import points
+
+    scores = ", ".join(f"{name} {points(score)}" for name, score in view.scores.items())
+    return facts(
+        [
+            ("adapter", view.ref),
+            ("status", view.status),
+            ("parent", view.parent or "none"),
+            ("strategy", view.strategy),
+            ("base", view.base),
+            ("trained on", ", ".join(view.trained_on) or "live only"),
+            (view.metric, scores or None),
+            (
+                "gate",
+                {True: "passed", False: f"refused: {'; '.join(view.reasons)}", None: "not asked yet"}[view.passed],
+            ),
+            ("digest", view.digest),
+            ("mix lock", view.lock_digest),
+            ("made", when(view.created_at)),
+        ]
+    )
+
+
+def _table(found: list[AdapterView]) -> Table:
+    gates = {True: "passed", False: "refused", None: None}
+    rows = [
+        (
+            v.ref,
+            v.status,
+            gates[v.passed],
+            v.parent,
+            _shortened(v.trained_on, v.ref.partition(":")[0]),
+            when(v.created_at),
+        )
+        for v in found
+    ]
+    return columns(["adapter", "status", "gate", "parent", "trained on", "made (UTC)"], rows)
+
+
+def _shortened(refs: list[str], corpus: str) -> str | None:
+    """Snapshot refs with neighbours joined, and without the name of the corpus: `v1..v3, v5, other@v1`."""
+    runs: list[tuple[str, int, int]] = []
+    for ref in refs:
+        name, _, version = ref.rpartition("@v")
+        if runs and (runs[-1][0], runs[-1][2] + 1) == (name, int(version)):
+            runs[-1] = (name, runs[-1][1], int(version))
+        else:
+            runs.append((name, int(version), int(version)))
+    texts = [
+        ("" if name == corpus else f"{name}@") + (f"v{first}" if first == last else f"v{first}..v{last}")
+        for name, first, last in runs
+    ]
+    return ", ".join(texts) or None

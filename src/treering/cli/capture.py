@@ -1,0 +1,114 @@
+"""`treering capture`: records from a file or from standard input."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.output import counter, facts, number, render, say
+from treering.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from treering.capture.importer import ImportSummary
+    from treering.errors import Problem
+
+__all__ = ["capture"]
+
+_NAMED = 3  # refused lines that the error spells out; the summary and the quarantine hold more
+
+
+@dataclass(frozen=True)
+class RefusedLine:
+    """A line that went to quarantine; `line` counts from 1."""
+
+    line: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What became of a file's lines. `refused_lines` and `conflicts` hold the first ones."""
+
+    corpus: str
+    source: str
+    read: int
+    stored: int
+    duplicates: int
+    refused: int
+    conflicts: int
+    refused_lines: list[RefusedLine]
+    conflicting_ids: list[str]
+
+
+def capture(
+    name: str,
+    source: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL: a path, a URL, or - for standard input.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Capture the lines of a JSONL file; refused ones wait in quarantine.
+
+    Exits with 3 when any record was refused. A file captured twice adds nothing.
+
+    API: Corpus.capture.
+    """
+    from treering.capture.importer import import_file
+
+    corpus = open_store(store).corpus(name)
+    with counter("lines read") as progress:
+        given: Any = sys.stdin.buffer if source == "-" else source
+        summary = import_file(corpus, given, progress=progress)
+    result = Captured(
+        corpus=name,
+        source=source,
+        read=summary.read,
+        stored=summary.stored,
+        duplicates=summary.duplicates,
+        refused=summary.refused,
+        conflicts=len(summary.conflicts),
+        refused_lines=[RefusedLine(line, problems) for line, problems in sorted(summary.problems, key=_line)],
+        conflicting_ids=summary.conflicts[:20],
+    )
+    render(
+        result,
+        json,
+        lambda: facts(
+            [
+                ("read", f"{number(result.read)} lines"),
+                ("stored", number(result.stored)),
+                ("duplicates", number(result.duplicates)),
+                ("refused", number(result.refused)),
+                ("id conflicts", number(result.conflicts)),
+            ]
+        ),
+    )
+    if not result.read:
+        say(f"{source} is empty: nothing was captured")
+    if result.refused or result.conflicts:
+        raise CheckFailedError(_refusal(summary), code="records-refused", hint=_HINT.format(name=name))
+
+
+_HINT = "the rest was stored; refused records wait in quarantine: treering.open(…).corpus({name!r}).quarantine()"
+
+
+def _line(found: tuple[int, tuple[Problem, ...]]) -> int:
+    return found[0]
+
+
+def _refusal(summary: ImportSummary) -> str:
+    total = summary.refused + len(summary.conflicts)
+    parts = [
+        f"line {line:,}: {problems[0]}" + (f" and {len(problems) - 1} more" if len(problems) > 1 else "")
+        for line, problems in sorted(summary.problems, key=_line)[:_NAMED]
+    ]
+    if summary.conflicts:
+        ids = ", ".join(map(repr, summary.conflicts[:_NAMED]))
+        parts.append(f"taken by other content: {ids}{', …' if len(summary.conflicts) > _NAMED else ''}")
+    more = summary.refused - min(summary.refused, _NAMED)
+    if more:
+        parts.append(f"and {more:,} more lines")
+    return f"{total:,} of {summary.read:,} records {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"

@@ -1,0 +1,163 @@
+"""Output: data to stdout, talk to stderr, table and JSON from the same model.
+
+Knows terminals. Does not know stores. Text from records is never taken for markup or for terminal commands.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+__all__ = [
+    "columns",
+    "counter",
+    "facts",
+    "number",
+    "plain",
+    "render",
+    "say",
+    "short",
+    "stages",
+    "text",
+    "waiting",
+    "when",
+]
+
+
+def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str]) -> None:
+    """Print `value` on stdout: as JSON (models, dataclasses, dicts and lists of them; NaN becomes null), or its `view`."""
+    if as_json:
+        from pydantic_core import to_json
+
+        data = to_json(value, indent=2, inf_nan_mode="null", bytes_mode="base64")
+        sys.stdout.write(data.decode() + "\n")
+    else:
+        shown = view()
+        console = _console(sys.stdout)
+        if isinstance(shown, str):
+            console.print(text(shown), soft_wrap=True)  # lines that the API drew: breaking them would spoil them
+        else:
+            console.print(shown)
+    sys.stdout.flush()
+
+
+def say(message: str) -> None:
+    """One line of talk on stderr."""
+    _console(sys.stderr).print(text(message), soft_wrap=True)
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function that takes the count so far and shows it on stderr; silent unless that is a terminal."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    layout = (SpinnerColumn(), TextColumn("{task.completed:,} {task.description}"), TimeElapsedColumn())
+    with Progress(*layout, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """A spinner on stderr while something takes its time; silent unless it is a terminal."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(plain(what)):
+        yield
+
+
+@contextmanager
+def stages(names: Mapping[str, str]) -> Iterator[Callable[[str, int, int], None]]:
+    """Gives a function that takes (stage, done, of how many) and draws a bar per stage on stderr, if that is a terminal.
+
+    `names`: what to call a stage; one that isn't named is called as it is.
+    """
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        yield lambda stage, done, total: None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True) as progress:
+        bars: dict[str, Any] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(plain(names.get(stage, stage)))
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield update
+
+
+def facts(pairs: Sequence[tuple[str, Any]]) -> Table:
+    """Name and value, a line each; a value of None is left out."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value is not None:
+            grid.add_row(text(name), text(value))
+    return grid
+
+
+def columns(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Sequence[str] = ()) -> Table:
+    """A table without lines; the columns named in `right` are set flush right and never wrapped."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        table.add_column(head, justify="right" if head in right else "left", overflow="fold", no_wrap=head in right)
+    for row in rows:
+        table.add_row(*map(text, row))
+    return table
+
+
+def text(value: Any) -> Text:
+    """A value as text that is neither markup nor a terminal command; None is a dot."""
+    from rich.text import Text
+
+    return value if isinstance(value, Text) else Text("·" if value is None else plain(str(value)))
+
+
+def plain(value: str) -> str:
+    """Control characters, but for tabs and line ends, become U+FFFD: a record must not steer the reader's terminal."""
+    kept = value.replace("\r\n", "\n")
+    return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\ufffd" for c in kept)
+
+
+def number(value: int | None) -> str:
+    """12,345; a dot for None."""
+    return "·" if value is None else f"{value:,}"
+
+
+def short(digest: str | None) -> str:
+    """The first 12 characters of a digest."""
+    return "·" if digest is None else digest[:12]
+
+
+def when(moment: datetime) -> str:
+    """A moment to the minute, UTC."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M}"
+
+
+def _console(stream: Any) -> Console:
+    # Made for each use: the streams may be replaced meanwhile, and NO_COLOR is read here.
+    from rich.console import Console
+
+    return Console(file=stream, highlight=False, markup=False, emoji=False)

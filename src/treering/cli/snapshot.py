@@ -1,0 +1,149 @@
+"""`treering snapshot` and `log`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.output import facts, number, plain, render, say, waiting, when
+from treering.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from treering import Snapshot
+
+__all__ = ["log", "snapshot"]
+
+
+@dataclass(frozen=True)
+class SealedView:
+    """A snapshot just sealed."""
+
+    ref: str
+    rows: int
+    digest: str
+    created_at: datetime
+    message: str
+    uri: str
+    version: str
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One snapshot in the line, without what would take a pass over its data."""
+
+    ref: str
+    name: str
+    parent: str | None
+    rows: int
+    created_at: datetime
+    message: str
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Log:
+    """The line of snapshots, newest first, and the records that aren't sealed yet."""
+
+    corpus: str
+    live_rows: int
+    production: str | None
+    snapshots: list[LogEntry]
+
+
+def snapshot(
+    live: Annotated[str, typer.Argument(metavar="live", help="What is sealed; the word `live`.")],
+    to: Annotated[str, typer.Option("--to", metavar="NAME[@vN]", help="The corpus, or the snapshot it must become.")],
+    message: Annotated[str, typer.Option("-m", "--message", metavar="TEXT", help="Kept with the snapshot.")] = "",
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Seal what live holds as the next snapshot.
+
+    An empty live seals nothing and says so.
+
+    API: Store.snapshot.
+    """
+    if live != "live":
+        raise UsageError(f"only live can be sealed, not {live!r}", hint="write: treering snapshot live --to NAME")
+    with waiting("sealing"):
+        sealed = open_store(store).snapshot(to, message=message)
+    if sealed is None:
+        say(f"{to.partition('@')[0]}@live is empty: nothing was sealed")
+        if json:
+            render(None, True, str)
+        return
+    with waiting(f"certifying {sealed.ref}"):
+        view = _sealed(sealed)
+    render(
+        view,
+        json,
+        lambda: facts(
+            [
+                ("sealed", view.ref),
+                ("rows", number(view.rows)),
+                ("digest", view.digest),
+                ("at", when(view.created_at)),
+                ("message", view.message or None),
+                ("opens with", f'lance.dataset("{view.uri}", version="{view.version}")'),
+            ]
+        ),
+    )
+
+
+def _sealed(sealed: Snapshot) -> SealedView:
+    return SealedView(
+        ref=sealed.ref,
+        rows=sealed.rows,
+        digest=sealed.digest,
+        created_at=sealed.created_at,
+        message=sealed.message,
+        uri=sealed.uri,
+        version=sealed.name,
+    )
+
+
+def log(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
+    """Draw the line of snapshots, live on top.
+
+    API: Corpus.snapshots.
+    """
+    from treering.capture import flush_spools
+
+    opened = open_store(store)
+    corpus = opened.corpus(name)
+    flush_spools(corpus)
+    trained = opened.trained_snapshots(name)
+    production = next((a.ref for a in opened.adapters(name) if a.status == "production"), None)
+    found = Log(
+        corpus=name,
+        live_rows=corpus.live_rows(),
+        production=production,
+        snapshots=[
+            LogEntry(s.ref, s.name, s.parent, s.rows, s.created_at, s.message, s.ref in trained)
+            for s in reversed(corpus.snapshots())
+        ],
+    )
+    render(found, json, lambda: _drawing(found))
+
+
+def _drawing(found: Log) -> RenderableType:
+    from rich.text import Text
+
+    newest = found.snapshots[0] if found.snapshots else None
+    names = max(4, len(newest.name) if newest else 0)
+    width = max(len(number(n)) for n in [found.live_rows, *(s.rows for s in found.snapshots)])
+    lines = [Text(f"{found.corpus}", "bold")]
+    lines.append(Text(f"○ {'live':{names}}  {number(found.live_rows):>{width}} records, not sealed yet"))
+    for entry in found.snapshots:
+        lines.append(Text("│"))
+        line = Text(f"● {entry.name:{names}}  {number(entry.rows):>{width}} records  {when(entry.created_at)}")
+        line.append(f"  {plain(' '.join(entry.message.split()))}" if entry.message else "")
+        line.append(f"  ← {found.production}" if entry.trained else "", "green")
+        lines.append(line)
+    return Text("\n").join(lines)

@@ -1,0 +1,194 @@
+"""`treering show` and `head`: what a ref names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.output import columns, facts, number, plain, render, say, short, waiting, when
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+    from treering import Source, Store
+
+__all__ = ["head", "show"]
+
+_SHOWN_VALUES = 8
+
+
+@dataclass(frozen=True)
+class PartView:
+    """One snapshot, or live, of what a ref names. Live has no digest yet."""
+
+    ref: str
+    rows: int
+    row_ids: tuple[int, int]
+    digest: str | None
+    created_at: datetime | None
+    message: str | None
+    uri: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """What a ref names. `counts` gives rows per value of each counted column ("" for none); null when live is part of it."""
+
+    ref: str
+    corpus: str
+    record_type: str
+    rows: int
+    heldout_rows: int
+    counts: dict[str, dict[str, int]] | None
+    parts: list[PartView]
+
+
+def show(
+    ref: Annotated[
+        str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or an adapter: CORPUS:1, CORPUS:production.")
+    ],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what a ref names.
+
+    API: Store.load, Store.adapters.
+    """
+    opened = open_store(store)
+    if ":" in ref and "@" not in ref:
+        from treering.cli.adapters import show_adapter
+
+        show_adapter(opened, ref, as_json=json)
+        return
+    source = opened.load(ref)
+    with waiting(f"reading {ref}"):
+        view = _view(opened, source)
+    render(view, json, lambda: _details(view))
+
+
+def head(
+    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live or @new.")],
+    rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many records.")] = 5,
+    column: Annotated[
+        list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more.")
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Print the first records of a ref.
+
+    API: Source.scan.
+    """
+    source = open_store(store).load(ref)
+    records = list(islice(_records(source, column or None), rows))
+    if not records and rows:
+        say(f"{ref} holds no records")
+    if json or records:
+        render(records, json, lambda: _blocks(records))
+
+
+def _records(source: Source, names: list[str] | None) -> Iterator[dict[str, Any]]:
+    for batch in source.scan(names):
+        for start in range(0, len(batch), 64):  # a batch may hold thousands of rows, and a few are asked for
+            yield from batch.slice(start, 64).to_pylist()
+
+
+def _view(store: Store, source: Source) -> SourceView:
+    corpus = store.corpus(source.corpus)
+    sealed = {snapshot.name: snapshot for snapshot in corpus.snapshots()}
+    counts: dict[str, Counter[str]] = {}
+    parts = []
+    for segment in source.segments:
+        snapshot = sealed.get(segment.name)
+        parts.append(
+            PartView(
+                ref=segment.ref,
+                rows=segment.rows,
+                row_ids=segment.row_ids,
+                digest=snapshot.digest if snapshot else None,
+                created_at=snapshot.created_at if snapshot else None,
+                message=snapshot.message if snapshot else None,
+                uri=corpus.uri,
+                version=snapshot.name if snapshot else None,
+            )
+        )
+        if snapshot:
+            for name, values in snapshot.certificate.counts.items():
+                counts.setdefault(name, Counter()).update(values)
+    whole = all(segment.name in sealed for segment in source.segments)
+    return SourceView(
+        ref=source.ref,
+        corpus=source.corpus,
+        record_type=corpus.record_type.name,
+        rows=len(source),
+        heldout_rows=len(source.heldout()),
+        counts={name: dict(values.most_common()) for name, values in counts.items()} if whole else None,
+        parts=parts,
+    )
+
+
+def _details(view: SourceView) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    pairs: list[tuple[str, Any]] = [
+        ("ref", view.ref),
+        ("record type", view.record_type),
+        ("rows", f"{number(view.rows)} ({number(view.heldout_rows)} held-out)"),
+    ]
+    for name, values in (view.counts or {}).items():
+        if name != "split" and set(values) != {""}:
+            pairs.append((name, _most(values)))
+    if len(view.parts) == 1:
+        part = view.parts[0]
+        pairs += [
+            ("digest", part.digest or "none before it is sealed"),
+            ("sealed", when(part.created_at) if part.created_at else None),
+            ("message", part.message or None),
+            ("table", f"{part.uri}" + (f', version="{part.version}"' if part.version else "")),
+        ]
+        return facts(pairs)
+    rows = [(p.ref, number(p.rows), when(p.created_at) if p.created_at else None, short(p.digest)) for p in view.parts]
+    return Group(facts(pairs), Text(), columns(["part", "rows", "sealed", "digest"], rows, right=["rows"]))
+
+
+def _most(values: dict[str, int]) -> str:
+    shown = [f"{name or '(none)'} {number(n)}" for name, n in islice(values.items(), _SHOWN_VALUES)]
+    rest = len(values) - len(shown)
+    return ", ".join(shown) + (f", and {rest:,} more" if rest > 0 else "")
+
+
+def _blocks(records: list[dict[str, Any]]) -> RenderableType:
+    """A block per record: its name, then each field that has a value."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for record in records:
+        if parts:
+            parts.append(Text())
+        parts.append(facts([(name, _shown(value)) for name, value in record.items() if value is not None]))
+    return Group(*parts)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
+        return "\n".join(_message(item) for item in value)
+    return plain(str(value))
+
+
+def _message(message: dict[str, Any]) -> str:
+    calls = message.get("tool_calls") or []
+    called = " ".join(f"[{call['function']['name']}({call['function']['arguments']})]" for call in calls)
+    return f"{message['role']}: {' '.join(filter(None, [message.get('content'), called]))}"

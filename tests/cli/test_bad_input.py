@@ -1,0 +1,220 @@
+"""Bad input ends in one clear line and the right exit code, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import treering
+from treering.errors import ConflictError, StoreError
+
+from .conftest import Outcome, Run, jsonl, labelled
+
+
+def files(where: Path) -> dict[str, bytes]:
+    """Every file below a directory; leases and caches are nothing that was written."""
+    return {
+        str(path.relative_to(where)): path.read_bytes()
+        for path in sorted(where.rglob("*"))
+        if path.is_file() and not {"leases", "cache"} & set(path.relative_to(where).parts)
+    }
+
+
+def one_clear_line(done: Outcome) -> str:
+    """The error; there is one line of it, a hint at most beside it, no traceback, and no data."""
+    assert done.lines[0].startswith("error: ")
+    assert [line.partition(":")[0] for line in done.lines[1:]] in ([], ["hint"])
+    assert done.out == ""
+    return done.lines[0].removeprefix("error: ")
+
+
+@pytest.fixture
+def sealed(support: Run, where: Path) -> Run:
+    """`support@v1` with 40 records, and an empty live."""
+    support("capture", "support", jsonl(where / "records.jsonl", labelled(40)))
+    support("snapshot", "live", "--to", "support@v1")
+    return support
+
+
+BAD = [
+    (["status", "nobody"], 4, "no corpus 'nobody'"),
+    (["capture", "nobody", "records.jsonl"], 4, "no corpus 'nobody'"),
+    (["snapshot", "live", "--to", "nobody@v1"], 4, "no corpus 'nobody'"),
+    (["log", "nobody"], 4, "no corpus 'nobody'"),
+    (["adapters", "nobody"], 4, "no corpus 'nobody'"),
+    (["promote", "nobody:1"], 4, "no corpus 'nobody'"),
+    (["show", "support@v9"], 4, "no snapshot support@v9"),
+    (["head", "support@v1..v4"], 4, "no snapshot support@v2"),
+    (["mix", "support@v9=1"], 4, "no snapshot support@v9"),
+    (["head", "support@v1", "-c", "txt"], 4, "no column 'txt'"),
+    (["show", "support@tuesday"], 2, "isn't a ref"),
+    (["show", "support"], 2, "isn't a ref"),
+    (["show", "support:1"], 4, "no adapter support:1"),
+    (["show", "support:best"], 2, "doesn't name an adapter"),
+    (["create", "../x", "--schema", "labelled"], 2, "'../x' can't name a corpus"),
+    (["create", "Support", "--schema", "labelled"], 2, "'Support' can't name a corpus"),
+    (["create", "adapters", "--schema", "labelled"], 2, "reserved"),
+    (["status", "../x"], 2, "'../x' can't name a corpus"),
+    (["capture", "../../etc", "records.jsonl"], 2, "can't name a corpus"),
+    (["snapshot", "live", "--to", "../x@v2"], 2, "can't name a corpus"),
+    (["gate", "../x:1"], 2, "can't name a corpus"),
+    (["create", "support", "--schema", "labelled"], 5, "there is a corpus 'support' already"),
+    (["create", "other", "--schema", "sonnet"], 2, "no record type 'sonnet'"),
+    (["create", "other", "--schema", "no_such_module:Thing"], 2, "can't load the schema"),
+    (["create", "other", "--schema", "json:dumps"], 2, "a schema is"),
+    (["create", "other", "--schema", "labelled", "--heldout", "1.5"], 2, "heldout is a share"),
+    (["create", "other", "--schema", "labelled", "--group-by", "mood"], 2, "group_by is"),
+    (["capture", "support", "no-such-file.jsonl"], 4, "no file no-such-file.jsonl"),
+    (["capture", "support", "."], 6, "can't read ."),
+    (["snapshot", "live", "--to", "support@v1"], 5, "support@v1 is already sealed"),
+    (["snapshot", "live", "--to", "support@v7"], 5, "support@v2 comes first"),
+    (["snapshot", "live", "--to", "support@live"], 2, "can't be sealed to"),
+    (["snapshot", "dead", "--to", "support"], 2, "only live can be sealed"),
+    (["mix"], 2, "a mix needs sources"),
+    (["mix", "support@live=1"], 2, "support@live has no training rows"),
+    (["mix", "support@v1=much"], 2, "'much' isn't a weight"),
+    (["mix", "support@v1=-1"], 2, "weight"),
+    (["mix", "support@v1=nan"], 2, "weight"),
+    (["mix", "support@v1=0"], 2, "all weights are 0"),
+    (["mix", "support@v1=1", "--batch-size", "0"], 2, "--batch-size"),
+    (["train"], 2, "train needs a mix"),
+    (["train", "support@v1=1", "--steps", "0"], 2, "steps"),
+    (["train", "support@v1=1", "--strategy", "prayer"], 2, "prayer"),
+    (["train", "--lock", "none.lock.json"], 4, "no mix lock at none.lock.json"),
+    (["train", "--lock", "records.jsonl"], 2, "isn't a mix lock"),
+    (["train", "support@v1=1", "--config", "none.toml"], 4, "no training config at none.toml"),
+    (["train", "support@v1=1", "--config", "records.jsonl"], 2, "can't read records.jsonl"),
+    (["eval", "support:candidate"], 4, "support has no candidate"),
+    (["eval", "support:1", "--matrix", "--on", "support@v1"], 2, "--matrix has its own slices"),
+    (["gate", "support:candidate"], 4, "support has no candidate"),
+    (["gate", "support:1", "--policy", "none.toml"], 4, "none.toml"),
+    (["promote", "support:candidate"], 4, "support has no candidate"),
+    (["rollback", "support"], 4, "no earlier production adapter"),
+    (["demo", "--clinc", "none.json"], 4, "nothing at none.json"),
+    (["demo", "--clinc", "records.jsonl"], 2, "records.jsonl isn't JSON"),
+    (["gaet"], 2, "gaet"),
+    (["head"], 2, "Missing argument"),
+    (["head", "support@v1", "-n", "many"], 2, "-n"),
+    (["head", "support@v1", "--upside-down"], 2, "--upside-down"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), BAD, ids=[" ".join(words) for words, _, _ in BAD])
+def test_bad_arguments_end_in_one_line_and_change_nothing(
+    sealed: Run, where: Path, words: list[str], code: int, said: str
+) -> None:
+    before = files(where)
+    done = sealed(*words)
+    assert done.code == code
+    assert said in one_clear_line(done)
+    assert files(where) == before
+
+
+def test_with_json_the_error_is_an_object_on_stderr_and_stdout_stays_empty(support: Run) -> None:
+    done = support("show", "support@v9", "--json")
+    assert (done.code, done.out) == (4, "")
+    error = json.loads(done.err)["error"]
+    assert error == {
+        "code": "no-snapshot",
+        "message": "there is no snapshot support@v9",
+        "hint": "snapshots here: none yet",
+    }
+
+
+def test_a_malformed_line_is_named_and_the_others_are_stored(support: Run, where: Path) -> None:
+    lines: list[object] = [*labelled(5_000)]
+    lines[4_710] = '{"text": "oops", '
+    done = support("capture", "support", jsonl(where / "records.jsonl", lines))
+    assert done.code == 3
+    assert done.lines[0].startswith("error: 1 of 5,000 records was refused: line 4,711: ")
+    assert len(done.lines) == 2
+    corpus = treering.open(where / ".treering").corpus("support")
+    assert corpus.live_rows() == 4_999
+    (refused,) = corpus.quarantine()
+    assert refused.source == f"{where / 'records.jsonl'}:4711"
+    assert refused.record == '{"text": "oops", '
+
+
+def test_records_of_wrong_types_are_refused_with_every_problem_and_never_coerced(support: Run, where: Path) -> None:
+    bad = [
+        {"text": 12, "label": None},
+        {"text": "a", "label": "b", "mood": "x"},
+        ["not", "a", "record"],
+        "17",
+        '{"text": "a", "label": NaN}',
+    ]
+    done = support("capture", "support", jsonl(where / "bad.jsonl", [*bad, *labelled(2)]), "--json")
+    assert done.code == 3
+    assert (done.data["read"], done.data["stored"], done.data["refused"]) == (7, 2, 5)
+    kinds = [[p["kind"] for p in line["problems"]] for line in done.data["refused_lines"]]
+    assert kinds == [["wrong-type", "wrong-type"], ["unknown-field"], ["wrong-type"], ["wrong-type"], ["bad-json"]]
+    assert json.loads(done.err)["error"]["code"] == "records-refused"
+    assert support("status", "support", "--json").data["quarantined"] == 5
+
+
+def test_an_id_with_other_content_is_refused_and_the_first_record_stays(support: Run, where: Path) -> None:
+    support("capture", "support", jsonl(where / "a.jsonl", [{"id": "x", "text": "one", "label": "a"}]))
+    support("snapshot", "live", "--to", "support@v1")
+    done = support("capture", "support", jsonl(where / "b.jsonl", [{"id": "x", "text": "two", "label": "a"}]))
+    assert done.code == 3
+    assert "taken by other content: 'x'" in done.lines[0]
+    assert support("head", "support@v1", "--json", "-c", "text").data == [{"text": "one"}]
+    status = support("status", "support", "--json").data
+    assert (status["live_rows"], status["quarantined"]) == (0, 1)
+
+
+def test_bytes_that_are_not_text_are_refused_like_any_other_line(support: Run, where: Path) -> None:
+    (where / "bytes.jsonl").write_bytes(b'\xff\xfe{"text"\n{"text": "a", "label": "b"}\n')
+    done = support("capture", "support", str(where / "bytes.jsonl"), "--json")
+    assert (done.code, done.data["stored"], done.data["refused"]) == (3, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["store = 3", "store = ", "store = ''"])
+def test_a_settings_file_that_makes_no_sense_is_a_usage_error(run: Run, where: Path, text: str) -> None:
+    (where / "treering.toml").write_text(text)
+    done = run("status")
+    assert done.code == 2
+    assert "treering.toml" in one_clear_line(done)
+
+
+def test_a_directory_that_holds_something_else_is_not_taken_for_a_store(run: Run, where: Path) -> None:
+    (where / "photos").mkdir()
+    (where / "photos" / "cat.jpg").write_bytes(b"cat")
+    done = run("init", "--store", "photos")
+    assert done.code == 2
+    assert "isn't a store" in one_clear_line(done)
+    assert files(where) == {"photos/cat.jpg": b"cat"}
+
+
+def test_a_damaged_store_is_a_store_error(run: Run, where: Path) -> None:
+    run("init")
+    (where / ".treering" / "treering.json").write_text("{")
+    assert run("status").code == StoreError.exit_code == 6
+
+
+def test_a_lock_of_another_store_is_a_conflict(sealed: Run, where: Path) -> None:
+    sealed("mix", "support@v1=1", "--lock", "mix.lock.json")
+    for words in (
+        ["init"],
+        ["create", "support", "--schema", "labelled"],
+        ["capture", "support", "records.jsonl"],
+        ["snapshot", "live", "--to", "support@v1"],
+    ):
+        assert sealed(*words, "--store", "other").code == 0
+    done = sealed("train", "--lock", "mix.lock.json", "--steps", "1", "--store", "other")
+    assert done.code == ConflictError.exit_code == 5
+    assert "isn't what was pinned" in one_clear_line(done)
+
+
+def test_what_nobody_foresaw_is_one_line_and_exit_code_1(support: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the sky\nfell")
+
+    monkeypatch.setattr(treering.Corpus, "snapshots", broken)
+    done = support("log", "support")
+    assert (done.code, done.lines[0]) == (1, "error: RuntimeError: the sky fell")
+    assert "TREERING_DEBUG=1" in done.lines[1]
+    monkeypatch.setenv("TREERING_DEBUG", "1")
+    assert support("log", "support").err == ""  # the exception itself leaves the command

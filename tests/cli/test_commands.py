@@ -1,0 +1,229 @@
+"""What the commands do when all goes well: data on stdout, talk on stderr, table and JSON from the same model."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import treering
+from treering.cli import output
+
+from .conftest import Run, jsonl, labelled
+
+
+def test_init_makes_a_store_once(run: Run, where: Path) -> None:
+    first, second = run("init", "--json").data, run("init", "--json").data
+    assert first == {"store": str(where / ".treering"), "created": True}
+    assert second == {"store": str(where / ".treering"), "created": False}
+
+
+def test_only_init_and_demo_make_a_store(run: Run, where: Path) -> None:
+    for words in (["create", "support", "--schema", "chat"], ["status"], ["capture", "support", "-"]):
+        assert run(*words).code == 4
+    assert list(where.iterdir()) == []
+
+
+def test_the_store_is_the_options_then_the_environments_then_the_files_then_the_default(
+    run: Run, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("init", "--json").data["store"] == str(where / ".treering")
+    (where / "treering.toml").write_text('store = "from-file"\n')
+    assert run("init", "--json").data["store"] == str(where / "from-file")
+    monkeypatch.setenv("TREERING_STORE", "from-environment")
+    assert run("init", "--json").data["store"] == str(where / "from-environment")
+    assert run("init", "--store", "from-option", "--json").data["store"] == str(where / "from-option")
+    assert run("--store", "before-the-verb", "init", "--json").data["store"] == str(where / "before-the-verb")
+
+
+def test_a_corpus_from_creation_to_its_second_snapshot(support: Run, where: Path) -> None:
+    records = labelled(60)
+    file = jsonl(where / "records.jsonl", records)
+    captured = support("capture", "support", file, "--json").data
+    assert (captured["read"], captured["stored"], captured["refused"]) == (60, 60, 0)
+
+    sealed = support("snapshot", "live", "--to", "support@v1", "-m", "the first", "--json").data
+    assert (sealed["ref"], sealed["rows"], sealed["message"]) == ("support@v1", 60, "the first")
+    assert sealed["digest"] == treering.open(where / ".treering").corpus("support").snapshots()[0].digest
+
+    support("capture", "support", "-", stdin="".join(json.dumps(r) + "\n" for r in labelled(7, topic="late")))
+    status = support("status", "support", "--json").data
+    assert (status["live_rows"], status["sealed_rows"], status["newest"]) == (7, 60, "support@v1")
+    assert [row["corpus"] for row in support("status", "--json").data] == ["support"]
+
+    log = support("log", "support", "--json").data
+    assert log["live_rows"] == 7
+    assert [(s["ref"], s["rows"], s["message"]) for s in log["snapshots"]] == [("support@v1", 60, "the first")]
+
+    shown = support("show", "support@v1", "--json").data
+    assert shown["counts"]["label"] == {"refund": 60}
+    assert shown["heldout_rows"] == shown["counts"]["split"]["heldout"]
+    assert shown["parts"][0]["digest"] == sealed["digest"]
+    assert support("show", "support@live", "--json").data["counts"] is None
+
+
+def test_a_file_captured_twice_adds_nothing(support: Run, where: Path) -> None:
+    file = jsonl(where / "records.jsonl", [{"text": f"t{i}", "label": "a"} for i in range(30)])
+    assert support("capture", "support", file, "--json").data["stored"] == 30
+    again = support("capture", "support", file, "--json").data
+    assert (again["stored"], again["duplicates"]) == (0, 30)
+
+
+def test_an_empty_file_is_said_to_be_empty_and_adds_nothing(support: Run, where: Path) -> None:
+    done = support("capture", "support", jsonl(where / "none.jsonl", [""]), "--json")
+    assert (done.code, done.data["stored"]) == (0, 0)
+    (where / "none.jsonl").write_text("")
+    done = support("capture", "support", str(where / "none.jsonl"), "--json")
+    assert (done.code, done.data["read"]) == (0, 0)
+    assert "nothing was captured" in done.err
+
+
+def test_sealing_an_empty_live_seals_nothing_and_says_so(support: Run) -> None:
+    done = support("snapshot", "live", "--to", "support", "--json")
+    assert (done.code, done.data) == (0, None)
+    assert done.lines == ["support@live is empty: nothing was sealed"]
+    assert support("log", "support", "--json").data["snapshots"] == []
+
+
+def test_head_prints_an_array_of_whole_records(support: Run, where: Path) -> None:
+    support("capture", "support", jsonl(where / "records.jsonl", labelled(20)))
+    records = support("head", "support@live", "-n", "3", "--json").data
+    assert len(records) == 3
+    assert set(records[0]) == {
+        *("id", "session_id", "subject", "domain", "ts", "split", "origin", "meta"),
+        *("text", "label"),
+    }
+    assert support("head", "support@live", "-n", "2", "-c", "label", "--json").data == [{"label": "refund"}] * 2
+    assert support("head", "support@live", "-n", "0", "--json").data == []
+    assert len(support("head", "support@live", "-n", "99", "--json").data) == 20
+
+
+def test_what_head_prints_can_be_captured_again(support: Run, where: Path) -> None:
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": "hi"},
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"id": "1", "function": {"name": "look", "arguments": {"at": [1, None]}}}],
+                },
+            ],
+            "tools": [{"name": "look"}],
+            "meta": {"shard": 3},
+            "ts": "2026-01-02T03:04:05+01:00",
+        }
+    ]
+    support("create", "talks", "--schema", "chat")
+    support("create", "copies", "--schema", "chat")
+    support("capture", "talks", jsonl(where / "chats.jsonl", chats))
+    printed = support("head", "talks@live", "--json").data
+    assert support("capture", "copies", jsonl(where / "again.jsonl", printed)).code == 0
+    assert support("head", "copies@live", "--json").data == printed
+    assert "assistant: [look(" in support("head", "talks@live").out
+
+
+def test_mix_shows_the_shares_and_writes_the_lock(support: Run, where: Path) -> None:
+    support("capture", "support", jsonl(where / "a.jsonl", labelled(300)))
+    support("snapshot", "live", "--to", "support@v1")
+    support("capture", "support", jsonl(where / "b.jsonl", labelled(200, topic="late")))
+    done = support(
+        *("mix", "support@v1=0.3", "support@live=0.7", "--batch-size", "10", "--seed", "5"),
+        *("--preview", "4", "--lock", "mix.lock.json", "--json"),
+    )
+    view = done.data
+    assert [(s["ref"], s["share"]) for s in view["sources"]] == [("support@v1", 0.3), ("support@live", 0.7)]
+    assert view["preview"] == [[3, 7]] * 4
+    lock = treering.MixLock.load(where / "mix.lock.json")
+    assert (lock.digest, lock.seed, lock.batch_size) == (view["digest"], 5, 10)
+    assert done.lines == ["wrote the lock to mix.lock.json"]
+
+
+def test_a_corpus_can_have_a_schema_of_its_own(support: Run, where: Path) -> None:
+    (where / "ticket_records.py").write_text(
+        "from pydantic import BaseModel\nclass Ticket(BaseModel):\n    title: str\n    minutes: int\n"
+    )
+    assert support("create", "tickets", "--schema", "ticket_records:Ticket", "--heldout", "0.2").code == 0
+    schema = support("schema", "tickets", "--json").data
+    assert {c["name"]: c["type"] for c in schema["columns"] if c["payload"]} == {"title": "string", "minutes": "int64"}
+    assert {"title", "minutes"} <= set(schema["json_schema"]["properties"])
+    assert support("capture", "tickets", jsonl(where / "t.jsonl", [{"title": "x", "minutes": 3}])).code == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["schema", "support"], ["status"], ["status", "support"], ["log", "support"]),
+        *(["show", "support@v1"], ["show", "support@v1..v2"], ["head", "support@v1"], ["adapters", "support"]),
+        *(["mix", "support@v1=1", "support@v2=2", "--preview", "2"], ["snapshot", "live", "--to", "support"]),
+    ],
+    ids=" ".join,
+)
+def test_tables_fit_into_80_columns_and_json_is_json(support: Run, where: Path, words: list[str]) -> None:
+    for topic in ("first", "second"):
+        support("capture", "support", jsonl(where / "r.jsonl", labelled(40, topic=topic)))
+        support("snapshot", "live", "--to", "support", "-m", f"the {topic}")
+    table = support(*words)
+    assert table.code == 0
+    assert max(map(len, table.out.splitlines()), default=0) <= 80
+    as_json = support(*words, "--json")
+    assert as_json.code == 0
+    json.loads(as_json.out)
+
+
+def test_a_record_cannot_steer_the_terminal_or_pass_for_markup(support: Run, where: Path) -> None:
+    text = "\x1b[31m[bold]red[/bold]\x07 [link=x]"
+    support("capture", "support", jsonl(where / "r.jsonl", [{"text": text, "label": "\x9b2J"}]))
+    shown = support("head", "support@live").out
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown
+    assert "[31m[bold]red[/bold]" in shown
+    assert support("head", "support@live", "--json").data[0]["text"] == text
+
+
+def test_demo_prints_what_the_api_returns_and_never_writes_into_an_older_store(
+    run: Run, where: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import treering.demo as module
+
+    (where / "treering-demo").mkdir()
+    monkeypatch.setenv("TREERING_STORE", "the-store-at-work")
+
+    def told(store: str, *, report: str, clinc: str | None, seed: int, progress: Callable[[str], None]) -> Any:
+        progress("round 1 of 1")
+        arm = module.DemoArm(matrix=[[0.9, None], [0.5, 0.8]], average=0.65, bwt=-0.4, adapter="x:1")
+        return module.DemoResult(
+            store=store, live_only=arm, mix=arm, snapshots=["x@v1", "x@v2"], promoted=None, report=report, text="…"
+        )
+
+    monkeypatch.setattr(module, "run_demo", told)
+    done = run("demo", "--json")
+    assert done.err == "round 1 of 1\n"
+    assert list(done.data) == ["store", "live_only", "mix", "snapshots", "promoted", "report"]
+    assert list(done.data["mix"]) == ["matrix", "average", "bwt", "adapter"]
+    assert (done.data["store"], done.data["report"]) == ("treering-demo-2", "treering-demo-2.html")
+    assert run("demo", "--store", "mine", "--json").data["report"] == "mine.html"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colour_is_left_out_when_no_color_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = {}
+    for no_color in ("", "1"):
+        if no_color:
+            monkeypatch.setenv("NO_COLOR", no_color)
+        screen = _Terminal()
+        monkeypatch.setattr("sys.stdout", screen)
+        from rich.text import Text
+
+        output.render(None, False, lambda: Text("passed", "green"))
+        found[no_color] = "\x1b[32m" in screen.getvalue()
+    assert found == {"": True, "1": False}

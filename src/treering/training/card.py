@@ -1,0 +1,78 @@
+"""The model card: what an adapter is and where it comes from, as a JSON document beside its weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from treering.errors import StoreError, UsageError
+from treering.training.config import TrainConfig
+
+__all__ = ["BaseCard", "ModelCard", "TrainStats"]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class BaseCard(_Document):
+    """The frozen base that the weights belong on."""
+
+    name: str = Field(description='as configured: "minilm", a directory, or a name on the hub')
+    digest: Sha256 = Field(description="of its weights, shape and tokenizer; an adapter is refused on any other base")
+    precision: Literal["fp32", "bf16"] = Field(description="what it ran in")
+    max_tokens: int = Field(ge=2)
+    width: int = Field(ge=1, description="of its hidden states")
+    layers: int = Field(ge=1)
+
+
+class TrainStats(_Document):
+    """What the run did."""
+
+    steps: int = Field(ge=1)
+    rows_drawn: int = Field(ge=1, description="records in all batches, repeats counted")
+    rows_distinct: int = Field(ge=1, description="distinct texts among them")
+    rows_unlabelled: int = Field(ge=0, description="records without a label, which can't be learnt from")
+    rows_per_source: dict[str, int] = Field(default_factory=dict, description="records drawn, by source")
+    texts_encoded: int = Field(ge=0, description="texts that weren't in the activation cache")
+    texts_cut: int = Field(ge=0, description="of those encoded, how many were longer than max_tokens")
+    trainable_parameters: int = Field(ge=1)
+    loss_first: Finite = Field(description="mean loss of the first tenth of the updates")
+    loss_last: Finite = Field(description="mean loss of the last tenth")
+    seconds_encode: Finite = Field(ge=0, description="reading the mix and running the frozen base, wall clock")
+    seconds_train: Finite = Field(ge=0)
+
+
+class ModelCard(_Document):
+    """`card.json` of an adapter."""
+
+    format: Literal["treering.model-card/1"] = "treering.model-card/1"
+    base: BaseCard
+    config: TrainConfig
+    classes: list[str] = Field(min_length=1, description="labels it can answer with, in the order of the head's rows")
+    domains: list[str] = Field(min_length=1, description="domains, in the order of the gates' rows")
+    weights_digest: Sha256 = Field(description="SHA-256 of the safetensors bytes")
+    parent: str | None = Field(default=None, description="adapter that training started from; null: from scratch")
+    trained_on: list[str] = Field(default_factory=list, description="refs the run drew from")
+    lock_digest: Sha256 | None = Field(default=None, description="of the mix lock; null when trained without a store")
+    class_counts: dict[str, int] = Field(default_factory=dict, description="records drawn, by class")
+    scores: dict[str, Finite] = Field(default_factory=dict, description="by held-out slice, fractions of 1")
+    stats: TrainStats | None = None
+
+    @classmethod
+    def parse(cls, data: dict[str, Any] | bytes) -> ModelCard:
+        """The card of a JSON document. Raises StoreError when it isn't one."""
+        from pydantic_core import to_json
+
+        try:
+            return cls.model_validate_json(data if isinstance(data, bytes) else to_json(data))
+        except UsageError as exc:
+            raise StoreError(f"not a model card: {exc.message}", code="bad-card") from exc
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "document"
+            raise StoreError(f"not a model card: {where}: {first['msg']}", code="bad-card") from exc

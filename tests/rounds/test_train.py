@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import treering
+from tests.training.tiny import make_base, records
+from treering.errors import ConflictError, NotFoundError, UsageError
+from treering.registry import Registry
+from treering.rounds import evaluate, gate, load_adapter, score_matrix, train
+from treering.training import DivergedError, TrainConfig
+
+TOPICS = ("billing", "shipping", "account")
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def config(base: str) -> TrainConfig:
+    return TrainConfig(
+        base=base, steps=40, batch_size=16, lr=1e-2, bottleneck=8, feature_noise=0.1, precision="fp32", max_tokens=32
+    )
+
+
+def grow(corpus: treering.Corpus, topic: str, *, seal: bool = True) -> None:
+    """A round: 40 records of one topic, every fifth held out."""
+    with corpus.capture() as live:
+        live.extend(
+            {**record, "id": f"{topic}-{n}", "split": "train" if n % 5 else "heldout"}
+            for n, record in enumerate(records(topic))
+        )
+    if seal:
+        corpus.snapshot(message=topic)
+
+
+@pytest.fixture
+def grown(support: treering.Corpus) -> treering.Store:
+    for topic in TOPICS:
+        grow(support, topic)
+    return support.store
+
+
+def test_a_run_leaves_a_candidate_with_lock_card_and_scores(grown: treering.Store, config: TrainConfig) -> None:
+    mix = grown.mix("support@v1", "support@v2", weights=[0.3, 0.7], seed=5)
+    run = train(grown, mix, config)
+    assert (run.adapter.ref, run.adapter.status, run.adapter.parent) == ("support:1", "candidate", None)
+    assert run.adapter.trained_on == ["support@v1", "support@v2"]
+    assert (run.adapter.strategy, run.adapter.base, run.config) == ("replay", config.base, config)
+    assert run.adapter.lock_digest == run.lock.digest
+    assert set(run.scores) == {"support@v1", "support@v2", "support@v3"}
+    card = Registry(grown, "support").card("support:1")
+    assert (card["lock_digest"], card["scores"], card["trained_on"]) == (
+        run.lock.digest,
+        run.scores,
+        ["support@v1", "support@v2"],
+    )
+    # 16 a batch at 3 : 7
+    assert card["stats"]["rows_per_source"] == {"support@v1": 192, "support@v2": 448}
+
+
+def test_the_scores_are_those_that_the_loaded_adapter_gets(grown: treering.Store, config: TrainConfig) -> None:
+    run = train(grown, grown.mix("support@v1", "support@v2"), config)
+    again = evaluate(grown, run.adapter.ref, fresh=True)
+    assert again.scores == run.scores
+    texts = grown.load("support@v1").heldout().to_table(["text"]).column("text").to_pylist()
+    assert len(load_adapter(grown, "support:candidate").predict(texts)) == len(texts)
+
+
+def test_the_same_lock_config_base_and_parent_give_the_same_digest(grown: treering.Store, config: TrainConfig) -> None:
+    first = train(grown, grown.mix("support@v1"), config)
+    mix = grown.mix("support@v1", "support@v2", weights=[1, 2])
+    one = train(grown, mix, config, parent="support:1")
+    two = train(grown, one.lock, config, parent="support:1")
+    saved = treering.MixLock.from_json(Registry(grown, "support").lock(two.adapter.ref) or b"")
+    three = train(grown, saved, config, parent="support:1")
+    assert one.adapter.digest == two.adapter.digest == three.adapter.digest
+    assert one.adapter.digest != first.adapter.digest
+    assert train(grown, mix, config, parent=None).adapter.digest != one.adapter.digest
+
+
+def test_a_lock_brings_its_own_batch_size(grown: treering.Store, config: TrainConfig) -> None:
+    run = train(grown, grown.mix("support@v1").lock(8), config)
+    assert run.config.batch_size == 8
+    assert run.adapter.config["batch_size"] == 8
+
+
+def test_naive_trains_on_what_the_parent_has_not_seen(grown: treering.Store, config: TrainConfig) -> None:
+    first = train(grown, grown.mix("support@v1"), config)
+    mix = grown.mix("support@v1", "support@v2", weights=[0.5, 0.5])
+    naive = train(grown, mix, config.changed(strategy="naive"), parent=first.adapter.ref)
+    assert naive.adapter.trained_on == ["support@v2"]
+    assert naive.lock.shares == (0.0, 1.0)
+    with pytest.raises(UsageError, match="new data only"):
+        train(grown, grown.mix("support@v1"), config.changed(strategy="naive"), parent=naive.adapter.ref)
+
+
+def test_what_was_learnt_from_live_is_known_once_it_is_sealed(
+    support: treering.Corpus, grown: treering.Store, config: TrainConfig
+) -> None:
+    grow(support, "returns", seal=False)
+    run = train(grown, grown.mix("support@v3", "support@live"), config)
+    assert run.adapter.trained_on == ["support@v3"]
+    assert run.adapter.trained_rows["support"]
+    support.snapshot()
+    with pytest.raises(UsageError, match="new data only"):
+        train(grown, grown.mix("support@v4"), config.changed(strategy="naive"), parent=run.adapter.ref)
+
+
+def test_joint_draws_all_records_alike_from_scratch(grown: treering.Store, config: TrainConfig) -> None:
+    train(grown, grown.mix("support@v1"), config)
+    joint = config.changed(strategy="joint")
+    mix = grown.mix("support@v1..v2", "support@v3", weights=[0.1, 0.9])
+    run = train(grown, mix, joint)
+    assert run.adapter.parent is None
+    assert run.lock.shares == pytest.approx((2 / 3, 1 / 3))
+    with pytest.raises(UsageError, match="takes no parent"):
+        train(grown, mix, joint, parent="support:1")
+
+
+def test_the_default_parent_is_production_else_the_newest_that_no_gate_refused(
+    grown: treering.Store, config: TrainConfig
+) -> None:
+    config = config.changed(steps=2)
+    mix = grown.mix("support@v1")
+    first = train(grown, mix, config)
+    second = train(grown, mix, config)
+    assert (first.adapter.parent, second.adapter.parent) == (None, "support:1")
+    assert not gate(grown, second.adapter.ref, {"min_score": 1.0, "slices": {"support@v3": 1.0}}).passed
+    assert train(grown, mix, config).adapter.parent == "support:1"
+    assert gate(grown, "support:1", {"regression_tolerance": 1.0}).passed
+    grown.promote("support:1")
+    train(grown, mix, config)
+    assert train(grown, mix, config).adapter.parent == "support:1"
+    assert train(grown, mix, config, parent=None).adapter.parent is None
+    assert train(grown, mix, config, parent="support:2").adapter.parent == "support:2"
+    with pytest.raises(NotFoundError, match="support:99"):
+        train(grown, mix, config, parent="support:99")
+
+
+def test_replay_keeps_what_new_data_alone_forgets(grown: treering.Store, config: TrainConfig) -> None:
+    last: dict[float, str | None] = {0.0: None, 0.5: None}
+    for past in last:
+        for number in (1, 2, 3):
+            sources = ["support@v1..v2" if number == 3 else "support@v1", f"support@v{number}"][-number:]
+            mix = grown.mix(*sources, weights=[past, 1.0][-number:])
+            last[past] = train(grown, mix, config, parent=last[past]).adapter.ref
+    forgot, kept = (score_matrix(grown, "support", adapter=ref) for ref in last.values())
+    assert kept.bwt - forgot.bwt > 0.3
+    assert score_matrix(grown, "support", adapter=last[0.5], fresh=True) == kept
+
+
+def test_a_parent_on_another_base_is_refused(grown: treering.Store, config: TrainConfig, tmp_path: Path) -> None:
+    train(grown, grown.mix("support@v1"), config.changed(steps=2))
+    other = make_base(tmp_path / "other", seed=1)
+    with pytest.raises(ConflictError, match="another base"):
+        train(grown, grown.mix("support@v1"), config.changed(base=other))
+
+
+def test_records_that_are_not_labelled_are_refused_before_anything_is_read(
+    store: treering.Store, config: TrainConfig
+) -> None:
+    chats = store.create("chats", "chat")
+    with chats.capture() as live:
+        live.add({"messages": [{"role": "user", "content": "hi"}], "split": "train"})
+    with pytest.raises(UsageError, match="chats@live has no column text and label"):
+        train(store, store.mix("chats@live"), config)
+    assert store.adapters("chats") == []
+
+
+def test_a_corpus_without_held_out_records_trains_and_has_no_scores(
+    support: treering.Corpus, config: TrainConfig
+) -> None:
+    with support.capture() as live:
+        live.extend({**record, "split": "train"} for record in records("billing"))
+    run = train(support.store, support.store.mix("support@live"), config.changed(steps=2))
+    assert run.scores == {}
+
+
+def test_a_diverged_run_adds_no_adapter_and_keeps_the_last_good_weights(
+    grown: treering.Store, config: TrainConfig
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        train(grown, grown.mix("support@v1"), config.changed(lr=1e30))
+    assert grown.adapters("support") == []
+    kept = Path(str(caught.value.hint).rpartition(": ")[2])
+    assert caught.value.adapter is not None
+    assert kept.read_bytes() == caught.value.adapter.to_bytes()
+
+
+def test_the_activation_cache_may_be_dropped_at_any_time(grown: treering.Store, config: TrainConfig) -> None:
+    import shutil
+
+    mix = grown.mix("support@v1", "support@v2")
+    first = train(grown, mix, config, parent=None)
+    shutil.rmtree(grown.cache_dir)
+    assert train(grown, mix, config, parent=None).adapter.digest == first.adapter.digest

@@ -9,6 +9,7 @@ from treering.store.base import BaseStore
 from treering.store.corpus import BaseCorpus
 from treering.store.ref import AdapterRef, parse_target
 from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
+from treering.store.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,11 +82,12 @@ class Store(BaseStore):
         name, number = parse_target(target)
         return self.corpus(name).snapshot(message=message, to=number)
 
-    def mix(self, *refs: str, weights: Sequence[float] | None = None, seed: int = 0) -> Mix:
-        """A mix of the sources that refs name; see `treering.mix`."""
+    def mix(self, *sources: str | Source, weights: Sequence[float] | None = None, seed: int = 0) -> Mix:
+        """A mix of sources, or of those that refs name; see `treering.mix`."""
         from treering.mixing import mix
 
-        return mix(*[self.load(ref) for ref in refs], weights=weights, seed=seed)
+        loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
+        return mix(*loaded, weights=weights, seed=seed)
 
     def adapters(self, corpus: str) -> list[AdapterRecord]:
         """All adapters of a corpus with their status, oldest first."""

@@ -364,7 +364,7 @@ def test_flush_snapshot_and_close_end_while_others_keep_adding(store: treering.S
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(120, method="thread")  # the other method needs the timer that the test uses
 def test_an_interrupt_leaves_the_recorder_usable(store: treering.Store, support: treering.Corpus) -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

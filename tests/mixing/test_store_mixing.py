@@ -158,6 +158,6 @@ def test_the_stores_mistakes_are_named(store: treering.Store, grown: treering.Co
     document = json.loads(lock.to_json())
     del document["digest"]
     document["sources"][0]["pin"]["segments"][0]["digest"] = "0" * 64
-    gone = MixLock.from_json(json.dumps(document))
+    gone = MixLock.model_validate_json(json.dumps(document))
     with pytest.raises(ConflictError, match="support@v1"):
         gone.loader(store)

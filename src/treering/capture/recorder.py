@@ -114,7 +114,10 @@ class Recorder:
         self._spool = Spool.new(spool_directory(corpus))
         self._known: dict[str, None] = {}
         self._draining = threading.Lock()
-        self._wake = threading.Condition()
+        # Entering a Condition is Python code: an interrupt can hit between its acquiring and the block, and the lock is
+        # never let go. Entering a Lock can't be split so. Hence callers' threads enter the lock itself.
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._backlog = (0, 0)  # rows, bytes
         self._oldest: float | None = None
         self._closing = False
@@ -263,14 +266,14 @@ class Recorder:
         rows = sum(len(batch) for batch in batches)
         self.counts.acknowledged += rows
         self.counts.refused += len(refused)
-        with self._wake:
+        with self._lock:
             self._backlog = self._backlog[0] + rows, self._backlog[1] + sum(len(data) for _, data in payloads)
             if self._oldest is None and (rows or refused):
                 self._oldest = time.monotonic()
             if self._due_in() == 0.0:
                 self._wake.notify_all()
-            while self._backlog[1] > MAX_BACKLOG_BYTES and self._error is None and not self._closing:
-                self._wake.wait(0.1)
+        while self._backlog[1] > MAX_BACKLOG_BYTES and self._error is None and not self._closing:
+            time.sleep(0.02)
         if self._durability == "store":
             self.flush()
 
@@ -287,12 +290,12 @@ class Recorder:
         with self._draining:
             if self._closed:  # meanwhile; closing committed everything
                 return
-            with self._wake:
+            with self._lock:
                 self._oldest = None
             try:
                 drain(self.corpus, self._spool, done)
             except BaseException:
-                with self._wake:
+                with self._lock:
                     self._oldest = time.monotonic()  # what is left is due again
                 raise
             finally:
@@ -301,7 +304,7 @@ class Recorder:
                 self.counts.conflicts += len(done.conflicts)
                 self.counts.refused += done.refused
                 self.conflicts += done.conflicts
-            with self._wake:
+            with self._lock:
                 self._backlog = self._spool.backlog()
                 if self._backlog[0] and self._oldest is None:
                     self._oldest = time.monotonic()  # came in meanwhile
@@ -315,7 +318,7 @@ class Recorder:
         """
         if self._closed or self._pid != os.getpid():
             return
-        with self._wake:
+        with self._lock:
             self._closing = True
             self._wake.notify_all()
         self._flusher.join()

@@ -14,7 +14,6 @@ import sqlite3
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +48,12 @@ class Entry:
 class _Write:
     """One caller's batches on their way to the disk."""
 
-    __slots__ = ("accepted", "done", "refused")
+    __slots__ = ("accepted", "outcome", "refused")
 
     def __init__(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]]) -> None:
         self.accepted, self.refused = accepted, refused
-        self.done: Future[None] = Future()
+        # A SimpleQueue and not a Future: its `get` is one step, which an interrupt can't leave half done.
+        self.outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
 
 class Spool:
@@ -111,7 +111,9 @@ class Spool:
                 self._thread = threading.Thread(target=_write, args=arguments, name="treering-spool", daemon=True)
                 self._thread.start()
             self._queue.put(mine)
-        mine.done.result()
+        failure = mine.outcome.get()
+        if failure is not None:
+            raise failure
 
     def last(self, table: str) -> int:
         """Sequence number of the newest entry; 0 when there is none."""
@@ -189,12 +191,12 @@ def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueu
                 try:
                     _insert(path, connection, [write])
                 except Exception as exc:
-                    write.done.set_exception(exc)
+                    write.outcome.put(exc)
                 else:
-                    write.done.set_result(None)
+                    write.outcome.put(None)
         else:
             for write in writes:
-                write.done.set_result(None)
+                write.outcome.put(None)
 
 
 def _insert(path: Path, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:

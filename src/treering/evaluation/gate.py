@@ -61,17 +61,19 @@ class GatePolicy(BaseModel):
             raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
         return name
 
+    def __init__(self, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as exc:
+            raise _bad_policy(exc, "gate policy") from exc
+
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "gate policy") -> GatePolicy:
         """A policy from parsed TOML or JSON. Raises UsageError that names every bad or unknown key."""
         try:
             return cls.model_validate(dict(data))
         except ValidationError as exc:
-            raise UsageError(
-                f"{where}: {'; '.join(_problem(e) for e in exc.errors())}",
-                code="bad-policy",
-                hint=f"known keys: {', '.join(sorted(cls.model_fields))}; scores are fractions of 1",
-            ) from exc
+            raise _bad_policy(exc, where) from exc
 
 
 class CheckedRow(BaseModel):
@@ -134,6 +136,14 @@ def check(
     reasons = [row.reason for row in rows if row.reason is not None]
     return Verdict(
         passed=not reasons, reasons=reasons, rows=rows, policy=policy, candidate=candidate, baseline=baseline
+    )
+
+
+def _bad_policy(exc: ValidationError, where: str) -> UsageError:
+    return UsageError(
+        f"{where}: {'; '.join(_problem(e) for e in exc.errors())}",
+        code="bad-policy",
+        hint=f"known keys: {', '.join(sorted(GatePolicy.model_fields))}; scores are fractions of 1",
     )
 
 

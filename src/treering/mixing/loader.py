@@ -38,6 +38,7 @@ Transform = Callable[[dict[str, Any]], Any]
 
 PREFETCH = 8  # batches made ahead when nothing is said: a few tens of milliseconds of a training step's reserve
 _STATE = 1  # version of the state's form
+_LAST_BATCH = 2**45  # positions beyond it could overflow 64 bits at the largest batch
 _Made = tuple[Any, Int64Array]  # a batch as delivered, and how many rows each source gave to it
 
 
@@ -73,6 +74,8 @@ class Loader:
         self._lock = lock
         self._sources = tuple(sources)
         self._rows = tuple(rows)
+        if transform is not None and not callable(transform):
+            raise UsageError(f"transform is {transform!r}; it is called with each batch", code="bad-transform")
         self._transform = transform
         self._workers = _whole("num_workers", num_workers)
         self._prefetch = None if prefetch is None else _whole("prefetch", prefetch)
@@ -184,7 +187,12 @@ class Loader:
         """
         mine = self.state_dict()
         batch = state.get("batch") if isinstance(state, Mapping) else None
-        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 0 or state.get("version") != _STATE:
+        if (
+            not isinstance(batch, int)
+            or isinstance(batch, bool)
+            or not 0 <= batch <= _LAST_BATCH
+            or state.get("version") != _STATE
+        ):
             raise UsageError("this isn't the state of a treering loader", code="bad-state")
         if state.get("lock") != mine["lock"]:
             names = ("sources", "units", "seed", "batch_size", "chunk_rows")
@@ -328,7 +336,12 @@ class _Recipe:
     def make(self, reader: BatchReader, batch: int) -> _Made:
         columns, counts = reader.read(batch)
         made = _tensors(columns)
-        return (made if self.transform is None else self.transform(made)), counts
+        if self.transform is None:
+            return made, counts
+        try:
+            return self.transform(made), counts
+        except StopIteration as exc:  # would read as the end of the epoch (as in PEP 479)
+            raise RuntimeError("the transform raised StopIteration") from exc
 
 
 def _tensors(columns: Columns) -> dict[str, Any]:
@@ -490,7 +503,11 @@ class _Processes:
         except RuntimeError as exc:
             if "DataLoader worker" not in str(exc):
                 raise
-            raise TreeringError(f"a worker process died: {exc}", code="worker-died", hint="try num_workers=0") from exc
+            raise TreeringError(
+                f"a worker process died: {exc}",
+                code="worker-died",
+                hint='is the script\'s work under `if __name__ == "__main__":`? Else try num_workers=0',
+            ) from exc
         if isinstance(item, _Failure):
             raise item.error
         self._span = iter(item)
@@ -515,7 +532,10 @@ def _whole(name: str, value: object) -> int:
 def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """(rank, world size): as given, else as torchrun sets them, else (0, 1)."""
     if rank is None and world_size is None:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        try:
+            rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        except ValueError as exc:
+            raise UsageError(f"RANK and WORLD_SIZE in the environment aren't numbers: {exc}", code="bad-rank") from exc
     if rank is None or world_size is None:
         raise UsageError("rank and world_size are given together, or neither", code="bad-rank")
     _whole("rank", rank)

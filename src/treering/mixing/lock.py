@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from treering.errors import ConflictError, NotFoundError, UsageError
+from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.mixing.plan import Growth, MixPlan, WeightChange
+from treering.mixing.shares import MAX_UNITS
 from treering.mixing.sources import SourceLike, TrainRows
 
 if TYPE_CHECKING:
@@ -103,8 +104,31 @@ class MixLock(_Document):
     events: tuple[WeightEvent | GrowthEvent, ...] = ()
     columns: tuple[str, ...] | None = Field(default=None, description="null: every column that all sources have")
     ragged: Literal["pad", "values"] = "pad"
-    pad_value: float = 0
-    epochs: int | None = Field(default=1, description="passes over the anchor source; null is endless")
+    pad_value: float = Field(default=0, allow_inf_nan=False)
+    epochs: int | None = Field(default=1, ge=1, description="passes over the anchor source; null is endless")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixLock:
+        n = len(self.sources)
+        if not 1 <= sum(self.units) <= MAX_UNITS:
+            raise ValueError(f"the units of the sources add up to {sum(self.units)}, not to 1 … {MAX_UNITS}")
+        if self.anchor >= n or not self.units[self.anchor]:
+            raise ValueError(f"anchor {self.anchor} isn't a source that is drawn from")
+        for event in self.events:
+            if isinstance(event, GrowthEvent):
+                if event.source >= n:
+                    raise ValueError(f"an event is about source {event.source} of {n}")
+            elif len(event.units) != n or len(event.taken) != n or not 1 <= sum(event.units) <= MAX_UNITS:
+                raise ValueError(f"an event doesn't give {n} weights")
+        return self
+
+    @classmethod
+    def checked(cls, **fields: Any) -> MixLock:
+        """A lock of these fields. Raises UsageError that names what doesn't fit."""
+        try:
+            return cls(**fields)
+        except ValidationError as exc:
+            raise UsageError(_problems(exc), code="bad-argument") from exc
 
     @property
     def refs(self) -> list[str]:
@@ -152,14 +176,15 @@ class MixLock(_Document):
             data = json.loads(text)
             if not isinstance(data, dict):
                 raise ValueError("not a JSON object")
-            digest = data.pop("digest", None)
+            digest = data.pop("digest")
             lock = cls.model_validate_json(json.dumps(data))
         except ValidationError as exc:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()[:3])
-            raise UsageError(f"this isn't a mix lock: {problems}", code="bad-lock") from exc
-        except ValueError as exc:
+            raise UsageError(f"this isn't a mix lock: {_problems(exc)}", code="bad-lock") from exc
+        except KeyError as exc:
+            raise UsageError("this isn't a mix lock: it has no digest", code="bad-lock") from exc
+        except (ValueError, RecursionError) as exc:
             raise UsageError(f"this isn't a mix lock: {exc}", code="bad-lock") from exc
-        if digest is not None and digest != lock.digest:
+        if digest != lock.digest:
             raise ConflictError(
                 f"the lock says its digest is {str(digest)[:12]}…, but its content makes {lock.digest[:12]}…",
                 code="lock-edited",
@@ -168,20 +193,29 @@ class MixLock(_Document):
         return lock
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the document to `path`, whole or not at all."""
+        """Write the document to `path`, whole or not at all. Raises StoreError when it can't be written."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json(), encoding="utf-8")
-        temporary.replace(target)
+        temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                temporary.write_text(self.to_json(), encoding="utf-8")
+                temporary.replace(target)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as exc:
+            reason = exc.strerror or exc
+            raise StoreError(f"can't write the mix lock to {target}: {reason}", code="write-failed") from exc
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MixLock:
-        """Read the document at `path`. Raises NotFoundError, and what `from_json` raises."""
+        """Read the document at `path`. Raises NotFoundError, StoreError, and what `from_json` raises."""
         try:
             text = Path(path).read_bytes()
-        except FileNotFoundError as exc:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
             raise NotFoundError(f"there is no mix lock at {os.fspath(path)}", code="no-lock") from exc
+        except OSError as exc:
+            raise StoreError(f"can't read {os.fspath(path)}: {exc.strerror}", code="read-failed") from exc
         return cls.from_json(text)
 
     def resolve(self, store: Any) -> tuple[SourceLike, ...]:
@@ -219,7 +253,7 @@ class MixLock(_Document):
 
         changed: dict[str, Any] = {}
         if columns is not None:
-            changed["columns"] = tuple(columns)
+            changed["columns"] = column_names(columns)
         if epochs != "as-locked":
             changed["epochs"] = epochs
         if ragged is not None:
@@ -229,7 +263,7 @@ class MixLock(_Document):
         sources = self.resolve(store)
         rows = tuple(TrainRows.of(source) for source in sources)
         return Loader(
-            self.model_copy(update=changed),
+            MixLock.checked(**{**dict(self), **changed}),
             sources,
             rows,
             transform=transform,
@@ -239,6 +273,17 @@ class MixLock(_Document):
             prefetch=prefetch,
             start_method=start_method,
         )
+
+
+def column_names(columns: Sequence[str]) -> tuple[str, ...]:
+    """The names as a tuple. Raises UsageError for a bare text or names that aren't text."""
+    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+        raise UsageError(f"columns is {columns!r}; it is a list of names", code="bad-columns")
+    return tuple(columns)
+
+
+def _problems(exc: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'lock'}: {e['msg']}" for e in exc.errors()[:3])
 
 
 def _sha256(value: JsonValue | Any) -> str:

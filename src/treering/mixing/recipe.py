@@ -7,14 +7,14 @@ a module of the function's name would hide it.)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from treering.errors import UsageError
-from treering.mixing.lock import LockedSource, MixLock, SourcePin
+from treering.mixing.lock import LockedSource, MixLock, SourcePin, column_names
 from treering.mixing.permute import Int64Array
 from treering.mixing.plan import block_rows_for
 from treering.mixing.shares import quantise, share_table
@@ -56,8 +56,16 @@ class Mix:
                     code="not-a-source",
                     hint='load it first: store.load("support@v1")',
                 )
+            if getattr(source, "split", None) == "heldout":
+                raise UsageError(
+                    f"source {number} is the held-out part of {source.ref}: it has no training rows",
+                    code="empty-source",
+                    hint="held-out records are for evaluation; no mix draws them",
+                )
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise UsageError(f"seed is {seed!r}; it is a whole number", code="bad-seed")
+        if weights is not None and (isinstance(weights, str) or not isinstance(weights, Iterable)):
+            raise UsageError(f"weights is {weights!r}; it is a list of numbers", code="bad-weights")
         chosen = [1.0] * len(sources) if weights is None else list(weights)
         if len(chosen) != len(sources):
             raise UsageError(
@@ -142,7 +150,7 @@ class Mix:
         if ragged not in ("pad", "values"):
             raise UsageError(f"ragged is {ragged!r}; it is 'pad' or 'values'", code="bad-ragged")
         blocks = block_rows_for(self._units, batch_size, chunk_rows, pool_rows)
-        return MixLock(
+        return MixLock.checked(
             seed=self._seed,
             batch_size=batch_size,
             chunk_rows=chunk_rows,
@@ -151,7 +159,7 @@ class Mix:
                 LockedSource(pin=_pinned(source), units=units, train_rows=rows.size, block_rows=block)
                 for source, rows, units, block in zip(self._sources, self._rows, self._units, blocks, strict=True)
             ),
-            columns=None if columns is None else tuple(columns),
+            columns=None if columns is None else column_names(columns),
             ragged=ragged,
             pad_value=pad_value,
             epochs=epochs,

@@ -25,6 +25,9 @@ __all__ = ["MAX_UNITS", "ShareTable", "quantise", "share_table"]
 MAX_UNITS = 10_000  # bounds the table to as many rows; a share is off by at most 1/20,000, and the lock shows it
 
 
+_MOST = 1e30  # far from where sums of floats overflow, float32 ones too
+
+
 def quantise(weights: Sequence[float]) -> tuple[int, ...]:
     """Weights as integers with the smallest sum S ≤ 10,000 that says the same; 0 stays 0.
 
@@ -37,8 +40,8 @@ def quantise(weights: Sequence[float]) -> tuple[int, ...]:
     for number, weight in enumerate(weights):
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
             raise UsageError(f"weight {number} is {weight!r}; a weight is a number ≥ 0", code="bad-weight")
-        if not math.isfinite(weight) or weight < 0:
-            raise UsageError(f"weight {number} is {weight}; a weight is a finite number ≥ 0", code="bad-weight")
+        if not 0 <= weight <= _MOST:  # NaN isn't either
+            raise UsageError(f"weight {number} isn't between 0 and {_MOST:g}", code="bad-weight")
     weights = [float(weight) for weight in weights]
     total = math.fsum(weights)
     if total == 0:

@@ -94,7 +94,9 @@ def evaluate(
         slices = [s for s in snapshot_slices(store.corpus(record.corpus)) if s.rows]
     else:
         refs = [on] if isinstance(on, str) or not isinstance(on, Iterable) else list(on)
-        slices = [slice_of(store.load(ref) if isinstance(ref, str) else ref) for ref in refs]
+        if not refs:
+            raise UsageError("there is nothing to evaluate on", code="no-slices", hint='name refs: on=["support@v1"]')
+        slices = [slice_of(store.load(ref) if isinstance(ref, str) else _source(ref)) for ref in refs]
     if not slices:
         raise UsageError(
             f"{record.corpus} has no sealed held-out records to evaluate {record.ref} on",
@@ -184,6 +186,8 @@ def gate(
     `record=False`; `promote` asks for it. Raises as `evaluate` and `load_policy` do; a refusal is a verdict, not an
     error.
     """
+    if not (policy is None or isinstance(policy, GatePolicy | Mapping | str | os.PathLike)):
+        raise UsageError(f"a policy is a file, a table or a GatePolicy, not {policy!r}", code="bad-policy")
     rules = load_policy(policy if policy is None or isinstance(policy, GatePolicy | Mapping) else os.fspath(policy))
     registry = Registry.of(store, adapter)
     candidate = registry.get(adapter)
@@ -306,6 +310,12 @@ def _gate_slices(
         if name not in names and (piece := _named_slice(store, corpus, name)) is not None and piece.rows:
             slices.append(piece)
     return slices
+
+
+def _source(given: Any) -> Source:
+    if not hasattr(given, "heldout"):
+        raise UsageError(f"{given!r} is neither a ref nor a source", code="bad-ref", hint='as in on=["support@v1"]')
+    return given  # type: ignore[no-any-return]
 
 
 def _named_slice(store: BaseStore, corpus: str, name: str) -> HeldoutSlice | None:

@@ -65,6 +65,12 @@ def train(
     """
     from treering.training import Adapter, DivergedError, fit, strategy
 
+    if not isinstance(mix, Mix | MixLock):
+        raise UsageError(
+            f"train takes a mix or a mix lock, not {mix!r}",
+            code="bad-mix",
+            hint='mix sources first: store.mix("support@v1", "support@new", weights=[0.2, 0.8])',
+        )
     config = config or TrainConfig()
     plan = strategy(config.strategy)
     if not plan.continues and parent not in ("auto", None):

@@ -98,7 +98,8 @@ class BaseCorpus:
     def clean_up(self, *, older_than_s: float = 3600.0, wait_s: float = 30.0) -> int:
         """Remove files that only old, unsealed table versions need. Returns the bytes freed.
 
-        Readers that opened a version more than `older_than_s` seconds ago lose it; snapshots never are touched.
+        Snapshots are never touched. A source that pinned live finds its rows again by their ids; a plain Lance handle on
+        an older version of live doesn't.
         """
         with self.lease(wait_s=wait_s):
             finish_pending(self)

@@ -33,6 +33,11 @@ def check_corpus_name(name: str) -> str:
     return name
 
 
+def _check_text(ref: object) -> None:
+    if not isinstance(ref, str):
+        raise UsageError(f"a ref is text such as support@v1, not a {type(ref).__name__}", code="bad-ref")
+
+
 @dataclass(frozen=True, slots=True)
 class Ref:
     """One state of a corpus. `str(Ref.parse(text)) == text` for every valid text.
@@ -49,6 +54,7 @@ class Ref:
     @classmethod
     def parse(cls, text: str) -> Ref:
         """`support@v1`, `support@v1..v3`, `support@live`, `support@new`, each optionally after `store#`."""
+        _check_text(text)
         store, _, rest = text.rpartition("#")
         corpus, at, selector = rest.rpartition("@")
         match = _SELECTOR.fullmatch(selector) if at else None
@@ -80,6 +86,7 @@ class Ref:
 
 def parse_target(text: str) -> tuple[str, int | None]:
     """What `--to` names: `support` → ("support", None), `support@v3` → ("support", 3)."""
+    _check_text(text)
     if "@" not in text:
         return check_corpus_name(text), None
     ref = Ref.parse(text)
@@ -98,6 +105,7 @@ class AdapterRef:
     @classmethod
     def parse(cls, text: str) -> AdapterRef:
         """Raises UsageError for anything else."""
+        _check_text(text)
         corpus, colon, which = text.rpartition(":")
         if colon and which in ("production", "candidate"):
             return cls(check_corpus_name(corpus), which)  # type: ignore[arg-type]

@@ -121,10 +121,17 @@ class Segment:
     def take(self, row_ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Raises StoreError when any of them is gone."""
         self.check_columns(columns)
-        found = self._take(row_ids, columns, self._places())
-        if len(found) != len(row_ids) and self.name == "live":
-            # Sealed since the places were looked up: the engine leaves out what it doesn't hold, without a word.
+        found: pa.Table | None = None
+        try:
+            found = self._take(row_ids, columns, self._places())
+        except StoreError:
+            if self.name != "live":
+                raise
+            # The version of live that the handle knows was compacted and cleaned up: its rows lie elsewhere now.
+        if self.name == "live" and (found is None or len(found) != len(row_ids)):
+            # Or they were sealed meanwhile: the engine leaves out what a version doesn't hold, without a word.
             found = self._take(row_ids, columns, self._places(again=True))
+        assert found is not None
         if len(found) != len(row_ids):
             raise StoreError(
                 f"{self.ref}: {len(row_ids) - len(found)} of {len(row_ids)} rows are gone",
@@ -206,6 +213,7 @@ class Source:
         return {
             "ref": self.ref,
             "corpus": self.corpus,
+            **({"split": self.split} if self.split else {}),
             "segments": [
                 {
                     "name": segment.name,
@@ -236,7 +244,7 @@ class Source:
                         hint="use the store that the pin was made in, or pin anew",
                     )
             segments.append(segment)
-        return cls(pin["ref"], corpus.name, segments, corpus.record_type.schema)
+        return cls(pin["ref"], corpus.name, segments, corpus.record_type.schema, pin.get("split"))
 
 
 def resolve(store: BaseStore, text: str) -> Source:

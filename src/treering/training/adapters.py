@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from treering.errors import ConflictError, StoreError
+from treering.errors import ConflictError, StoreError, UsageError
 from treering.training.base import Base, mean_pool
 from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard
@@ -286,6 +286,8 @@ class Adapter:
     @torch.inference_mode()
     def _run(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Logits (n, classes) and domain posteriors (n, domains), on the CPU."""
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("a model predicts a list of texts", code="bad-texts", hint='model.predict(["…"])')
         net = self._prepared()
         cache = self._activations()
         numbers = cache.numbers(texts)

@@ -81,7 +81,7 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
     try:
         return source, fsspec.open(source, "rb", compression="infer").open()
-    except FileNotFoundError as exc:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
         raise NotFoundError(f"there is no file {source}", code="no-file") from exc
     except (OSError, ValueError, ImportError) as exc:
         raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 
 from treering.capture import quarantine
 from treering.capture.commit import GIVEN, Committed, drain, look_up, same_content, spool_schema
-from treering.capture.spool import Spool, orphans
+from treering.capture.spool import Spool, Write, orphans
 from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
@@ -41,8 +41,8 @@ _CHUNK = 1_000
 #: Rows, or bytes, that `extend` spools at a time: a sync costs up to 4 ms, whatever its size.
 _SPOOL_ROWS = 8_192
 _SPOOL_BYTES = 16 << 20
-#: A commit waits for this many rows …
-FLUSH_ROWS = 65_536
+#: A commit waits for this many rows (of 12k, 24k, 40k and 64k it let 100,000 records reach the table soonest) …
+FLUSH_ROWS = 24_576
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
 FLUSH_BYTES = 64 << 20
@@ -90,6 +90,16 @@ class Counts:
     stored: int = 0
     duplicates: int = 0
     conflicts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """Rows, refused records and bytes that are on their way to the disk."""
+
+    write: Write
+    rows: int
+    refused: int
+    size: int
 
 
 class Recorder:
@@ -166,21 +176,29 @@ class Recorder:
         refused: list[tuple[int, tuple[Problem, ...]]] = []
         batches: list[pa.RecordBatch] = []
         aside: list[_Refused] = []
-        for chunk, checked in self._checked(records):
-            if len(checked.batch):
-                batches.append(self._filled(checked.batch))
-                size += batches[-1].nbytes
-            for position, problems in checked.refused:
-                aside.append((chunk(position), problems, sources[offset + position] if sources else None))
-                refused.append((offset + position, problems))
-            acknowledged += len(checked.batch)
-            offset += len(checked.batch) + len(checked.refused)
-            rows += len(checked.batch) + len(checked.refused)
-            if rows >= _SPOOL_ROWS or size >= _SPOOL_BYTES:
-                self._spool_batches(batches, aside)
-                batches, aside, rows, size = [], [], 0, 0
-        if rows:
-            self._spool_batches(batches, aside)
+        writing: _Writing | None = None  # reaches the disk while the next records are being checked
+        try:
+            for chunk, checked in self._checked(records):
+                if len(checked.batch):
+                    batches.append(self._filled(checked.batch))
+                    size += batches[-1].nbytes
+                for position, problems in checked.refused:
+                    aside.append((chunk(position), problems, sources[offset + position] if sources else None))
+                    refused.append((offset + position, problems))
+                offset += len(checked.batch) + len(checked.refused)
+                rows += len(checked.batch) + len(checked.refused)
+                if rows >= _SPOOL_ROWS or size >= _SPOOL_BYTES:
+                    before, writing = writing, self._begin(batches, aside)
+                    batches, aside, rows, size = [], [], 0, 0
+                    if before is not None:
+                        acknowledged += self._acknowledge(before)
+            if rows:
+                before, writing = writing, self._begin(batches, aside)
+                if before is not None:
+                    acknowledged += self._acknowledge(before)
+        finally:
+            if writing is not None:
+                acknowledged += self._acknowledge(writing)
         return Receipts(acknowledged, refused)
 
     def _checked(self, records: Any) -> Iterator[tuple[Callable[[int], Any], Validated]]:
@@ -238,9 +256,7 @@ class Recorder:
         """The batch with id, ts and split filled in, and a note on which of them were given."""
         ids, ts = batch.column("id"), batch.column("ts")
         if ids.null_count < len(ids):
-            for record_id in ids.to_pylist():
-                if record_id is not None:
-                    self._known[record_id] = None
+            self._known.update(dict.fromkeys(ids.drop_null().to_pylist()))
             if len(self._known) > _REMEMBERED:
                 for old in list(islice(self._known, len(self._known) - _REMEMBERED)):
                     self._known.pop(old, None)
@@ -257,18 +273,26 @@ class Recorder:
 
     def _spool_batches(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> None:
         """Make them durable: this is the acknowledgement."""
-        payloads = [(sum(map(len, batches)), _to_ipc(batches))] if batches else []
+        self._acknowledge(self._begin(batches, refused))
+
+    def _begin(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> _Writing:
+        """Hand batches and refused records to the spool."""
+        rows = sum(map(len, batches))
+        payloads = [(rows, _to_ipc(batches))] if batches else []
         aside = []
         if refused:
             entries = [quarantine.entry(record, problems, source) for record, problems, source in refused]
             aside = [(len(entries), quarantine.encode(entries))]
-        self._spool.append(payloads, aside)
-        rows = sum(len(batch) for batch in batches)
-        self.counts.acknowledged += rows
-        self.counts.refused += len(refused)
+        return _Writing(self._spool.append(payloads, aside), rows, len(refused), sum(len(data) for _, data in payloads))
+
+    def _acknowledge(self, writing: _Writing) -> int:
+        """Wait until they are on disk, and while too much waits for its commit. Returns the rows."""
+        writing.write.wait()
         with self._lock:
-            self._backlog = self._backlog[0] + rows, self._backlog[1] + sum(len(data) for _, data in payloads)
-            if self._oldest is None and (rows or refused):
+            self.counts.acknowledged += writing.rows
+            self.counts.refused += writing.refused
+            self._backlog = self._backlog[0] + writing.rows, self._backlog[1] + writing.size
+            if self._oldest is None:
                 self._oldest = time.monotonic()
             if self._due_in() == 0.0:
                 self._wake.notify_all()
@@ -276,6 +300,7 @@ class Recorder:
             time.sleep(0.02)
         if self._durability == "store":
             self.flush()
+        return writing.rows
 
     # --- out -----------------------------------------------------------------------------------------------------
 

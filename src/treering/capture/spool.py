@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from treering.errors import StoreError, UsageError
 from treering.store.durable import sync_directory
 
-__all__ = ["Entry", "Spool", "orphans"]
+__all__ = ["Entry", "Spool", "Write", "orphans"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, payload BLOB NOT NULL);
@@ -45,7 +45,7 @@ class Entry:
     payload: bytes
 
 
-class _Write:
+class Write:
     """One caller's batches on their way to the disk."""
 
     __slots__ = ("accepted", "outcome", "refused")
@@ -54,6 +54,12 @@ class _Write:
         self.accepted, self.refused = accepted, refused
         # A SimpleQueue and not a Future: its `get` is one step, which an interrupt can't leave half done.
         self.outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def wait(self) -> None:
+        """Return once it is on disk; call it once. Raises StoreError when it can't be stored."""
+        failure = self.outcome.get()
+        if failure is not None:
+            raise failure
 
 
 class Spool:
@@ -67,7 +73,7 @@ class Spool:
         self._lock = lock
         self._gate = threading.Lock()
         self._closed = False
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Write | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         with _translated(path):
             # Writing and reading have a connection each, so that draining never holds up an acknowledgement.
@@ -97,12 +103,12 @@ class Spool:
             raise StoreError(f"can't make a spool in {directory}: {exc.strerror}", code="spool") from exc
         return cls(path, lock)
 
-    def append(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]] = ()) -> None:
-        """Store (rows, payload) batches, all or none; they are on disk when this returns.
+    def append(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]] = ()) -> Write:
+        """Begin to store (rows, payload) batches, all or none; they are on disk once `wait` on the result returns.
 
-        Raises StoreError when they can't be stored, UsageError once the spool is closed.
+        Raises UsageError once the spool is closed.
         """
-        mine = _Write(accepted, refused)
+        write = Write(accepted, refused)
         with self._gate:
             if self._closed:
                 raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
@@ -110,10 +116,8 @@ class Spool:
                 arguments = (self.path, self._writer, self._queue)
                 self._thread = threading.Thread(target=_write, args=arguments, name="treering-spool", daemon=True)
                 self._thread.start()
-            self._queue.put(mine)
-        failure = mine.outcome.get()
-        if failure is not None:
-            raise failure
+            self._queue.put(write)
+        return write
 
     def last(self, table: str) -> int:
         """Sequence number of the newest entry; 0 when there is none."""
@@ -173,7 +177,7 @@ class Spool:
             self.path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueue[_Write | None]) -> None:
+def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueue[Write | None]) -> None:
     """The writer thread: everything that waits goes into one transaction, so it shares one sync."""
     open_ = True
     while open_:
@@ -199,7 +203,7 @@ def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueu
                 write.outcome.put(None)
 
 
-def _insert(path: Path, connection: sqlite3.Connection, writes: Sequence[_Write]) -> None:
+def _insert(path: Path, connection: sqlite3.Connection, writes: Sequence[Write]) -> None:
     with _translated(path):
         try:
             connection.execute("BEGIN IMMEDIATE")

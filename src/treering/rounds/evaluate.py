@@ -68,7 +68,7 @@ def load_adapter(store: BaseStore, adapter: str) -> Model:
     Weights are read from safetensors and checked against the digest they were added with; nothing in an adapter is run.
     Raises NotFoundError for an adapter or base that isn't there, StoreError for weights or a card that were changed.
     """
-    registry = Registry.of(store, adapter)
+    registry = _registry(store, adapter)
     record = registry.get(adapter)
     return _load_model(store, registry, record, cached=False)
 
@@ -88,7 +88,7 @@ def evaluate(
     adapter or ref that isn't there, UsageError for an unknown metric, unlabelled records or a ref without held-out ones.
     """
     name, _ = resolve_metric(metric)
-    registry = Registry.of(store, adapter)
+    registry = _registry(store, adapter)
     record = registry.get(adapter)
     if on is None:
         slices = [s for s in snapshot_slices(store.corpus(record.corpus)) if s.rows]
@@ -130,6 +130,9 @@ def score_matrix(
     before it too. `metric` and `fresh` are as in `evaluate`. Raises NotFoundError without an adapter or a slice.
     """
     resolve_metric(metric)
+    if by not in ("snapshot", "domain"):
+        raise UsageError(f"a score matrix is by snapshot or by domain, not by {by!r}", code="bad-argument")
+    store.corpus(corpus)  # says so if there is none
     registry = Registry(store, corpus)
     ref = adapter or _default_adapter(registry)
     lineage = registry.lineage(ref)
@@ -189,7 +192,7 @@ def gate(
     if not (policy is None or isinstance(policy, GatePolicy | Mapping | str | os.PathLike)):
         raise UsageError(f"a policy is a file, a table or a GatePolicy, not {policy!r}", code="bad-policy")
     rules = load_policy(policy if policy is None or isinstance(policy, GatePolicy | Mapping) else os.fspath(policy))
-    registry = Registry.of(store, adapter)
+    registry = _registry(store, adapter)
     candidate = registry.get(adapter)
     baseline = _baseline(registry, candidate)
     slices = _gate_slices(store, registry, candidate, baseline, rules)
@@ -310,6 +313,12 @@ def _gate_slices(
         if name not in names and (piece := _named_slice(store, corpus, name)) is not None and piece.rows:
             slices.append(piece)
     return slices
+
+
+def _registry(store: BaseStore, adapter: str) -> Registry:
+    registry = Registry.of(store, adapter)
+    store.corpus(registry.corpus)  # says so if there is none
+    return registry
 
 
 def _source(given: Any) -> Source:

@@ -162,3 +162,19 @@ def test_what_cannot_be_trained_or_evaluated_is_refused(sealed: treering.Store) 
             treering.evaluate(sealed, ref)  # type: ignore[arg-type]
     with pytest.raises(treering.UsageError, match="min_score"):
         treering.GatePolicy(min_score=3.0)
+
+
+def test_a_run_that_was_ended_early_says_so_and_does_not_look_like_an_epochs_end(sealed: treering.Store) -> None:
+    loader = sealed.mix("support@v1").loader(8)
+    first = iter(loader)
+    next(first)
+    second = iter(loader)
+    with pytest.raises(treering.UsageError, match="ended early"):
+        next(first)
+    assert len(list(second)) == len(loader)
+    with pytest.raises(StopIteration):
+        next(second)
+    third = iter(loader)
+    loader.close()
+    with pytest.raises(treering.UsageError, match="ended early"):
+        next(third)

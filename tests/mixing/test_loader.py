@@ -571,7 +571,7 @@ def test_no_thread_is_left_after_close_the_end_or_a_break(thirds: Mix) -> None:
     assert ours()
     loader.close()
     assert not ours()
-    with pytest.raises(StopIteration):
+    with pytest.raises(UsageError, match="ended early"):
         next(iterator)
     with pytest.raises(UsageError):
         iter(loader)

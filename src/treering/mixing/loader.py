@@ -255,7 +255,7 @@ class Loader:
         running = self._running() if self._running is not None else None
         self._running = None
         if running is not None:
-            running.close()
+            running.cut_short()
 
     def _maker(self, start: int) -> _Maker:
         share = Share(self.rank, self.world_size, 0, max(1, self._workers), start, self._total)
@@ -279,13 +279,22 @@ class _Iteration(Iterator[Any]):
         self._loader = loader
         self._maker = maker
         self._left: float | None = None  # when the caller got the last batch
+        self._done = False
+        self._cut_short = False
 
     def __next__(self) -> Any:
+        if self._cut_short:
+            raise UsageError(
+                "this run over the loader was ended early: the loader was iterated again, closed, or given another state",
+                code="run-ended",
+                hint="one run at a time; make a second loader for a second run",
+            )
         loader = self._loader
         asked = time.perf_counter()
         try:
             batch, counts = self._maker.make()
         except BaseException:
+            self._done = True
             self.close()
             raise
         now = time.perf_counter()
@@ -300,6 +309,11 @@ class _Iteration(Iterator[Any]):
     def close(self) -> None:
         maker, self._maker = self._maker, _Nothing()
         maker.close()
+
+    def cut_short(self) -> None:
+        """End it from outside. Asked again it says so: a plain end would read as the end of the epoch."""
+        self._cut_short = not self._done
+        self.close()
 
     def __del__(self) -> None:
         # Not `close`: a collection may run in the very thread that closing would wait for.

@@ -67,7 +67,7 @@ BAD = [
     (["create", "other", "--schema", "labelled", "--heldout", "1.5"], 2, "heldout is a share"),
     (["create", "other", "--schema", "labelled", "--group-by", "mood"], 2, "group_by is"),
     (["capture", "support", "no-such-file.jsonl"], 4, "no file no-such-file.jsonl"),
-    (["capture", "support", "."], 6, "can't read ."),
+    (["capture", "support", "."], 4, ". is a directory"),
     (["snapshot", "live", "--to", "support@v1"], 5, "support@v1 is already sealed"),
     (["snapshot", "live", "--to", "support@v7"], 5, "support@v2 comes first"),
     (["snapshot", "live", "--to", "support@live"], 2, "can't be sealed to"),

@@ -81,7 +81,9 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
     try:
         return source, fsspec.open(source, "rb", compression="infer").open()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
+    except IsADirectoryError as exc:
+        raise NotFoundError(f"{source} is a directory, not a file", code="no-file") from exc
+    except (FileNotFoundError, NotADirectoryError) as exc:
         raise NotFoundError(f"there is no file {source}", code="no-file") from exc
     except (OSError, ValueError, ImportError) as exc:
         raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc

@@ -197,7 +197,7 @@ def test_lost_weights_and_a_record_that_is_not_one_are_store_errors(store, regis
     with pytest.raises(StoreError, match="lost its weights"):
         registry.weights("support:1")
     store.objects.data["adapters/support/1/record.json"] = b"{}"
-    with pytest.raises(StoreError, match=r"record\.json can't be read"):
+    with pytest.raises(StoreError, match=r"record\.json is damaged"):
         registry.get("support:1")
 
 

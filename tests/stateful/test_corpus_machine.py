@@ -85,7 +85,7 @@ class CorpusMachine(RuleBasedStateMachine):
     def snapshot_cut_short(self, step: str) -> None:
         def die(corpus: BaseCorpus, name: str) -> None:
             # A seal first finishes the one before it; this kill is meant for the seal itself.
-            begun = len(corpus.snapshot_records()) > len(self.sealed)
+            begun = len(corpus.snapshots()) > len(self.sealed)
             if name == step and (begun or step.startswith("before")):
                 raise _Killed
 

@@ -19,6 +19,7 @@ from treering.capture.spool import Spool
 from treering.errors import Problem, TreeringError
 from treering.store.certificate import id_filter, stable_hash
 from treering.store.corpus import BaseCorpus
+from treering.store.snapshot import list_records
 from treering.store.table import Dataset, retry_conflicts, text_in
 
 __all__ = ["GIVEN", "Committed", "drain", "look_up", "same_content", "spool_schema"]
@@ -181,7 +182,7 @@ def _sorted_by_split(rows: pa.Table) -> pa.Table:
 
 def _sealed_with(corpus: BaseCorpus, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Rows of any snapshot that have one of the ids."""
-    records = corpus.snapshot_records()
+    records = list_records(corpus)
     found: dict[str, dict[str, Any]] = {}
     hashes = [stable_hash(record_id) for record_id in ids] if records else []
     for record in records:

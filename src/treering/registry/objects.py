@@ -1,19 +1,17 @@
-"""How the registry's documents become objects of the store and back."""
+"""How the registry's documents become objects of the store."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from treering.errors import StoreError, UsageError
+from treering.errors import UsageError
 
-__all__ = ["HasObjects", "Objects", "from_bytes", "sha256", "to_bytes"]
-
-Model = TypeVar("Model", bound=BaseModel)
+__all__ = ["HasObjects", "Objects", "sha256", "to_bytes"]
 
 
 class Objects(Protocol):
@@ -51,16 +49,6 @@ def to_bytes(document: BaseModel | Mapping[str, Any] | bytes) -> bytes:
     except (TypeError, ValueError) as exc:
         raise UsageError(f"not JSON: {exc}", code="not-json") from exc
     return (text + "\n").encode()
-
-
-def from_bytes(model: type[Model], path: str, data: bytes) -> Model:
-    """The document at `path`. Raises StoreError when it isn't one of its kind."""
-    try:
-        return model.model_validate_json(data)
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "document"
-        raise StoreError(f"{path} can't be read: {where}: {first['msg']}", code="registry-damaged") from exc
 
 
 def sha256(data: bytes) -> str:

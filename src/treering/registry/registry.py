@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
+from treering.store.documents import parse_document
 from treering.store.ref import AdapterRef, Ref
 
 from .fold import RegistryState, fold
-from .objects import HasObjects, Objects, from_bytes, sha256, to_bytes
+from .objects import HasObjects, Objects, sha256, to_bytes
 from .records import AdapterEvent, AdapterRecord, EventKind, StoredAdapter
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Registry:
     def events(self) -> list[AdapterEvent]:
         """The whole history, oldest first."""
         return [
-            from_bytes(AdapterEvent, path, self._objects.get(path))
+            parse_document(AdapterEvent, path, self._objects.get(path))
             for path in self._objects.list(f"{self._root}events/")
         ]
 
@@ -337,7 +338,7 @@ class Registry:
 
     def _record(self, number: int, state: RegistryState) -> AdapterRecord:
         path = f"{self._root}{number}/{RECORD}"
-        stored = from_bytes(StoredAdapter, path, self._objects.get(path))
+        stored = parse_document(StoredAdapter, path, self._objects.get(path))
         if (stored.corpus, stored.number) != (self.corpus, number):
             raise StoreError(f"{path} is the record of {stored.ref}", code="registry-damaged")
         said = state.verdicts.get(number)

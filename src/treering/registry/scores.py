@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError
+from treering.store.documents import parse_document
 
-from .objects import HasObjects, from_bytes, to_bytes
+from .objects import HasObjects, to_bytes
 from .records import StoredAdapter
 
 __all__ = ["ScoreLog", "StoredScore"]
@@ -50,7 +51,7 @@ class ScoreLog:
             data = self._objects.get(path)
         except NotFoundError:
             return None
-        return from_bytes(StoredScore, path, data)
+        return parse_document(StoredScore, path, data)
 
     def put(self, slice_name: str, slice_key: str, metric: str, *, score: float, rows: int) -> StoredScore:
         """Keep a score. When one is there already, the first one stays and is returned."""
@@ -71,7 +72,7 @@ class ScoreLog:
         try:
             self._objects.create(path, to_bytes(stored))
         except AlreadyExistsError:
-            return from_bytes(StoredScore, path, self._objects.get(path))
+            return parse_document(StoredScore, path, self._objects.get(path))
         return stored
 
     def _path(self, slice_name: str, slice_key: str, metric: str) -> str:

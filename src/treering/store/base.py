@@ -11,14 +11,14 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
 from treering.schema import RecordType, SchemaSpec
-from treering.store.documents import FORMAT, CorpusRecord, SchemaVersion, StoreMarker
+from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
 from treering.store.objects import Objects
 from treering.store.ref import check_corpus_name
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from treering.store.source import Source
 
 __all__ = ["BaseStore"]
-
-Document = TypeVar("Document", bound=BaseModel)
 
 _MARKER = "treering.json"
 
@@ -120,13 +118,7 @@ class BaseStore:
 
     def read_document(self, kind: type[Document], path: str) -> Document:
         """A stored document. Raises NotFoundError, and StoreError when it isn't what it should be."""
-        data = self.objects.get(path)
-        try:
-            return kind.model_validate_json(data)
-        except ValidationError as exc:
-            raise StoreError(
-                f"{path} is damaged: {exc.errors()[0]['msg']}", code="document-damaged", hint="restore it from a backup"
-            ) from exc
+        return parse_document(kind, path, self.objects.get(path))
 
     # --- corpora -------------------------------------------------------------------------------------------------
 

@@ -30,10 +30,6 @@ _COUNTED = ("split", "domain", "label", "origin")
 _MOST_VALUES = 10_000  # beyond it a column is free text, and its counts would be as large as the data
 
 
-def _path(corpus: BaseCorpus, record: SnapshotRecord, suffix: str) -> str:
-    return f"snapshots/{corpus.record.table}/{record.name}/{record.edition}.{suffix}"
-
-
 def _identity(value: Any) -> Any:
     return value  # filters hold hashes: an id is hashed once, however many snapshots are asked
 
@@ -67,7 +63,7 @@ def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, 
 def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:
     """The certificate if somebody has built it."""
     try:
-        return corpus.store.read_document(Certificate, _path(corpus, record, "certificate.json"))
+        return corpus.store.read_document(Certificate, record.path("certificate.json"))
     except NotFoundError:
         return None
 
@@ -107,7 +103,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
             hint="restore the store's files from a backup",
         )
     filter_bytes = bloom.save_bytes()
-    filter_path = _path(corpus, record, "ids.bloom")
+    filter_path = record.path("ids.bloom")
     certificate = Certificate(
         corpus=corpus.name,
         incarnation=corpus.record.incarnation,
@@ -131,7 +127,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         filter_bytes = corpus.store.objects.get(filter_path)
         certificate = certificate.model_copy(update={"id_filter_sha256": hashlib.sha256(filter_bytes).hexdigest()})
     try:
-        corpus.store.objects.create(_path(corpus, record, "certificate.json"), certificate.to_json())
+        corpus.store.objects.create(record.path("certificate.json"), certificate.to_json())
     except AlreadyExistsError:
         kept = find_certificate(corpus, record)
         if kept is None or kept.digest != certificate.digest:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treering.schema import RecordType
-from treering.store.documents import CorpusRecord, SnapshotRecord
+from treering.store.documents import CorpusRecord
 from treering.store.lease import lease
 from treering.store.snapshot import Snapshot, finish_pending, list_records
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
@@ -65,10 +65,6 @@ class BaseCorpus:
 
     def step(self, name: str) -> None:
         """Called between the steps of a seal. Does nothing; crash tests stop the process here."""
-
-    def snapshot_records(self) -> list[SnapshotRecord]:
-        """The records of all snapshots, oldest first."""
-        return list_records(self)
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first."""

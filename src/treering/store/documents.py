@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-__all__ = ["FORMAT", "Certificate", "CorpusRecord", "SchemaVersion", "SnapshotRecord", "StoreMarker"]
+from treering.errors import StoreError
+
+__all__ = ["FORMAT", "Certificate", "CorpusRecord", "SchemaVersion", "SnapshotRecord", "StoreMarker", "parse_document"]
 
 #: Version of the layout on disk. A store of a newer format is refused; older ones stay readable.
 FORMAT = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RowIds = tuple[int, int]
+Document = TypeVar("Document", bound=BaseModel)
 
 
 class _Document(BaseModel):
@@ -24,6 +27,18 @@ class _Document(BaseModel):
     def to_json(self) -> bytes:
         """Indented UTF-8 JSON, the form it is stored in."""
         return self.model_dump_json(indent=2).encode()
+
+
+def parse_document(kind: type[Document], path: str, data: bytes) -> Document:
+    """The document that stands at `path`. Raises StoreError when it isn't one of its kind."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        raise StoreError(
+            f"{path} is damaged: {where}: {first['msg']}", code="document-damaged", hint="restore it from a backup"
+        ) from exc
 
 
 class StoreMarker(_Document):
@@ -88,6 +103,10 @@ class SnapshotRecord(_Document):
     row_ids: RowIds = Field(description="Half-open interval of stable row ids that holds its rows and no others.")
     created_at: datetime
     message: str
+
+    def path(self, suffix: str = "json") -> str:
+        """The object that holds it, or with another suffix one that belongs to it."""
+        return f"snapshots/{self.corpus}-{self.incarnation}/{self.name}/{self.edition}.{suffix}"
 
     @property
     def ref(self) -> str:

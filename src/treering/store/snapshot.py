@@ -121,17 +121,12 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
         )
         corpus.step("before-record")
         try:
-            corpus.store.objects.create(record_path(corpus, record), record.to_json())
+            corpus.store.objects.create(record.path(), record.to_json())
         except AlreadyExistsError:
             return NAME_TAKEN
         corpus.step("after-record")
         finish(corpus, record)
         return record
-
-
-def record_path(corpus: BaseCorpus, record: SnapshotRecord, suffix: str = "json") -> str:
-    """Where a record lies, or with another suffix what belongs to it."""
-    return f"snapshots/{corpus.record.table}/{record.name}/{record.edition}.{suffix}"
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
@@ -144,7 +139,7 @@ def finish_pending(corpus: BaseCorpus) -> None:
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Steps 3 and 4 of a seal; does nothing where they are done."""
     table, boundary = corpus.table, record.version
-    corpus.store.objects.make_durable(record_path(corpus, record))  # its creator may have died before it was
+    corpus.store.objects.make_durable(record.path())  # its creator may have died before it was
     table.tag(record.name, boundary)
     corpus.step("after-tag")
 

@@ -16,7 +16,7 @@ from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.store.certificate import split_runs
 from treering.store.ref import Ref
 from treering.store.snapshot import Snapshot, check_record, list_records
-from treering.store.table import ROW_ID, Dataset, created_after, rows_between
+from treering.store.table import ROW_ID, Dataset, created_after, rows_between, text_in
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
@@ -109,7 +109,7 @@ class Segment:
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
         for low, high, dataset in self._places(again=self.name == "live"):
-            where = rows_between(low, high) + (f" AND split = '{split}'" if split else "")
+            where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
             yield from self._corpus.table.scan(dataset, names, where)
 
     def runs(self, split: Split = "train") -> RowIds:

@@ -6,6 +6,8 @@ Offers what the store needs of the engine and turns its errors into ours. Does n
 from __future__ import annotations
 
 import hashlib
+import random
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -275,9 +277,6 @@ def retry_conflicts(attempt: Callable[[], bool], *, what: str, limit: int = 1_00
 
     The limit is far beyond any contention seen (8 writers: worst wait 3.2 s); it turns a livelock into an error.
     """
-    import random
-    import time
-
     for n in range(limit):
         try:
             if attempt():

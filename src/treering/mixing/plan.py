@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -73,7 +73,8 @@ class SourcePlan:
     """The order of one source: draw d ≥ 0 → position of a training row. Every epoch holds each row exactly once.
 
     `key` decides the orders; `growth` lists the sizes the source took on later, by draw. Raises UsageError for a
-    growth that shrinks, isn't in order, or falls inside a block (whose rows are out in no particular order).
+    growth that shrinks, isn't in order, or falls inside one of several blocks: the rows of a block are permuted after
+    the chunks are, so what half a block still owes isn't a stretch of chunks.
     """
 
     size: int
@@ -140,12 +141,23 @@ class SourcePlan:
         return era.size if self._blocks(era.size) == 1 and draw >= era.start + era.rest else None
 
     def is_boundary(self, draw: int) -> bool:
-        """Whether a growth may be entered at this draw: between two blocks, or anywhere with `chunk_rows=1`."""
+        """Whether a growth may be entered at this draw: between two blocks, or anywhere in a full shuffle."""
+        return self.next_boundary(draw) == draw
+
+    def next_boundary(self, draw: int) -> int:
+        """The first draw from this one on where a growth may be entered."""
         era = self._era_at(draw)
         ahead = draw - era.start - era.rest
-        if ahead < 0:
-            return self.chunk_rows == 1 or (draw - era.start) % self._block(era.rest) == 0
-        return self.chunk_rows == 1 or ahead % era.size % self._block(era.size) == 0
+        base, length = (era.start, era.rest) if ahead < 0 else (draw - ahead % era.size, era.size)
+        if self._is_flat(length):
+            return draw
+        block = self._block(length)
+        return base + min(length, -(-(draw - base) // block) * block)
+
+    def growths_at(self, draw: int) -> int:
+        """How many growths the epoch under way at this draw has seen."""
+        era = self._era_at(draw)
+        return era.depth if draw < era.start + era.rest else 0
 
     @cached_property
     def _firsts(self) -> list[int]:
@@ -163,11 +175,11 @@ class SourcePlan:
             epoch, offset = divmod(ahead, era.size)
             if offset == 0:
                 return _Era(event.draw, event.size, 0, era.epoch + epoch, 0, 0, 0)
-            block, left, following, depth = self._block(era.size), era.size - offset, era.epoch + epoch + 1, 1
+            length, following, depth = era.size, era.epoch + epoch + 1, 1
         else:
-            offset, following, depth = event.draw - era.start, era.epoch, era.depth + 1
-            block, left = self._block(era.rest), era.rest - offset
-        if self.chunk_rows > 1 and offset % block:
+            offset, length, following, depth = event.draw - era.start, era.rest, era.epoch, era.depth + 1
+        left, block = length - offset, self._block(length)
+        if not self._is_flat(length) and offset % block:
             raise UsageError(
                 f"{event} falls inside a block",
                 code="bad-event",
@@ -178,6 +190,10 @@ class SourcePlan:
                 f"{event} is growth number {depth} of its epoch; {MAX_GROWTHS_PER_EPOCH} is the most", code="bad-event"
             )
         return _Era(event.draw, event.size, left + new, following, left, offset, depth)
+
+    def _is_flat(self, length: int) -> bool:
+        """Whether an order of this many rows is one permutation: with chunks of one row, or when it fits into a block."""
+        return self.chunk_rows == 1 or self._blocks(length) == 1
 
     def _blocks(self, length: int) -> int:
         return -(-length // self.block_rows)
@@ -246,7 +262,7 @@ class SourcePlan:
         rows = self.chunk_rows
         chunks = -(-length // rows)
         key = derive_key("chunks", key)
-        if rows == 1:
+        if self._is_flat(length):
             return permute(offset, length, key)
         short = length - (chunks - 1) * rows
         if short == rows:
@@ -259,7 +275,7 @@ class SourcePlan:
 
     def _shuffled(self, offset: Int64Array, length: int, key: int) -> Int64Array:
         """Permute the rows inside each block: offset → offset of the same block."""
-        if self.chunk_rows == 1:
+        if self._is_flat(length):
             return offset
         block = self._block(length)
         number, inside = np.divmod(offset, block)
@@ -310,6 +326,7 @@ class MixPlan:
     anchor: int  # the source whose pass is an epoch of the mix
     changes: tuple[WeightChange, ...] = ()
     growth: tuple[tuple[int, Growth], ...] = ()
+    once: bool = False  # the anchor is passed over once, and the others in proportion; the last batch is short
 
     @cached_property
     def sources(self) -> tuple[SourcePlan, ...]:
@@ -341,6 +358,24 @@ class MixPlan:
 
     def taken(self, batches: Int64Array) -> Int64Array:
         """C_s(t), the draws of each source before batch t: int64 (k,) → int64 (k, sources)."""
+        taken = self._taken(batches)
+        return np.minimum(taken, self.limits) if self.once else taken
+
+    @cached_property
+    def limits(self) -> Int64Array:
+        """With `once`, the draws of each source until the anchor has been passed over: int64 (sources,).
+
+        Those of the last batch that come after it are left out, of the other sources in proportion (rounded up).
+        """
+        draws = self.sources[self.anchor].draws_in(1)
+        last = self._batch_of(self.anchor, draws - 1, self._taken)
+        before, after = self._taken(np.array([last, last + 1]))
+        used = int(draws - before[self.anchor])
+        counts = after - before
+        limits: Int64Array = before - (-counts * used // counts[self.anchor])
+        return limits
+
+    def _taken(self, batches: Int64Array) -> Int64Array:
         batches = np.asarray(batches, dtype=np.int64)
         out = np.empty((len(batches), len(self.units)), dtype=np.int64)
         firsts = np.array([first for first, _, _ in self._tables], dtype=np.int64)
@@ -357,18 +392,24 @@ class MixPlan:
 
     def batch_of(self, source: int, draw: int) -> int:
         """The batch that a draw of a source belongs to; the source has to have a weight by then."""
+        return self._batch_of(source, draw, self.taken)
+
+    def _batch_of(self, source: int, draw: int, taken: Callable[[Int64Array], Int64Array]) -> int:
         low, high = 0, 1
-        while self.taken_before(high)[source] <= draw:
+        while taken(np.array([high]))[0, source] <= draw:
             low, high = high, high * 2
             if high > 2**45:  # no run gets there; beyond, the counts would leave int64
                 raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.taken_before(middle)[source] <= draw else (low, middle)
+            low, high = (middle, high) if taken(np.array([middle]))[0, source] <= draw else (low, middle)
         return low
 
     def batches_in(self, epochs: int) -> int:
-        """Batches until the anchor source has been passed over `epochs` times; the last one is filled up."""
+        """Batches until the anchor source has been passed over `epochs` times; the last one is filled up.
+
+        With `once`, which is one pass, the last one is short instead.
+        """
         draws = self.sources[self.anchor].draws_in(epochs)
         return self.batch_of(self.anchor, draws - 1) + 1
 
@@ -396,14 +437,18 @@ class MixPlan:
         rows[slots] = np.arange(self.batch_size)
         return slots, np.concatenate([rows, rows])
 
-    def order(self, batch: int, turn: int | None = None) -> Int64Array:
+    def order(
+        self, batch: int, turn: int | None = None, *, rows: int | None = None, slots: slice = slice(None)
+    ) -> Int64Array:
         """Which row (counted source after source) stands in each slot of the batch: a permutation, (batch size,).
 
-        `turn` is the b_t of the batch when the caller has it already.
+        `turn` is the b_t of the batch and `rows` the rows it holds, when the caller has them already; in a short batch
+        the slots of the missing rows are left out. `slots` cuts out those of a rank.
         """
         turn = self.turns(np.array([batch])).item() if turn is None else turn
         start = -turn % self.batch_size
-        return self._unturned[1][start : start + self.batch_size]
+        order = self._unturned[1][start : start + self.batch_size][slots]
+        return order if rows is None or rows == self.batch_size else order[order < rows]
 
     def owner_ranks(self, source: int, low: int, high: int, world_size: int) -> tuple[Int64Array, Int64Array]:
         """(batch, rank) of each draw in [low, high) of a source: two int64 arrays (high - low,)."""

@@ -112,10 +112,10 @@ class BatchReader:
         Columns are numpy arrays, lists or ArrowColumns; nothing in them is shared with another batch.
         """
         taken, after, turn = self._look_up(batch)
-        order = self._plan.order(batch, turn)
         counts = after - taken
+        order = self._plan.order(batch, turn, rows=int(counts.sum()), slots=self._slots)
         if self._share.world_size > 1:
-            mine = order[self._slots]
+            mine = order
             chosen = np.sort(mine)
             order = np.searchsorted(chosen, mine)
             firsts = np.concatenate([[0], np.cumsum(counts)])

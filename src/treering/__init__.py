@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
     from treering.front import Corpus, Store, open  # noqa: A004
-    from treering.mixing import Loader, Mix, MixLock, mix
+    from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.train import Run, train
     from treering.store import Snapshot, Source
@@ -42,7 +42,9 @@ _HOMES = {
     "MixLock": "mixing",
     "NotFoundError": "errors",
     "Problem": "errors",
+    "ReplayController": "mixing",
     "Run": "rounds",
+    "Schedule": "mixing",
     "ScoreMatrix": "evaluation",
     "Snapshot": "store",
     "Source": "store",
@@ -73,7 +75,9 @@ __all__ = [
     "MixLock",
     "NotFoundError",
     "Problem",
+    "ReplayController",
     "Run",
+    "Schedule",
     "ScoreMatrix",
     "Snapshot",
     "Source",

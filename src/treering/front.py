@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from treering.capture import Quarantined, Recorder
-    from treering.mixing import Mix
+    from treering.mixing import Mix, Schedule
     from treering.registry import AdapterRecord, Registry
     from treering.schema import SchemaSpec
     from treering.store.documents import SnapshotRecord
@@ -82,12 +82,19 @@ class Store(BaseStore):
         name, number = parse_target(target)
         return self.corpus(name).snapshot(message=message, to=number)
 
-    def mix(self, *sources: str | Source, weights: Sequence[float] | None = None, seed: int = 0) -> Mix:
+    def mix(
+        self,
+        *sources: str | Source,
+        weights: Sequence[float] | Schedule | None = None,
+        seed: int = 0,
+        replay_ratio: float | None = None,
+        share_by: Literal["rows", "tokens"] = "rows",
+    ) -> Mix:
         """A mix of sources, or of those that refs name; see `treering.mix`."""
         from treering.mixing import mix
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
-        return mix(*loaded, weights=weights, seed=seed)
+        return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
 
     def adapters(self, corpus: str) -> list[AdapterRecord]:
         """All adapters of a corpus with their status, oldest first."""

@@ -385,17 +385,17 @@ def test_a_saved_lock_holds_what_its_json_schema_names(thirds: Mix) -> None:
     assert schema["additionalProperties"] is False
 
 
-def test_the_events_of_a_lock_decide_the_batches(memory: MemoryStore) -> None:
+def test_the_events_of_a_lock_decide_the_batches() -> None:
     options: dict[str, Any] = {"columns": ["id"], "epochs": None, "chunk_rows": 1}
-    live, old = memory.live("support"), memory.load("support@v1")
+    memory = MemoryStore()
+    old, live = memory.add("support@v1", records("a", 300)), memory.add("support@live", records("c", 150)[:125])
     base = mix(old, live, weights=[1, 1]).lock(8, **options)
-    smaller = base.sources[1].model_copy(update={"train_rows": 100})
+    end = memory.add("support@live", records("c", 150)[125:]).segments[-1].row_ids[1]
     events = (
         WeightEvent(batch=10, units=(3, 1), taken=(40, 40)),
-        GrowthEvent(source=1, draw=60, train_rows=120),  # live held 100 training rows when the run began
+        GrowthEvent(batch=10, source=1, draw=60, train_rows=120, end=end),  # there were 100 when the run began
     )
-    lock = base.model_copy(update={"sources": (base.sources[0], smaller), "events": events})
-    lock = MixLock.from_json(lock.to_json())
+    lock = MixLock.from_json(base.with_events(events, 10).to_json())
     assert lock.digest != base.digest
     with lock.loader(memory) as loader:
         batches = [(ids(batch), batch["_ref"]) for batch in islice(loader, 50)]
@@ -405,8 +405,9 @@ def test_the_events_of_a_lock_decide_the_batches(memory: MemoryStore) -> None:
     assert len(set(from_live)) == len(from_live) == 120
     check_resume(lambda: lock.loader(memory), stops=(0, 9, 10, 11, 19, 20, 21), length=40, key=ids)
     check_resume(lambda: lock.loader(memory, rank=1, world_size=2), stops=(9, 21), length=40, key=ids)
-    with pytest.raises(ConflictError):
-        lock.model_copy(update={"events": events[:1]}).loader(memory)
+    wrong = events[1].model_copy(update={"train_rows": 119})
+    with pytest.raises(ConflictError, match="120 training rows, the lock says 119"):
+        lock.with_events((events[0], wrong), 10).loader(memory)
 
 
 def test_a_lock_refuses_what_isnt_what_was_locked(thirds: Mix, tmp_path: Any) -> None:

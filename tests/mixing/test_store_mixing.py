@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections import Counter
 from itertools import islice
 from typing import Any
 
@@ -161,3 +163,101 @@ def test_the_stores_mistakes_are_named(store: treering.Store, grown: treering.Co
     gone = MixLock.model_validate_json(json.dumps(document))
     with pytest.raises(ConflictError, match="support@v1"):
         gone.loader(store)
+
+
+SMALL: dict[str, Any] = {"columns": ["id"], "pool_rows": 128, "chunk_rows": 4}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_followed_live_takes_in_what_is_captured_and_its_lock_gives_the_run_again_however_the_store_moves_on(
+    store: treering.Store, support: treering.Corpus, num_workers: int
+) -> None:
+    fill(support, "a", 300)
+    support.snapshot()
+    fill(support, "b", 1_000)
+    mix = store.mix("support@v1", "support@live", weights=[1, 3], seed=2)
+    begun = mix.lock(8, **SMALL)
+    batches, states = [], []
+    with mix.loader(8, follow=True, num_workers=num_workers, **SMALL) as loader:
+        for number, batch in enumerate(loader):
+            batches.append(ids(batch))
+            states.append(json.loads(json.dumps(loader.state_dict())))
+            if number in (2, 70):  # records come, and are sealed or compacted away before the loader looks again
+                fill(support, f"c{number}", 200)
+                support.snapshot() if number == 2 else support.compact()
+                support.clean_up(older_than_s=0)
+        final = loader.lock()
+    sources = ["support@v1", "support@v2", "support@live"]
+    trained = {one for ref in sources for one in store.load(ref).to_table(["id"])["id"].to_pylist()} - heldout(
+        store, *sources
+    )
+    drawn = Counter(one for batch in batches for one in batch)
+    assert set(drawn) == trained
+    assert sum(n - 1 for one, n in drawn.items() if one[0] != "a") < 8
+    assert [event.kind for event in final.events] == ["growth", "growth"]
+
+    fill(support, "d", 100)
+    support.compact(rows_per_fragment=10_000)
+    support.snapshot()
+    support.clean_up(older_than_s=0)
+    assert first(MixLock.from_json(final.to_json()).loader(store), 10**6) == batches
+    for number in (64, 80):  # what was settled by then is in the state; from 128 on it goes on with what is new now
+        with begun.loader(store, follow=True) as resumed:
+            resumed.load_state_dict(states[number])
+            assert [ids(batch) for batch in islice(resumed, 40)] == batches[number + 1 : number + 41]
+
+
+def test_following_beside_a_writer_and_a_sealer_draws_every_record_once(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    fill(support, "a", 400)
+    stop = threading.Event()
+
+    def move() -> None:
+        for n in range(40):
+            if stop.wait(0.02):
+                return
+            fill(support, f"n{n}", 10)
+            if n % 10 == 5:
+                support.snapshot()
+            if n % 10 == 9:
+                support.compact()
+
+    with store.mix("support@live").loader(1, follow=True, **SMALL) as loader:
+        drawn: Counter[str] = Counter()
+        mover = threading.Thread(target=move)
+        mover.start()
+        try:
+            for batch in loader:
+                drawn.update(batch["id"])
+                stop.wait(0.004)
+        finally:
+            stop.set()
+            mover.join()
+        lock = loader.lock()
+    assert lock.events
+    assert set(drawn.values()) == {1}
+    assert sum(drawn.values()) == lock.events[-1].train_rows  # type: ignore[union-attr]
+    assert not set(drawn) & heldout(store, "support@live", *(s.ref for s in support.snapshots()))
+    with lock.loader(store) as again:
+        assert Counter(one for batch in again for one in batch["id"]) == drawn
+
+
+def test_what_is_new_grows_too_when_live_was_empty(store: treering.Store, support: treering.Corpus) -> None:
+    fill(support, "a", 300)
+    support.snapshot()
+    with store.mix("support@new").loader(2, follow=True, **SMALL) as loader:
+        seen: list[str] = []
+        for number, batch in enumerate(loader):
+            seen += ids(batch)
+            if number == 5:
+                fill(support, "b", 50)
+    assert {one[0] for one in seen} == {"a", "b"}
+    assert len(set(seen)) == len(seen) or len(seen) - len(set(seen)) == 1
+
+
+def test_stats_tell_how_old_the_records_of_a_source_are(store: treering.Store, grown: treering.Corpus) -> None:
+    with three(store).loader(16, columns=["id"]) as loader:
+        list(islice(loader, 3))
+        for source in loader.stats()["sources"]:
+            assert 0 <= source["newest_s"] <= source["oldest_s"] < 60

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from treering.mixing.lock import GrowthEvent, LockedSource, MixLock, PinnedSegment, SourcePin, WeightEvent
 from treering.mixing.recipe import BATCH_SIZE, CHUNK_ROWS, POOL_ROWS, Mix, mix
+from treering.mixing.weights import ReplayController, Schedule
 
 if TYPE_CHECKING:
     from treering.mixing.loader import Loader, Transform
@@ -20,6 +21,8 @@ __all__ = [
     "Mix",
     "MixLock",
     "PinnedSegment",
+    "ReplayController",
+    "Schedule",
     "SourcePin",
     "Transform",
     "WeightEvent",

@@ -16,7 +16,7 @@ import pyarrow as pa
 from treering.errors import UsageError
 from treering.mixing.permute import Int64Array
 
-__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "kind_of"]
+__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "kind_of", "token_count"]
 
 Ragged = Literal["pad", "values"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -111,6 +111,14 @@ def kind_of(name: str, arrow: Any, *, ragged: Ragged, pad_value: float) -> Kind:
     return _Nested(name, arrow)
 
 
+def token_count(kinds: Sequence[Kind], columns: Columns) -> int:
+    """How many tokens a batch holds: elements of its first column of lists of integers; 0 without one."""
+    for kind in kinds:
+        if isinstance(kind, _Ragged | _Fixed) and kind.holds_tokens:
+            return kind.elements(columns)
+    return 0
+
+
 def _is_text(arrow: Any) -> bool:
     t = pa.types
     return bool(
@@ -168,7 +176,12 @@ class _Fixed:
         self.type = arrow
         self.shape = shape
         self.dtype = _dtype(leaf)
+        self.holds_tokens = bool(shape) and pa.types.is_integer(leaf)
         self._scratch: Array = np.empty((0, *shape), dtype=self.dtype)
+
+    def elements(self, columns: Columns) -> int:
+        """Elements of this column in a batch."""
+        return int(columns[self.name].size)
 
     def decode(self, column: Any) -> Array:
         arrays = []
@@ -240,6 +253,12 @@ class _Ragged:
         self.dtype = _dtype(arrow.value_type)
         self.ragged = ragged
         self.pad_value = pad_value
+        self.holds_tokens = pa.types.is_integer(arrow.value_type)
+
+    def elements(self, columns: Columns) -> int:
+        """Elements of this column in a batch, padding left out."""
+        values = columns[self.name]
+        return len(values) if self.ragged == "values" else int(columns[f"{self.name}.lengths"].sum())
 
     def decode(self, column: Any) -> _Lists:
         values, starts, lengths = [], [], []

@@ -7,7 +7,9 @@ processes. This is the only module of the layer that imports torch.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -16,16 +18,18 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
-from treering.mixing.columns import Columns, Kind, kind_of
+from treering.mixing.columns import Columns, Kind, kind_of, token_count
+from treering.mixing.events import Agree, Course, Stretch, compact, expand, same_course
 from treering.mixing.lock import MixLock
 from treering.mixing.permute import Int64Array
 from treering.mixing.plan import MixPlan
@@ -38,8 +42,9 @@ Transform = Callable[[dict[str, Any]], Any]
 
 PREFETCH = 8  # batches made ahead when nothing is said: a few tens of milliseconds of a training step's reserve
 _STATE = 1  # version of the state's form
+_ROOM = 600  # bytes of a state for what merely helps to name a difference: a state is 1 KB and 64 B an event at most
 _LAST_BATCH = 2**45  # positions beyond it could overflow 64 bits at the largest batch
-_Made = tuple[Any, Int64Array]  # a batch as delivered, and how many rows each source gave to it
+_Made = tuple[Any, Int64Array, int]  # a batch as delivered, how many rows each source gave to it, and its tokens
 
 
 class Loader:
@@ -53,7 +58,7 @@ class Loader:
         self,
         lock: MixLock,
         sources: Sequence[SourceLike],
-        rows: Sequence[TrainRows],
+        rows: Sequence[TrainRows] | None = None,
         *,
         transform: Transform | None = None,
         num_workers: int = 0,
@@ -61,19 +66,9 @@ class Loader:
         world_size: int | None = None,
         prefetch: int | None = None,
         start_method: str = "forkserver",
+        follow: bool = False,
+        adaptive: bool = False,
     ) -> None:
-        for number, (locked, found) in enumerate(zip(lock.sources, rows, strict=True)):
-            grown = [event.train_rows for event in lock.events if event.kind == "growth" and event.source == number]
-            expected = grown[-1] if grown else locked.train_rows
-            if expected != found.size:
-                raise ConflictError(
-                    f"{locked.pin.ref} has {found.size:,} training rows, the lock says {expected:,}",
-                    code="content-changed",
-                    hint="the records aren't those that were locked: make a new mix and lock that",
-                )
-        self._lock = lock
-        self._sources = tuple(sources)
-        self._rows = tuple(rows)
         if transform is not None and not callable(transform):
             raise UsageError(f"transform is {transform!r}; it is called with each batch", code="bad-transform")
         self._transform = transform
@@ -93,17 +88,32 @@ class Loader:
                 code="indivisible-batch",
                 hint="choose a batch_size that is a multiple of world_size",
             )
-        self._plan: MixPlan = lock.plan()
-        self._kinds = _kinds(lock, sources)
-        self._lock = lock.model_copy(update={"columns": tuple(self.columns)})
-        self._total = None if lock.epochs is None else self._plan.batches_in(lock.epochs)
+        self._kinds = _kinds(lock, sources, adaptive=adaptive)
+        lock = lock.model_copy(update={"columns": tuple(self.columns)})
+        self._course = Course(lock, sources, rows, follow=follow, adaptive=adaptive)
+        self._follow = follow
+        self._lead = 0
         self._handed = 0
         self._resume: int | None = None
         self._running: weakref.ref[_Iteration] | None = None  # weak: whoever iterates keeps it, and dropping it ends it
         self._closed = False
-        self._served = np.zeros(len(rows), dtype=np.int64)
+        self._spans: dict[int, tuple[int, float | None, float | None]] = {}
+        self._served = np.zeros(len(lock.sources), dtype=np.int64)
+        self._tokens = 0
         self._wait_s = 0.0
         self._run_s = 0.0
+
+    @property
+    def _lock(self) -> MixLock:
+        return self._course.lock
+
+    @property
+    def _plan(self) -> MixPlan:
+        return self._course.plan
+
+    @property
+    def _total(self) -> int | None:
+        return self._course.total
 
     @property
     def refs(self) -> list[str]:
@@ -126,25 +136,55 @@ class Loader:
         return self.batch_size // self.world_size
 
     def lock(self) -> MixLock:
-        """The lock of exactly this run."""
+        """The lock of exactly this run, with the events that are settled so far."""
         return self._lock
+
+    def reweigh(self, weights: Sequence[float]) -> None:
+        """Mix at other weights (one per source) from the next checkpoint on, at most 64 batches after those in flight.
+
+        An event in the lock. Needs `adaptive=True` (or `follow`, or a schedule, which then sets the weights at its next
+        checkpoint). Among ranks, what rank 0 asks for counts. Raises UsageError for weights that don't fit.
+        """
+        self._check_adaptive()
+        self._course.want(weights)
+
+    def set_replay(self, share: float) -> None:
+        """Let what isn't live or new make up this share of each batch, from the next checkpoint on; see `reweigh`.
+
+        With a `ReplayController`: `loader.set_replay(controller.update(past_scores, new_score))`.
+        """
+        self._check_adaptive()
+        self._course.want_replay(share)
+
+    def _check_adaptive(self) -> None:
+        if not self._course.adaptive:
+            raise UsageError(
+                "the weights of this loader are fixed",
+                code="not-adaptive",
+                hint="make it with adaptive=True: then what changes is settled every 64 batches, with all ranks",
+            )
 
     def endless(self) -> Loader:
         """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves."""
+        lock = self._lock
         return Loader(
-            self._lock.model_copy(update={"epochs": None}),
-            self._sources,
-            self._rows,
+            lock if lock.once else lock.model_copy(update={"epochs": None}),
+            self._course.sources,
             transform=self._transform,
             num_workers=self._workers,
             rank=self.rank,
             world_size=self.world_size,
             prefetch=self._prefetch,
             start_method=self._start_method,
+            follow=self._follow,
+            adaptive=self._course.adaptive,
         )
 
     def __len__(self) -> int:
-        """Batches from the first to the last. Raises TypeError when endless."""
+        """Batches from the first to the last, as settled by now: a run grows with a source that it follows.
+
+        Raises TypeError when endless.
+        """
         if self._total is None:
             raise TypeError("an endless loader (epochs=None) has no length")
         return self._total
@@ -161,22 +201,31 @@ class Loader:
         self._stop()
         start, self._resume = self._resume or 0, None
         self._handed = start
-        running = _Iteration(self, self._maker(start))
+        agree = _agreement(self.world_size) if self._course.adaptive and self.world_size > 1 else None
+        running = _Iteration(self, self._maker(start), agree)
         self._running = weakref.ref(running)
         return running
 
+    def _settle(self, batch: int, agree: Agree | None) -> bool:
+        """Settle what changes up to this batch and as far ahead as batches are made; whether anything was settled."""
+        return self._course.settle(batch + self._lead, agree, leads=self.rank == 0)
+
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, JSON-ready: batches handed out (not prefetched), and the lock they belong to."""
+        """Where the loader stands, JSON-ready: batches handed out (not prefetched), the lock they belong to, its events.
+
+        At most 1 KB, and 64 B for each event of a mix of up to eight sources.
+        """
         lock = self._lock
         return {
             "version": _STATE,
             "batch": self._handed if self._resume is None else self._resume,
-            "lock": lock.digest,
+            "lock": lock.recipe_digest,
             "seed": lock.seed,
             "batch_size": lock.batch_size,
             "chunk_rows": lock.chunk_rows,
-            "units": list(lock.units),
-            "sources": _contents(lock),
+            **_contents(lock),
+            "events": compact(lock.events),
+            "decided": lock.decided,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -186,13 +235,10 @@ class Loader:
         seed, and UsageError when it isn't a loader's state.
         """
         mine = self.state_dict()
-        batch = state.get("batch") if isinstance(state, Mapping) else None
-        if (
-            not isinstance(batch, int)
-            or isinstance(batch, bool)
-            or not 0 <= batch <= _LAST_BATCH
-            or state.get("version") != _STATE
-        ):
+        if not isinstance(state, Mapping) or state.get("version") != _STATE:
+            raise UsageError("this isn't the state of a treering loader", code="bad-state")
+        batch, decided = state.get("batch"), state.get("decided")
+        if not _is_batch(batch) or not _is_batch(decided):
             raise UsageError("this isn't the state of a treering loader", code="bad-state")
         if state.get("lock") != mine["lock"]:
             names = ("sources", "units", "seed", "batch_size", "chunk_rows")
@@ -204,40 +250,60 @@ class Loader:
                 code="state-mismatch",
                 hint="make the loader from the lock that the run was started with",
             )
+        lock = same_course(self._lock, expand(state.get("events"), self._lock), decided)
         self._stop()
+        self._course.adopt(lock)
         self._resume = batch
 
     def stats(self) -> dict[str, Any]:
         """JSON-ready figures.
 
-        `batches` handed out since batch 0; `rows` delivered here and `rows_per_s`, `wait_s` (time the caller was kept
-        waiting) since this loader was made; per source its ref, share, training rows, draws `planned` up to the
-        position over all ranks (and `planned_total` to the end), rows `served` by this loader, and `epochs`: passes so
-        far, above 1 where rows are repeated.
+        `batches` handed out since batch 0; `rows` and `tokens` delivered here, `rows_per_s`, `tokens_per_s` and `wait_s`
+        (time the caller was kept waiting) since this loader was made; a token is an element of a delivered column of
+        lists of integers. `events` so far. Per source its ref, share, training rows, draws `planned` up to the position
+        over all ranks (and `planned_total` to the end), rows `served` by this loader, `epochs` (passes so far), how many
+        of its planned draws are `repeats`, beyond one pass, and how many seconds ago its oldest and newest records were
+        made (`oldest_s`, `newest_s`; None without the column `ts`, which the first call reads).
         """
+        course = self._course
         at = self._handed if self._resume is None else self._resume
-        planned = self._plan.taken_before(at)
-        total = None if self._total is None else self._plan.taken_before(self._total)
+        planned = course.plan.taken_before(at)
+        total = None if course.total is None else course.plan.taken_before(course.total)
+        units = next((c.units for c in reversed(course.plan.changes) if c.batch <= at), course.lock.units)
         rows = int(self._served.sum())
-        return {
-            "batches": at,
-            "batches_total": self._total,
-            "rows": rows,
-            "rows_per_s": rows / self._run_s if self._run_s else 0.0,
-            "wait_s": self._wait_s,
-            "wait_share": self._wait_s / self._run_s if self._run_s else 0.0,
-            "sources": [
+        sources = []
+        for n, ref in enumerate(self.refs):
+            plan = course.plan.sources[n]
+            drawn = planned[n]
+            passes = plan.epoch_of(drawn) if plan.size else 0
+            begun = plan.draws_in(passes) if passes else 0
+            size = plan.draws_in(passes + 1) - begun if plan.size else 1
+            oldest, newest = self._ages(n)
+            sources.append(
                 {
                     "ref": ref,
-                    "share": self._lock.shares[n],
-                    "train_rows": self._rows[n].size,
-                    "planned": planned[n],
+                    "share": units[n] / sum(units),
+                    "train_rows": course.rows[n].size,
+                    "planned": drawn,
                     "planned_total": None if total is None else total[n],
                     "served": int(self._served[n]),
-                    "epochs": planned[n] / self._rows[n].size if self._rows[n].size else 0.0,
+                    "epochs": passes + (drawn - begun) / size,
+                    "repeats": max(0, drawn - course.rows[n].size),
+                    "oldest_s": oldest,
+                    "newest_s": newest,
                 }
-                for n, ref in enumerate(self.refs)
-            ],
+            )
+        return {
+            "batches": at,
+            "batches_total": course.total,
+            "rows": rows,
+            "rows_per_s": rows / self._run_s if self._run_s else 0.0,
+            "tokens": self._tokens,
+            "tokens_per_s": self._tokens / self._run_s if self._run_s else 0.0,
+            "wait_s": self._wait_s,
+            "wait_share": self._wait_s / self._run_s if self._run_s else 0.0,
+            "events": len(course.lock.events),
+            "sources": sources,
         }
 
     def close(self) -> None:
@@ -257,27 +323,40 @@ class Loader:
         if running is not None:
             running.cut_short()
 
+    def _ages(self, number: int) -> tuple[float | None, float | None]:
+        rows = self._course.rows[number]
+        if self._spans.get(number, (-1,))[0] != rows.size:
+            self._spans[number] = (rows.size, *_time_span(self._course.source(number)))
+        _, oldest, newest = self._spans[number]
+        now = time.time()
+        return None if oldest is None else now - oldest, None if newest is None else now - newest
+
     def _maker(self, start: int) -> _Maker:
-        share = Share(self.rank, self.world_size, 0, max(1, self._workers), start, self._total)
-        recipe = _Recipe(self._plan, self._rows, self._kinds, share, self._transform)
+        stretch = self._course.stretch
+        share = Share(self.rank, self.world_size, 0, max(1, self._workers), start, stretch.stop)
+        recipe = _Recipe(stretch, self._kinds, share, self._transform)
+        prefetch = PREFETCH if self._prefetch is None else self._prefetch
+        self._lead = 0
         if self._total is not None and start >= self._total:
             return _Nothing()
         if self._workers:
-            return _Processes(recipe, self._workers, self._prefetch or PREFETCH, self._start_method)
+            self._lead = SPAN * self._workers + max(prefetch, SPAN * self._workers)
+            return _Processes(recipe, self._workers, prefetch, self._start_method, learns=self._course.adaptive)
         if self._prefetch is None and self._transform is None:
             # Gathering a batch from rows in memory costs less than handing it from thread to thread: 0.1 ms against a
             # fight over the interpreter's lock. Rows are still read ahead in the background.
             return _Inline(recipe, read_ahead=True)
-        prefetch = PREFETCH if self._prefetch is None else self._prefetch
+        self._lead = prefetch
         return _Thread(recipe, prefetch) if prefetch else _Inline(recipe, read_ahead=False)
 
 
 class _Iteration(Iterator[Any]):
     """One run over a loader; the newest is the one that moves the loader's position."""
 
-    def __init__(self, loader: Loader, maker: _Maker) -> None:
+    def __init__(self, loader: Loader, maker: _Maker, agree: Agree | None) -> None:
         self._loader = loader
         self._maker = maker
+        self._agree = agree
         self._left: float | None = None  # when the caller got the last batch
         self._done = False
         self._cut_short = False
@@ -292,7 +371,9 @@ class _Iteration(Iterator[Any]):
         loader = self._loader
         asked = time.perf_counter()
         try:
-            batch, counts = self._maker.make()
+            if loader._settle(loader._handed, self._agree):
+                self._maker.learn(loader._course.stretch)
+            batch, counts, tokens = self._maker.make()
         except BaseException:
             self._done = True
             self.close()
@@ -301,6 +382,7 @@ class _Iteration(Iterator[Any]):
         if loader._running is not None and loader._running() is self:
             loader._handed += 1
             loader._served += counts
+            loader._tokens += tokens
             loader._wait_s += now - asked
             loader._run_s += now - (self._left if self._left is not None else asked)
             self._left = now
@@ -323,39 +405,58 @@ class _Iteration(Iterator[Any]):
 class _Recipe:
     """What it takes to make the batches of one run; goes to worker processes, so all of it pickles."""
 
-    def __init__(
-        self,
-        plan: MixPlan,
-        rows: tuple[TrainRows, ...],
-        kinds: Sequence[Kind],
-        share: Share,
-        transform: Transform | None,
-    ) -> None:
-        self.plan = plan
-        self.rows = rows
+    def __init__(self, stretch: Stretch, kinds: Sequence[Kind], share: Share, transform: Transform | None) -> None:
+        self.stretch = stretch
         self.kinds = kinds
         self.share = share
         self.transform = transform
 
-    def reader(self, worker: int = 0, *, read_ahead: bool = True) -> BatchReader:
-        s = self.share
-        share = Share(s.rank, s.world_size, worker, s.workers, s.start, s.stop)
-        return BatchReader(self.plan, self.rows, self.kinds, share, read_ahead=read_ahead)
+    def share_of(self, worker: int) -> Share:
+        return dataclasses.replace(self.share, worker=worker)
 
-    def batches(self) -> Iterable[int]:
-        return (
-            itertools.count(self.share.start) if self.share.stop is None else range(self.share.start, self.share.stop)
+    def reader(self, worker: int = 0, *, read_ahead: bool = True) -> BatchReader:
+        return BatchReader(
+            self.stretch.plan, self.stretch.rows, self.kinds, self.share_of(worker), read_ahead=read_ahead
         )
 
     def make(self, reader: BatchReader, batch: int) -> _Made:
         columns, counts = reader.read(batch)
+        tokens = token_count(self.kinds, columns)
         made = _tensors(columns)
         if self.transform is None:
-            return made, counts
+            return made, counts, tokens
         try:
-            return self.transform(made), counts
+            return self.transform(made), counts, tokens
         except StopIteration as exc:  # would read as the end of the epoch (as in PEP 479)
             raise RuntimeError("the transform raised StopIteration") from exc
+
+
+class _Track:
+    """What a maker knows of the run; where its knowledge ends, it waits for more."""
+
+    def __init__(
+        self, recipe: _Recipe, reader: BatchReader, more: Callable[[], Stretch | None], worker: int = 0
+    ) -> None:
+        self._stretch = recipe.stretch
+        self._share = recipe.share_of(worker)
+        self._reader = reader
+        self._more = more
+
+    def reaches(self, batch: int) -> bool:
+        """Whether there is such a batch in the run; False as well when the run is ended from outside."""
+        while self._stretch.until is not None and batch >= self._stretch.until:
+            stretch = self._more()
+            if stretch is None:
+                return False
+            self.learn(stretch)
+        return self._stretch.stop is None or batch < self._stretch.stop
+
+    def learn(self, stretch: Stretch) -> None:
+        """Take on what was settled since."""
+        if (stretch.plan.changes, stretch.plan.growth) != (self._stretch.plan.changes, self._stretch.plan.growth):
+            self._share = dataclasses.replace(self._share, stop=stretch.stop)
+            self._reader.replan(stretch.plan, stretch.rows, share=self._share)
+        self._stretch = stretch
 
 
 def _tensors(columns: Columns) -> dict[str, Any]:
@@ -368,6 +469,9 @@ class _Maker(Protocol):
     def make(self) -> _Made:
         """The next batch; StopIteration after the last."""
 
+    def learn(self, stretch: Stretch) -> None:
+        """Hear what was settled since. The batch to be made next is always within what was heard."""
+
     def close(self) -> None:
         """End whatever runs, and wait for it."""
 
@@ -378,6 +482,8 @@ class _Maker(Protocol):
 class _Nothing:
     def make(self) -> _Made:
         raise StopIteration
+
+    def learn(self, stretch: Stretch) -> None: ...
 
     def close(self) -> None: ...
 
@@ -390,10 +496,18 @@ class _Inline:
     def __init__(self, recipe: _Recipe, *, read_ahead: bool) -> None:
         self._recipe = recipe
         self._reader = recipe.reader(read_ahead=read_ahead)
-        self._batches = iter(recipe.batches())
+        self._track = _Track(recipe, self._reader, lambda: None)
+        self._next = recipe.share.start
 
     def make(self) -> _Made:
-        return self._recipe.make(self._reader, next(self._batches))
+        if not self._track.reaches(self._next):
+            raise StopIteration
+        made = self._recipe.make(self._reader, self._next)
+        self._next += 1
+        return made
+
+    def learn(self, stretch: Stretch) -> None:
+        self._track.learn(stretch)
 
     def close(self) -> None:
         self._reader.close()
@@ -407,10 +521,11 @@ class _Thread:
 
     def __init__(self, recipe: _Recipe, prefetch: int) -> None:
         self._ready: queue.SimpleQueue[_Made | BaseException] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Stretch | None] = queue.SimpleQueue()
         self._room = threading.Semaphore(prefetch)
         self._stop = threading.Event()
         # The thread gets no reference to this object: what isn't referenced any more can then be collected, and ends it.
-        arguments = (recipe, self._ready, self._room, self._stop)
+        arguments = (recipe, self._ready, self._news.get, self._room, self._stop)
         self._thread = threading.Thread(target=_produce, args=arguments, name="treering-batches", daemon=True)
         self._thread.start()
 
@@ -422,8 +537,12 @@ class _Thread:
         self._room.release()
         return made
 
+    def learn(self, stretch: Stretch) -> None:
+        self._news.put(stretch)
+
     def let_go(self) -> None:
         self._stop.set()
+        self._news.put(None)
         self._room.release()
 
     def close(self) -> None:
@@ -434,15 +553,19 @@ class _Thread:
 def _produce(
     recipe: _Recipe,
     ready: queue.SimpleQueue[_Made | BaseException],
+    news: Callable[[], Stretch | None],
     room: threading.Semaphore,
     stop: threading.Event,
 ) -> None:
     try:
         with recipe.reader() as reader:
-            for batch in recipe.batches():
+            track = _Track(recipe, reader, news)
+            for batch in itertools.count(recipe.share.start):
                 room.acquire()
                 if stop.is_set():
                     return
+                if not track.reaches(batch):
+                    break
                 ready.put(recipe.make(reader, batch))
         ready.put(StopIteration())
     except BaseException as exc:  # handed to the thread that iterates, whatever it is
@@ -459,20 +582,23 @@ class _Failure:
 class _Spans(IterableDataset[Any]):
     """The spans of batches that one worker process makes."""
 
-    def __init__(self, recipe: _Recipe) -> None:
+    def __init__(self, recipe: _Recipe, news: Sequence[Any]) -> None:
         self._recipe = recipe
+        self._news = news  # a queue for each worker; none when all is settled from the start
 
     def __iter__(self) -> Iterator[list[_Made] | _Failure]:
         info = get_worker_info()
         worker = info.id if info is not None else 0
-        share = self._recipe.share
+        recipe, share = self._recipe, self._recipe.share
         try:
-            with self._recipe.reader(worker) as reader:
+            with recipe.reader(worker) as reader:
+                track = _Track(recipe, reader, self._news[worker].get if self._news else lambda: None, worker)
                 for first in itertools.count(share.start + worker * SPAN, SPAN * share.workers):
-                    last = first + SPAN if share.stop is None else min(first + SPAN, share.stop)
-                    if first >= last:
+                    span = [recipe.make(reader, n) for n in range(first, first + SPAN) if track.reaches(n)]
+                    if span:
+                        yield span
+                    if len(span) < SPAN:
                         return
-                    yield [self._recipe.make(reader, batch) for batch in range(first, last)]
         except TreeringError as exc:
             yield _Failure(exc)
 
@@ -484,7 +610,7 @@ def _as_is(item: Any) -> Any:
 class _Processes:
     """In worker processes, a span of batches at a time, taken from the workers in turn."""
 
-    def __init__(self, recipe: _Recipe, workers: int, prefetch: int, start_method: str) -> None:
+    def __init__(self, recipe: _Recipe, workers: int, prefetch: int, start_method: str, *, learns: bool) -> None:
         try:
             pickle.dumps(recipe.transform)
         except (pickle.PicklingError, AttributeError, TypeError) as exc:
@@ -498,8 +624,9 @@ class _Processes:
             # Without "__main__", which is there by default: the user's script may have used Lance when it is imported,
             # and what the server has used, its forked children hang on.
             context.set_forkserver_preload(["treering.mixing.loader"])
+        self._news: list[Any] = [context.Queue() for _ in range(workers)] if learns else []
         spans: DataLoader[Any] = DataLoader(
-            _Spans(recipe),
+            _Spans(recipe, self._news),
             batch_size=None,
             num_workers=workers,
             multiprocessing_context=context,
@@ -527,13 +654,23 @@ class _Processes:
         self._span = iter(item)
         return next(self._span)
 
+    def learn(self, stretch: Stretch) -> None:
+        for news in self._news:
+            news.put(stretch)
+
     def close(self) -> None:
         self.let_go()
 
     def let_go(self) -> None:
         spans, self._spans = self._spans, iter(())
+        queues, self._news = self._news, []
+        for news in queues:
+            news.put(None)  # a worker that waits to hear more would not hear that it is to end
         if hasattr(spans, "_shutdown_workers"):  # what torch itself calls when the iterator is collected
             spans._shutdown_workers()
+        for news in queues:
+            news.close()
+            news.cancel_join_thread()  # what nobody reads any more needn't be written
         self._span = iter(())
 
 
@@ -558,9 +695,10 @@ def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _kinds(lock: MixLock, sources: Sequence[SourceLike]) -> list[Kind]:
-    """The columns to deliver, one type each over all sources that are drawn from."""
-    drawn = [source for source, units in zip(sources, lock.units, strict=True) if units or lock.events]
+def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> list[Kind]:
+    """The columns to deliver, one type each over all sources that are, or may be, drawn from."""
+    may_change = adaptive or lock.schedule is not None or bool(lock.events)
+    drawn = [source for source, units in zip(sources, lock.units, strict=True) if units or may_change]
     shared = [name for name in drawn[0].schema.names if all(name in source.schema.names for source in drawn)]
     names = shared if lock.columns is None else list(dict.fromkeys(lock.columns))
     kinds = []
@@ -582,6 +720,51 @@ def _kinds(lock: MixLock, sources: Sequence[SourceLike]) -> list[Kind]:
     return kinds
 
 
-def _contents(lock: MixLock) -> list[list[str]]:
-    """(ref, short content digest) of each source: enough to tell which one differs."""
-    return [[source.pin.ref, source.content[:12]] for source in lock.sources]
+def _contents(lock: MixLock) -> dict[str, Any]:
+    """Units, and (ref, short content digest) of each source: enough to tell which differs, as far as there is room."""
+    sources = [[source.pin.ref, source.content[:12]] for source in lock.sources]
+    for told in ({"units": list(lock.units), "sources": sources}, {"sources": [digest[:6] for _, digest in sources]}):
+        if len(json.dumps(told)) <= _ROOM:
+            return told
+    return {}
+
+
+def _is_batch(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _LAST_BATCH
+
+
+def _time_span(source: Any) -> tuple[float | None, float | None]:
+    """When the oldest and the newest record were made, in seconds since 1970."""
+    if "ts" not in source.schema.names or not hasattr(source, "scan"):
+        return None, None
+    low: list[Any] = []
+    high: list[Any] = []
+    for batch in source.scan(["ts"]):
+        ends = pc.min_max(batch.column(0)).as_py()
+        if ends["min"] is not None:
+            low.append(ends["min"])
+            high.append(ends["max"])
+    return (min(low).timestamp(), max(high).timestamp()) if low else (None, None)
+
+
+def _agreement(world_size: int) -> Agree:
+    """What rank 0 passes, every rank gets: by torch.distributed, over gloo whatever the gradients take."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() == world_size):
+        raise UsageError(
+            f"what changes during the run has to be settled among {world_size} ranks, and they aren't connected",
+            code="no-process-group",
+            hint="call torch.distributed.init_process_group first, or leave out follow, schedules and adaptive",
+        )
+    group = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+
+    def agree(message: bytes) -> bytes:
+        size = torch.tensor([len(message)], dtype=torch.int64)
+        distributed.broadcast(size, 0, group=group)
+        text = torch.frombuffer(bytearray(message.ljust(int(size), b" ")), dtype=torch.uint8)[: int(size)].clone()
+        if int(size):
+            distributed.broadcast(text, 0, group=group)
+        return text.numpy().tobytes()
+
+    return agree

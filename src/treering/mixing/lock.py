@@ -19,12 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.mixing.plan import Growth, MixPlan, WeightChange
 from treering.mixing.shares import MAX_UNITS
-from treering.mixing.sources import SourceLike, TrainRows
+from treering.mixing.sources import SourceLike
+from treering.mixing.weights import Schedule
 
 if TYPE_CHECKING:
     from treering.mixing.loader import Loader, Transform
 
-__all__ = ["GrowthEvent", "LockedSource", "MixLock", "PinnedSegment", "SourcePin", "WeightEvent"]
+__all__ = ["Event", "GrowthEvent", "LockedSource", "MixLock", "PinnedSegment", "SourcePin", "WeightEvent"]
 
 
 class _Document(BaseModel):
@@ -56,6 +57,9 @@ class LockedSource(_Document):
     units: int = Field(ge=0, description="integer weight; the share is units / the sum of all units")
     train_rows: int = Field(ge=0, description="records that may be drawn")
     block_rows: int = Field(ge=1, description="rows that are shuffled together")
+    tokens_per_row: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="mean tokens of its rows, when shares count tokens"
+    )
 
     @property
     def content(self) -> str:
@@ -73,12 +77,20 @@ class WeightEvent(_Document):
 
 
 class GrowthEvent(_Document):
-    """From this draw on a source holds more training rows."""
+    """From this draw on a source holds more training rows: those that came after the pinned ones, up to `end`."""
 
     kind: Literal["growth"] = "growth"
+    batch: int = Field(ge=0, description="checkpoint at which it was settled")
     source: int = Field(ge=0)
     draw: int = Field(ge=0)
     train_rows: int = Field(ge=1)
+    end: int = Field(ge=0, description="stable row id that the last segment now ends before")
+
+
+Event = WeightEvent | GrowthEvent
+
+
+_DELIVERY = {"columns", "ragged", "pad_value", "epochs", "exhaustion", "decided"}  # how much is delivered, and how
 
 
 def _with_digest(schema: dict[str, Any]) -> None:
@@ -89,8 +101,8 @@ def _with_digest(schema: dict[str, Any]) -> None:
 class MixLock(_Document):
     """A mix with everything resolved: `loader()` gives the same batches again, `save()` and `load()` keep it.
 
-    `digest` covers what decides which records come in which order. `columns`, `ragged`, `pad_value` and `epochs` say
-    how much of it is delivered and how; they are the loader's defaults and outside the digest.
+    `digest` covers what decides which records come in which order. `columns`, `ragged`, `pad_value`, `epochs` and
+    `exhaustion` say how much of it is delivered and how; they are the loader's defaults and outside the digest.
     """
 
     model_config = ConfigDict(json_schema_extra=_with_digest)
@@ -101,11 +113,17 @@ class MixLock(_Document):
     chunk_rows: int = Field(ge=1, description="neighbouring rows that are read together; 1 is a full shuffle")
     anchor: int = Field(ge=0, description="number of the source whose pass is an epoch of the mix")
     sources: tuple[LockedSource, ...] = Field(min_length=1)
-    events: tuple[WeightEvent | GrowthEvent, ...] = ()
+    once: bool = Field(default=False, description="the anchor is passed over once and the rest in proportion")
+    schedule: Schedule | None = Field(default=None, description="weights to take on as the run goes")
+    events: tuple[Event, ...] = ()
+    decided: int = Field(default=0, ge=0, description="batch up to which the events are settled")
     columns: tuple[str, ...] | None = Field(default=None, description="null: every column that all sources have")
     ragged: Literal["pad", "values"] = "pad"
     pad_value: float = Field(default=0, allow_inf_nan=False)
     epochs: int | None = Field(default=1, ge=1, description="passes over the anchor source; null is endless")
+    exhaustion: Literal["repeat", "stop", "error"] = Field(
+        default="repeat", description="when a source has been passed over once: again, end the run, or refuse to begin"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> MixLock:
@@ -114,6 +132,8 @@ class MixLock(_Document):
             raise ValueError(f"the units of the sources add up to {sum(self.units)}, not to 1 … {MAX_UNITS}")
         if self.anchor >= n or not self.units[self.anchor]:
             raise ValueError(f"anchor {self.anchor} isn't a source that is drawn from")
+        if self.schedule is not None and len(self.schedule.points[0].weights) != n:
+            raise ValueError(f"the schedule doesn't give {n} weights")
         for event in self.events:
             if isinstance(event, GrowthEvent):
                 if event.source >= n:
@@ -149,7 +169,21 @@ class MixLock(_Document):
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of what decides which records come in which order."""
-        return _sha256(self.model_dump(mode="json", exclude={"columns", "ragged", "pad_value", "epochs"}))
+        return _sha256(self.model_dump(mode="json", exclude=_DELIVERY))
+
+    @property
+    def recipe_digest(self) -> str:
+        """The digest without the events: what a run was begun with, and what its states are known by."""
+        return _sha256(self.model_dump(mode="json", exclude={*_DELIVERY, "events"}))
+
+    def with_events(self, events: Sequence[Event], decided: int) -> MixLock:
+        """The same mix with these events, settled up to batch `decided`."""
+        return self.model_copy(update={"events": tuple(events), "decided": decided})
+
+    def grown_to(self, source: int) -> GrowthEvent | None:
+        """The last growth of a source."""
+        grown = [event for event in self.events if event.kind == "growth" and event.source == source]
+        return grown[-1] if grown else None
 
     def plan(self) -> MixPlan:
         """The plan this lock decides."""
@@ -163,6 +197,7 @@ class MixLock(_Document):
             anchor=self.anchor,
             changes=tuple(WeightChange(e.batch, e.units, e.taken) for e in self.events if e.kind == "weights"),
             growth=tuple((e.source, Growth(e.draw, e.train_rows)) for e in self.events if e.kind == "growth"),
+            once=self.once,
         )
 
     def to_json(self) -> str:
@@ -244,10 +279,13 @@ class MixLock(_Document):
         ragged: Literal["pad", "values"] | None = None,
         pad_value: float | None = None,
         start_method: str = "forkserver",
+        follow: bool = False,
+        adaptive: bool = False,
     ) -> Loader:
         """A loader that gives the batches of this lock again, from `store`; see `Mix.loader` for the arguments.
 
-        Columns, epochs and padding are as locked unless given. Raises what `resolve` and `Mix.loader` raise.
+        Columns, epochs and padding are as locked unless given. `follow` and `adaptive` go on where the events of the
+        lock end, as a run does that was interrupted. Raises what `resolve` and `Mix.loader` raise.
         """
         from treering.mixing.loader import Loader
 
@@ -260,18 +298,17 @@ class MixLock(_Document):
             changed["ragged"] = ragged
         if pad_value is not None:
             changed["pad_value"] = pad_value
-        sources = self.resolve(store)
-        rows = tuple(TrainRows.of(source) for source in sources)
         return Loader(
             MixLock.checked(**{**dict(self), **changed}),
-            sources,
-            rows,
+            self.resolve(store),
             transform=transform,
             num_workers=num_workers,
             rank=rank,
             world_size=world_size,
             prefetch=prefetch,
             start_method=start_method,
+            follow=follow,
+            adaptive=adaptive,
         )
 
 

@@ -363,16 +363,21 @@ class MixPlan:
 
     @cached_property
     def limits(self) -> Int64Array:
-        """With `once`, the draws of each source until the anchor has been passed over: int64 (sources,).
+        """With `once`, the draws of each source in the whole run: int64 (sources,).
 
-        Those of the last batch that come after it are left out, of the other sources in proportion (rounded up).
+        The run ends where the anchor's share comes to one pass. No source is a whole row off its share before or then,
+        so only the last batch is cut, and each other source ends within one row of its proportion.
         """
         draws = self.sources[self.anchor].draws_in(1)
-        last = self._batch_of(self.anchor, draws - 1, self._taken)
+        for number, (first, base, table) in enumerate(self._tables):
+            total, units = sum(table.units), np.array(table.units, dtype=np.int64)
+            left = draws - int(base[self.anchor])
+            last = first + max(1, -(-left * total // (table.units[self.anchor] * self.batch_size))) - 1
+            if number + 1 == len(self._tables) or last < self._tables[number + 1][0]:
+                break
+        exact = base + (2 * left * units + units[self.anchor]) // (2 * units[self.anchor])
         before, after = self._taken(np.array([last, last + 1]))
-        used = int(draws - before[self.anchor])
-        counts = after - before
-        limits: Int64Array = before - (-counts * used // counts[self.anchor])
+        limits: Int64Array = np.clip(exact, before, after)
         return limits
 
     def _taken(self, batches: Int64Array) -> Int64Array:
@@ -410,6 +415,9 @@ class MixPlan:
 
         With `once`, which is one pass, the last one is short instead.
         """
+        if self.once:
+            limits = self.limits.tolist()
+            return max(self.batch_of(s, limit - 1) + 1 for s, limit in enumerate(limits) if limit)
         draws = self.sources[self.anchor].draws_in(epochs)
         return self.batch_of(self.anchor, draws - 1) + 1
 

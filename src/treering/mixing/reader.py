@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from types import TracebackType
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from treering.mixing.columns import Columns, Kind, Part
 from treering.mixing.permute import Int64Array
-from treering.mixing.plan import MixPlan
+from treering.mixing.plan import MixPlan, SourcePlan
 from treering.mixing.sources import TrainRows
 
 __all__ = ["REF", "SPAN", "BatchReader", "Share"]
@@ -66,6 +67,14 @@ class _Window:
     high: int  # draw after the last
     rows: Int64Array  # (high - low,): which row of the blocks each draw is; -1: not read, because not ours
     blocks: Sequence[Any]  # one decoded block a column
+
+
+def _same_until(old: SourcePlan, new: SourcePlan) -> int | None:
+    """The draw from which on two plans of one source differ: that of the first growth that only one knows."""
+    for a, b in zip_longest(old.growth, new.growth):
+        if a != b:
+            return min(growth.draw for growth in (a, b) if growth is not None)
+    return None
 
 
 def _part(window: _Window, rows: Int64Array) -> Part:
@@ -118,21 +127,24 @@ class BatchReader:
     def replan(self, plan: MixPlan, rows: Sequence[TrainRows], *, share: Share | None = None) -> None:
         """From the next `read` on go by a plan that later events changed, and by the rows that belong to it.
 
-        What was read stays where the new plan has the same window of draws; the rest is read again when it is due.
+        What was read stays up to the first growth that the old plan didn't know; the rest is read again when it is due.
         `share` says that the batch to stop before moved too; nothing else of it may differ. Call it between batches,
         from the thread that reads them.
         """
+        known = [_same_until(old, new) for old, new in zip(self._plan.sources, plan.sources, strict=True)]
         self._plan, self._share = plan, share or self._share
         self._view = self._seen(plan, rows)
         self._known = _NOTHING_KNOWN
         for source, held in enumerate(self._windows):
-            held[:] = [window for window in held if self._still(source, window.planned)]
-        for key in [key for key in self._coming if not self._still(*key)]:
+            held[:] = [window for window in held if self._still(source, window.planned, known[source])]
+        for key in [key for key in self._coming if not self._still(*key, known[key[0]])]:
             self._coming.pop(key).cancel()
 
-    def _still(self, source: int, planned: tuple[int, int]) -> bool:
-        # Of a window that isn't all ours only our draws were read, and which are ours moves with the weights.
-        return self._share.whole and self._plan.sources[source].window(planned[0]) == planned
+    def _still(self, source: int, planned: tuple[int, int], until: int | None) -> bool:
+        # Beyond a growth the same interval of draws is of other rows. And of a window that isn't all ours only our draws
+        # were read, and which are ours moves with the weights.
+        same = self._plan.sources[source].window(planned[0]) == planned
+        return self._share.whole and same and (until is None or planned[1] <= until)
 
     def _seen(self, plan: MixPlan, rows: Sequence[TrainRows]) -> _View:
         stop = self._share.stop

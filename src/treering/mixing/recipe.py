@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,12 +19,16 @@ from treering.mixing.permute import Int64Array
 from treering.mixing.plan import block_rows_for
 from treering.mixing.shares import quantise, share_table
 from treering.mixing.sources import SourceLike, TrainRows, is_growing
+from treering.mixing.tokens import mean_length, token_column
+from treering.mixing.weights import Schedule, regroup
 
 if TYPE_CHECKING:
     from treering.mixing.columns import Ragged
     from treering.mixing.loader import Loader, Transform
 
-__all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Mix", "mix"]
+__all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Exhaustion", "Mix", "mix"]
+
+Exhaustion = Literal["repeat", "stop", "error"]
 
 BATCH_SIZE = 256
 
@@ -35,20 +39,43 @@ CHUNK_ROWS = 32
 POOL_ROWS = 65_536
 
 
-def mix(*sources: SourceLike, weights: Sequence[float] | None = None, seed: int = 0) -> Mix:
+def mix(
+    *sources: SourceLike,
+    weights: Sequence[float] | Schedule | None = None,
+    seed: int = 0,
+    replay_ratio: float | None = None,
+    share_by: Literal["rows", "tokens"] = "rows",
+) -> Mix:
     """Mix sources: `mix(store.load("support@v1"), store.live("support"), weights=[0.6, 0.4])`.
 
     Weights are relative numbers ≥ 0, one per source, equal when left out; a source of weight 0 is listed and never
-    drawn. Raises UsageError for weights that are NaN, negative, all 0 or of another number than the sources, and for a
-    source without training rows.
+    drawn. A `Schedule` lets them move as the run goes.
+
+    replay_ratio: say the mix the other way round. Each record of the one live or new source is drawn once, and
+        n·r/(1−r) records of the others beside its n, divided by their weights: r of all rows are replay. The run is one
+        pass, and its last batch is as short as the count demands; `counts_once()` says how many rows each source gives.
+    share_by: "tokens" lets weights mean shares of tokens: each is divided by the mean length of the source's rows in
+        the column `tokens` (or `input_ids`, or else the first column of lists of integers), which is read for it. Exact
+        over whole epochs; `stats()` shows the rows.
+
+    Raises UsageError for weights that are NaN, negative, all 0 or of another number than the sources, and for a source
+    without training rows.
     """
-    return Mix(sources, weights, seed)
+    return Mix(sources, weights, seed, replay_ratio=replay_ratio, share_by=share_by)
 
 
 class Mix:
     """Sources at weights, under a seed. Immutable; costs nothing until a loader reads."""
 
-    def __init__(self, sources: Sequence[SourceLike], weights: Sequence[float] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceLike],
+        weights: Sequence[float] | Schedule | None = None,
+        seed: int = 0,
+        *,
+        replay_ratio: float | None = None,
+        share_by: Literal["rows", "tokens"] = "rows",
+    ) -> None:
         for number, source in enumerate(sources):
             if not isinstance(source, SourceLike):
                 raise UsageError(
@@ -66,17 +93,34 @@ class Mix:
             raise UsageError(f"seed is {seed!r}; it is a whole number", code="bad-seed")
         if weights is not None and (isinstance(weights, str) or not isinstance(weights, Iterable)):
             raise UsageError(f"weights is {weights!r}; it is a list of numbers", code="bad-weights")
+        self._schedule = weights if isinstance(weights, Schedule) else None
+        if isinstance(weights, Schedule):
+            weights = weights.at(0)
         chosen = [1.0] * len(sources) if weights is None else list(weights)
         if len(chosen) != len(sources):
             raise UsageError(
                 f"{len(chosen)} weights for {len(sources)} sources", code="weights-length", hint="give one per source"
             )
+        if share_by not in ("rows", "tokens"):
+            raise UsageError(f"share_by is {share_by!r}; it is 'rows' or 'tokens'", code="bad-share-by")
+        quantise(chosen)  # refuses what isn't a weight, before anything is computed with it
         self._sources = tuple(sources)
-        self._units = quantise(chosen)
         self._weights = tuple(float(weight) for weight in chosen)
         self._seed = seed
-        for source, rows, units in zip(self._sources, self._rows, self._units, strict=True):
-            if units and not rows.size:
+        self._once = replay_ratio is not None
+        if replay_ratio is not None:
+            self._weights = self._by_ratio(replay_ratio)
+        self._tokens_per_row = self._mean_tokens() if share_by == "tokens" else (None,) * len(sources)
+        self._units = quantise([w / (t or 1.0) for w, t in zip(self._weights, self._tokens_per_row, strict=True)])
+        points = [point.weights for point in self._schedule.points] if self._schedule else []
+        if not all(point[self.anchor] for point in points):
+            raise UsageError(
+                f"{self._sources[self.anchor].ref} measures the epochs of this mix: the schedule can't take it to 0",
+                code="anchor-weight",
+            )
+        used = [any(of_one) for of_one in zip(self._units, *points, strict=True)]
+        for source, rows, is_used in zip(self._sources, self._rows, used, strict=True):
+            if is_used and not rows.size:
                 raise UsageError(
                     f"{source.ref} has no training rows",
                     code="empty-source",
@@ -88,9 +132,33 @@ class Mix:
         """The sources, by source number."""
         return self._sources
 
+    def _by_ratio(self, ratio: float) -> tuple[float, ...]:
+        new = [n for n, source in enumerate(self._sources) if is_growing(source.ref)]
+        if self._schedule is not None:
+            raise UsageError("replay_ratio and a schedule both say the shares", code="two-shares", hint="give one")
+        if len(new) != 1:
+            named = ", ".join(self._sources[n].ref for n in new) or "none"
+            raise UsageError(
+                f"replay_ratio goes with exactly one live or new source, and this mix has {named}",
+                code="no-new-source",
+                hint="name the new records as NAME@new or NAME@live, or give weights instead",
+            )
+        if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio < 1:
+            raise UsageError(f"replay_ratio is {ratio!r}; it lies in [0, 1)", code="bad-share")
+        if not self._weights[new[0]]:
+            raise UsageError(f"{self._sources[new[0]].ref} has weight 0, and is to be drawn", code="zero-weights")
+        return regroup(self._weights, [not is_growing(source.ref) for source in self._sources], float(ratio))
+
+    def _mean_tokens(self) -> tuple[float | None, ...]:
+        column = token_column(self._sources)
+        return tuple(
+            mean_length(rows, column, source.schema.field(column).type)
+            for source, rows in zip(self._sources, self._rows, strict=True)
+        )
+
     @property
     def weights(self) -> tuple[float, ...]:
-        """The weights as given."""
+        """The weights as given; with `replay_ratio` those that follow from it."""
         return self._weights
 
     @property
@@ -123,6 +191,18 @@ class Mix:
     def _rows(self) -> tuple[TrainRows, ...]:
         return tuple(TrainRows.of(source) for source in self._sources)
 
+    def counts_once(self, batch_size: int = BATCH_SIZE) -> dict[str, int]:
+        """With `replay_ratio`, the rows that the whole run draws: ref → rows (of a ref given twice, the sum).
+
+        Raises UsageError without it.
+        """
+        if not self._once:
+            raise UsageError("only a mix with replay_ratio ends by itself", code="no-replay-ratio")
+        counts: dict[str, int] = {}
+        for source, rows in zip(self._sources, self.lock(batch_size).plan().limits.tolist(), strict=True):
+            counts[source.ref] = counts.get(source.ref, 0) + rows
+        return counts
+
     def counts(self, batches: int, batch_size: int = BATCH_SIZE) -> Int64Array:
         """How many rows each source gives to each of the first batches: int64 (batches, sources). Reads nothing."""
         table = share_table(self._units, batch_size)
@@ -138,6 +218,7 @@ class Mix:
         pool_rows: int = POOL_ROWS,
         ragged: Ragged = "pad",
         pad_value: float = 0,
+        exhaustion: Exhaustion = "repeat",
     ) -> MixLock:
         """The mix with everything resolved, as a document; waits for the content digests of its snapshots.
 
@@ -149,6 +230,10 @@ class Mix:
             _check_count("epochs", epochs)
         if ragged not in ("pad", "values"):
             raise UsageError(f"ragged is {ragged!r}; it is 'pad' or 'values'", code="bad-ragged")
+        if exhaustion not in ("repeat", "stop", "error"):
+            raise UsageError(f"exhaustion is {exhaustion!r}; it is repeat, stop or error", code="bad-exhaustion")
+        if self._once and epochs != 1:
+            raise UsageError(f"epochs={epochs!r}: with replay_ratio each new record is drawn once", code="bad-epochs")
         blocks = block_rows_for(self._units, batch_size, chunk_rows, pool_rows)
         return MixLock.checked(
             seed=self._seed,
@@ -156,13 +241,20 @@ class Mix:
             chunk_rows=chunk_rows,
             anchor=self.anchor,
             sources=tuple(
-                LockedSource(pin=_pinned(source), units=units, train_rows=rows.size, block_rows=block)
-                for source, rows, units, block in zip(self._sources, self._rows, self._units, blocks, strict=True)
+                LockedSource(
+                    pin=_pinned(source), units=units, train_rows=rows.size, block_rows=block, tokens_per_row=tokens
+                )
+                for source, rows, units, block, tokens in zip(
+                    self._sources, self._rows, self._units, blocks, self._tokens_per_row, strict=True
+                )
             ),
+            once=self._once,
+            schedule=self._schedule,
             columns=None if columns is None else column_names(columns),
             ragged=ragged,
             pad_value=pad_value,
             epochs=epochs,
+            exhaustion=exhaustion,
         )
 
     def loader(
@@ -181,6 +273,9 @@ class Mix:
         ragged: Ragged = "pad",
         pad_value: float = 0,
         start_method: str = "forkserver",
+        exhaustion: Exhaustion = "repeat",
+        follow: bool = False,
+        adaptive: bool = False,
     ) -> Loader:
         """Batches of the mix, as dicts of column → torch tensor or list; `batch["_ref"]` holds the source numbers.
 
@@ -197,6 +292,11 @@ class Mix:
         ragged: lists of numbers as "pad" (`name` filled up with `pad_value`, and `name.lengths`) or as "values"
             (`name` flat, and `name.offsets`).
         start_method: how worker processes start; "fork" is refused, since Lance hangs in forked children.
+        exhaustion: when a source other than the one that measures epochs has been passed over once: "repeat" it, "stop"
+            the run before the batch that would, or "error": refuse to begin.
+        follow: let records that are captured during the run enter it: every 64 batches live and new sources are looked
+            at, and what came is shuffled into the rest of their epoch (at most 16 times an epoch). An event in the lock.
+        adaptive: let `loader.reweigh()` and `loader.set_replay()` change the weights, as an event in the lock.
 
         Raises UsageError for arguments that don't fit, NotFoundError for a column that a source lacks.
         """
@@ -210,6 +310,7 @@ class Mix:
             pool_rows=pool_rows,
             ragged=ragged,
             pad_value=pad_value,
+            exhaustion=exhaustion,
         )
         return Loader(
             lock,
@@ -221,6 +322,8 @@ class Mix:
             world_size=world_size,
             prefetch=prefetch,
             start_method=start_method,
+            follow=follow,
+            adaptive=adaptive,
         )
 
 

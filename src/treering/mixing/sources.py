@@ -55,6 +55,12 @@ class SourceLike(Protocol):
     def pin(self) -> dict[str, Any]:
         """JSON that resolves to the same rows again, or fails."""
 
+    def up_to(self, end: int | None = None) -> SourceLike:
+        """The same source with what came after it was pinned: up to row id `end`, or all there is by now.
+
+        Only for a source whose last segment is live. Gives itself when nothing came.
+        """
+
 
 def is_growing(ref: str) -> bool:
     """Whether a ref names what is new: `support@live` or `support@new`, in any store."""

@@ -42,6 +42,8 @@ class Segment:
         self.rows = rows
         self._opened: list[tuple[int, int, Dataset]] | None = None
         self._runs: dict[str, RowIds] = {}
+        self._before: Segment | None = None  # the shorter one that this one grew from
+        self._version = -1  # of the table when it was last seen to hold nothing new
 
     def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int]:
         return (self._corpus, self.name, self.row_ids, self.rows)
@@ -115,8 +117,40 @@ class Segment:
     def runs(self, split: Split = "train") -> RowIds:
         """Runs of rows of one split: int64 (k, 2) of (first stable row id, length), in record order."""
         if split not in self._runs:
-            self._runs[split] = split_runs(self.scan(["split", ROW_ID]), split)
+            before = self._before
+            new = self if before is None else Segment(self._corpus, self.name, (before.row_ids[1], self.row_ids[1]), 0)
+            runs = split_runs(new.scan(["split", ROW_ID]), split)
+            self._runs[split] = runs if before is None else np.concatenate([before.runs(split), runs])
         return self._runs[split]
+
+    def up_to(self, end: int | None = None) -> Segment:
+        """The same interval of live, grown to end before row id `end`, or to all that has been committed by now.
+
+        What was sealed meanwhile counts: it came after the pinned rows all the same. Gives itself when nothing came.
+        Raises UsageError for a snapshot.
+        """
+        if self.name != "live":
+            raise UsageError(f"{self.ref} is sealed: it doesn't grow", code="not-live")
+        table = self._corpus.table
+        if end is None:
+            version = table.latest_version()
+            if version == self._version:
+                return self
+            head = table.head()
+            sealed = [record.row_ids[1] for record in list_records(self._corpus)]
+            end = max([*sealed, table.last_row_id(head) + 1])
+            if end <= self.row_ids[1]:
+                self._version = version
+        if end <= self.row_ids[1]:
+            return self
+        grown = Segment(self._corpus, self.name, (self.row_ids[0], end), 0)
+        places = grown._places(again=True)
+        low = self.row_ids[1]
+        grown.rows = self.rows + sum(
+            table.count(dataset, rows_between(max(low, first), last)) for first, last, dataset in places if last > low
+        )
+        grown._before = self
+        return grown
 
     def take(self, row_ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Raises StoreError when any of them is gone."""
@@ -204,6 +238,16 @@ class Source:
         schema = pa.schema([self.schema.field(name) for name in names])
         return pa.Table.from_batches([batch.cast(schema) for batch in self.scan(names)], schema)
 
+    def up_to(self, end: int | None = None) -> Source:
+        """The same source with what has been captured since: up to row id `end`, or all that is committed by now.
+
+        Gives itself when nothing came. Raises UsageError when its last segment is a snapshot, which doesn't grow.
+        """
+        grown = self.segments[-1].up_to(end)
+        if grown is self.segments[-1]:
+            return self
+        return Source(self.ref, self.corpus, [*self.segments[:-1], grown], self.schema, self.split)
+
     def heldout(self) -> Source:
         """The held-out records of this source alone: what it is evaluated on. No mix can draw from it."""
         return Source(self.ref, self.corpus, self.segments, self.schema, "heldout")
@@ -271,7 +315,7 @@ def resolve(store: BaseStore, text: str) -> Source:
         # Live is pinned first: what is sealed right after it then is a snapshot below or in live, never in neither.
         live = _live(corpus)
         newer = [r for r in list_records(corpus) if r.ref not in trained and r.row_ids[1] <= live.row_ids[0]]
-        segments = [_sealed(corpus, record) for record in newer] + ([live] if live.rows else [])
+        segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
     return Source(text, corpus.name, segments, corpus.record_type.schema)
 
 

@@ -91,6 +91,7 @@ class LanceTable:
         self.uri = str(path)
         self._synced: set[str] = set()  # immutable files this process knows to be on disk
         self._pinned: dict[int, Dataset] = {}
+        self._poll: Dataset | None = None
 
     def create(self, schema: pa.Schema) -> None:
         """Make the table, empty, through the LanceDB catalogue, with stable row ids and an index on `id`."""
@@ -121,6 +122,13 @@ class LanceTable:
             with _translated(f"opening version {version} of {self.path.stem}"):
                 self._pinned[version] = lance.dataset(self.uri, version=version)
         return self._pinned[version]
+
+    def latest_version(self) -> int:
+        """Number of the newest version; 0.01 ms, cheap enough to poll."""
+        if self._poll is None:
+            self._poll = self.head()
+        with _translated(f"looking at {self.path.stem}"):
+            return int(self._poll.latest_version)
 
     # --- writing -------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,31 @@ class MemorySegment:
         self.name = name
         self.row_ids = (first_row_id, first_row_id + len(table))
         self._table = table
+        self._newest = [self]  # live: what it has grown to; shared by all its states
+
+    def append(self, table: Any) -> None:
+        """Let live grow; segments that are in use stay as they are until they are asked to follow."""
+        newest = self._newest[0]
+        whole = pa.concat_tables([newest._table, table.select(newest._table.column_names)]).combine_chunks()
+        grown = MemorySegment(self.corpus, self.name, whole, self.row_ids[0])
+        grown._newest = self._newest
+        self._newest[0] = grown
+
+    def first(self, rows: int) -> MemorySegment:
+        """Its first rows, as it was when it held no more."""
+        shorter = MemorySegment(self.corpus, self.name, self._table.slice(0, rows), self.row_ids[0])
+        shorter._newest = self._newest
+        return shorter
+
+    def up_to(self, end: int | None = None) -> MemorySegment:
+        """The same stretch of live, grown to end before row id `end`, or to all there is. Gives itself when nothing came."""
+        newest = self._newest[0]
+        end = newest.row_ids[1] if end is None else end
+        if end <= self.row_ids[1]:
+            return self
+        if end > newest.row_ids[1]:
+            raise StoreError(f"{self.ref} doesn't hold all of these rows", code="rows-missing")
+        return newest.first(end - self.row_ids[0])
 
     @property
     def ref(self) -> str:
@@ -83,6 +108,11 @@ class MemorySource:
             table = table.filter(pa.array([value == self.split for value in table.column("split").to_pylist()]))
         return table if columns is None else table.select(list(columns))
 
+    def up_to(self, end: int | None = None) -> MemorySource:
+        """The same source with what was appended since. Gives itself when nothing was."""
+        grown = self.segments[-1].up_to(end)
+        return self if grown is self.segments[-1] else MemorySource(self.ref, [*self.segments[:-1], grown], self.split)
+
     def heldout(self) -> MemorySource:
         """The held-out records alone; no mix can draw from it."""
         return MemorySource(self.ref, self.segments, "heldout")
@@ -114,17 +144,24 @@ class MemoryStore:
     def add(self, ref: str, records: Any) -> MemorySource:
         """Add records (a `pa.Table`, columns, or a list of dicts) as one snapshot, or as `NAME@live`.
 
-        `id` and `split` are filled in when they are missing: ids from the ref, every row for training.
+        `id` and `split` are filled in when they are missing: ids from the ref, every row for training. Added to again,
+        live grows.
         """
         if isinstance(records, pa.Table):
             table = records
         else:
             table = pa.table(dict(records)) if isinstance(records, Mapping) else pa.Table.from_pylist(list(records))
         corpus, name = ref.split("@", 1)
+        there = self._segments[ref]._newest[0] if name == "live" and ref in self._segments else None
         if "id" not in table.column_names:
-            table = table.append_column("id", pa.array([f"{name}-{n:06d}" for n in range(len(table))]))
+            first = len(there.table()) if there is not None else 0
+            table = table.append_column("id", pa.array([f"{name}-{first + n:06d}" for n in range(len(table))]))
         if "split" not in table.column_names:
             table = table.append_column("split", pa.array(["train"] * len(table), type=pa.string()))
+        if there is not None:
+            there.append(table)
+            self._segments[ref] = there.up_to()
+            return self.load(ref)
         last = max((s.row_ids[1] for s in self._segments.values() if s.corpus == corpus), default=0)
         self._segments[ref] = MemorySegment(corpus, name, table.combine_chunks(), last + _GAP)
         return self.load(ref)
@@ -148,6 +185,9 @@ class MemoryStore:
     def from_pin(self, pin: dict[str, Any]) -> MemorySource:
         """The source that was pinned. Raises NotFoundError, and ConflictError when its content is another one now."""
         source = self.load(pin["ref"])
+        if source.segments[-1].name == "live":  # which may have grown since
+            *sealed, live = source.segments
+            source = MemorySource(pin["ref"], [*sealed, live.first(pin["segments"][-1]["rows"])])
         if source.pin() != pin:
             raise ConflictError(f"{pin['ref']} isn't what was pinned", code="content-changed")
         return source

@@ -71,6 +71,24 @@ def a_trainer(out: Path, *, loader: dict[str, Any] | None = None, seed: int = 3,
     return trainer
 
 
+def test_a_mix_that_ends_by_itself_is_one_epoch_of_the_trainer(tmp_path: Path) -> None:
+    store = MemoryStore()
+    for name, rows in (("v1", 60), ("live", 40)):
+        store.add(f"c@{name}", [{"id": f"{name}-{n}", "x": float(n), "label": n % 2} for n in range(rows)])
+
+    def trained(epochs: int) -> list[str]:
+        trainer = a_trainer(tmp_path, num_train_epochs=epochs, save_strategy="no")
+        once = mix(store.load("c@v1"), store.live("c"), replay_ratio=0.5)
+        trainer._batches = type(trainer._batches)(once.loader(batch_size=8, transform=rename))
+        trainer.train()
+        return [one for batch in trainer.seen for one in batch]
+
+    seen = trained(1)
+    assert sum(one.startswith("live") for one in seen) == len({one for one in seen if one.startswith("live")}) == 40
+    with pytest.raises(UsageError, match="num_train_epochs=1"):
+        trained(2)
+
+
 class StopAt(TrainerCallback):
     """A run that ends early, as a kill between two steps would end it."""
 

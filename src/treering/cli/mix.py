@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from treering import Mix, MixLock, Store
 
 __all__ = ["RefsArgument", "build", "mix", "save_lock"]
+
+
+class ShareBy(StrEnum):
+    """What weights are shares of."""
+
+    rows = "rows"
+    tokens = "tokens"
+
 
 RefsArgument = Annotated[
     list[str] | None,
@@ -47,6 +56,7 @@ class MixView:
     digest: str
     lock: str | None
     preview: list[list[int]]
+    once: dict[str, int] | None = None  # with --replay-ratio: the rows that the whole run draws of each ref
 
 
 def mix(
@@ -55,6 +65,13 @@ def mix(
     preview: Annotated[int, typer.Option(metavar="N", min=0, help="Show what the first N batches hold.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 256,
     seed: Annotated[int, typer.Option(help="What the order is drawn from.")] = 0,
+    replay_ratio: Annotated[
+        float | None,
+        typer.Option(
+            metavar="R", help="Draw each record of the live or new source once, and replay to make up R of all."
+        ),
+    ] = None,
+    share_by: Annotated[ShareBy, typer.Option(help="What weights are shares of.")] = ShareBy.rows,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -67,7 +84,7 @@ def mix(
     if not refs:
         raise UsageError("a mix needs sources", code="no-sources", hint="treering mix support@v1=0.3 support@live=0.7")
     with waiting("resolving the mix"):
-        recipe = build(open_store(store), refs, seed=seed)
+        recipe = build(open_store(store), refs, seed=seed, replay_ratio=replay_ratio, share_by=share_by.value)
         locked = recipe.lock(batch_size)
     if lock is not None:
         save_lock(locked, lock)
@@ -84,16 +101,30 @@ def mix(
         digest=locked.digest,
         lock=lock,
         preview=recipe.counts(preview, batch_size).tolist(),
+        once=None if replay_ratio is None else recipe.counts_once(batch_size),
     )
     render(view, json, lambda: _tables(view))
     if lock is not None:
         say(f"wrote the lock to {lock}")
 
 
-def build(store: Store, members: Sequence[str], *, seed: int) -> Mix:
+def build(
+    store: Store,
+    members: Sequence[str],
+    *,
+    seed: int,
+    replay_ratio: float | None = None,
+    share_by: Literal["rows", "tokens"] = "rows",
+) -> Mix:
     """The mix that REF=W arguments describe; REF alone has weight 1. Raises UsageError, NotFoundError."""
     pairs = [_member(member) for member in members]
-    return store.mix(*[ref for ref, _ in pairs], weights=[weight for _, weight in pairs], seed=seed)
+    return store.mix(
+        *[ref for ref, _ in pairs],
+        weights=[weight for _, weight in pairs],
+        seed=seed,
+        replay_ratio=replay_ratio,
+        share_by=share_by,
+    )
 
 
 def save_lock(lock: MixLock, path: str) -> None:
@@ -130,6 +161,9 @@ def _tables(view: MixView) -> RenderableType:
         Text(f"\none epoch is {view.batches_per_epoch:,} batches of {view.batch_size:,}, seed {view.seed}"),
         Text(f"lock digest {view.digest}"),
     ]
+    if view.once is not None:
+        counts = ", ".join(f"{count:,} of {ref}" for ref, count in view.once.items())
+        parts.append(Text(f"the run draws {counts}; its last batch is as short as that makes it"))
     if view.preview:
         heads = ["batch", *(f"#{k}" for k in range(len(view.sources)))]
         parts += [Text(), columns(heads, [(t, *counts) for t, counts in enumerate(view.preview)], right=heads)]

@@ -151,7 +151,15 @@ class _Batches(Dataset[Any]):
         if self._iterator is None or number != self._next:
             self._loader.load_state_dict({**self._loader.state_dict(), "batch": number})
             self._iterator = iter(self._loader)
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except StopIteration:
+            raise UsageError(
+                f"the Trainer asks for batch {number}, and the run is over after {len(self._loader)}: "
+                "with replay_ratio each new record is drawn once",
+                code="run-over",
+                hint="set num_train_epochs=1, and leave out max_steps",
+            ) from None
         self._next = number + 1
         if self.keep is None or not isinstance(batch, dict):
             return batch

@@ -208,7 +208,8 @@ class Loader:
 
     def _settle(self, batch: int, agree: Agree | None) -> bool:
         """Settle what changes up to this batch and as far ahead as batches are made; whether anything was settled."""
-        return self._course.settle(batch + self._lead, agree, leads=self.rank == 0)
+        course = self._course
+        return course.adaptive and course.settle(batch + self._lead, agree, leads=self.rank == 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, JSON-ready: batches handed out (not prefetched), the lock they belong to, its events.

@@ -1,6 +1,7 @@
 """What a record is: record types, their Arrow columns, and strict validation. Pure: no file is touched here."""
 
 from treering.schema.arrow import COMMON
+from treering.schema.evolution import Alignment, ColumnRule, Version
 from treering.schema.fields import Arguments, Int32, Json, JsonArray, JsonObject, Origin, Split, Timestamp
 from treering.schema.record_type import RecordType, SchemaSpec, Validated, fingerprint
 from treering.schema.records import (
@@ -18,8 +19,10 @@ from treering.schema.records import (
 __all__ = [
     "BUILT_IN",
     "COMMON",
+    "Alignment",
     "Arguments",
     "Chat",
+    "ColumnRule",
     "FunctionCall",
     "Int32",
     "Json",
@@ -37,5 +40,6 @@ __all__ = [
     "Tokens",
     "ToolCall",
     "Validated",
+    "Version",
     "fingerprint",
 ]

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ from treering.schema.arrow import (
     annotation_to_arrow,
     arrow_to_annotation,
     check_field_name,
+    plain_annotation,
     plain_fields,
     plain_model,
     typed_dict,
@@ -163,10 +164,49 @@ class RecordType:
         return cls._of_arrow(name, schema)
 
     def with_rules_of(self, other: RecordType) -> RecordType:
-        """The same columns, checked by the other's model. Raises UsageError when the other has other columns."""
-        if other.fingerprint != self.fingerprint:
-            raise UsageError("the schema given has other columns than the corpus", code="schema-mismatch")
+        """The same columns, checked by the other's model. Raises UsageError when the other has other columns.
+
+        It may lack optional ones: a column that a schema gave up stays in its corpus, and stays null.
+        """
+        wanted = {field.name: field for field in other.schema}
+        if any(not field.nullable for field in self.schema if field.name not in wanted) or any(
+            name not in self.schema.names or self.schema.field(name) != field for name, field in wanted.items()
+        ):
+            raise UsageError(
+                "the schema given has other columns than the corpus",
+                code="schema-mismatch",
+                hint="to change the corpus's columns: corpus.evolve(schema)",
+            )
         return RecordType(self.name, self.schema, other.model, other.given)
+
+    def default(self, name: str) -> Any:
+        """What the model gives a field that a record doesn't have; None without a model, or when it gives nothing."""
+        info = self.model.model_fields.get(name) if self.model is not None else None
+        if info is None or info.is_required():
+            return None
+        if info.default_factory in (list, dict):  # others may give each record another value (a time, an id)
+            return info.default_factory()  # type: ignore[call-arg]
+        return None if info.default_factory is not None else info.default
+
+    def scalar(self, name: str, value: Any) -> pa.Scalar:
+        """A value as the column holds it. Raises UsageError unless a record could have it there."""
+        field = self.schema.field(name)
+        kind = arrow_to_annotation(field.type, name)
+        if self.model is not None:
+            info = self.model.model_fields[name]
+            full = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+            plain = plain_annotation(full)
+            kind = full if plain is None else plain
+        try:
+            bare = TypeAdapter(Any).dump_python(value, exclude_none=True)  # models as dicts
+            checked = TypeAdapter(kind).validate_python(bare, strict=True)
+            stored = _to_storage(TypeAdapter(Any).dump_python(checked, exclude_none=True), field.type)
+            return pa.array([stored], field.type)[0]
+        except ValidationError as exc:
+            reason = exc.errors(include_url=False, include_context=False)[0]["msg"]
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as exc:
+            reason = str(exc)
+        raise UsageError(f"{_short(value)} can't be a value of {field.type}: {reason}", code="bad-default")
 
     @property
     def fingerprint(self) -> str:
@@ -339,7 +379,7 @@ class RecordType:
         refuse(pc.or_(pc.equal(pc.utf8_length(ids), 0), pc.greater(pc.utf8_length(ids), 512)))
         refuse(pc.invert(pc.is_in(batch.column("split"), pa.array(["train", "heldout", None]))))
         refuse(pc.invert(pc.match_substring_regex(batch.column("origin"), r"^(human|model|synthetic)(:.+)?$")))
-        if self.name == "tokens":
+        if self.model is not None and self.name == "tokens":  # a stored type of that name may have evolved since
             tokens = batch.column("tokens")  # a list of any length, whatever came
             refuse(pc.equal(pc.list_value_length(tokens), 0))
             wrong = pc.fill_null(pc.less(pc.list_flatten(tokens), 0), True)

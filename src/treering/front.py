@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from treering.errors import ConflictError, UsageError
 from treering.store.base import BaseStore
@@ -12,13 +12,13 @@ from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
 from treering.store.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from treering.capture import Quarantined, Recorder
     from treering.mixing import Mix, Schedule
     from treering.registry import AdapterRecord, Registry
-    from treering.schema import SchemaSpec
+    from treering.schema import Alignment, SchemaSpec
     from treering.store.documents import SnapshotRecord
 
 __all__ = ["Corpus", "Store", "open"]
@@ -44,6 +44,29 @@ class Corpus(BaseCorpus):
 
         flush_spools(self)
         return list_quarantine(self)
+
+    def evolve(
+        self,
+        schema: SchemaSpec,
+        *,
+        renames: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        dry_run: bool = False,
+    ) -> Alignment:
+        """Go on with other columns: add, rename, widen, make optional. Every record is read as the newest version.
+
+        `schema`: what `Store.create` takes. `renames`: {name: new name}, all at once. `defaults`: {column: value}, what
+        earlier records get in a column that is added, or no longer optional; an added one without takes its model
+        field's default, else null. A column that `schema` lacks stays, optional. No record is rewritten: snapshots keep
+        their digests, and recorders that are open go on with the columns they know. Returns the rule by which records of
+        the version before are read; `.describe()` lists it. `dry_run`: only that.
+
+        Raises UsageError that lists everything that doesn't fit, ConflictError when the schema evolved meanwhile or the
+        lease stays taken.
+        """
+        from treering.store.schemas import evolve
+
+        return evolve(self, schema, renames or {}, defaults or {}, dry_run=dry_run)
 
     def snapshot(self, *, message: str = "", to: int | None = None) -> Snapshot | None:
         """Seal what live holds as the next snapshot; None when live is empty.

@@ -1,5 +1,7 @@
 """From a spool into the table: each record once, however often it was sent.
 
+Records are stored as the schema version they were captured under, whatever has come after it; they are compared as the
+newest.
 Order matters: open the table, *then* list the snapshots and ask their id filters, then merge with the engine's own
 retry switched off. Any conflict starts over at opening. A commit is trimmed from the spool only when it is durable.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -17,16 +20,22 @@ import pyarrow.compute as pc
 from treering.capture import quarantine
 from treering.capture.spool import Spool
 from treering.errors import Problem, TreeringError
+from treering.schema import Alignment, Version
+from treering.schema.evolution import SCHEMA_VERSION, History, as_stored
 from treering.store.certificate import id_filter, stable_hash
 from treering.store.corpus import BaseCorpus
+from treering.store.place import Place, head_of, sealed_in
+from treering.store.schemas import add_columns
 from treering.store.snapshot import list_records
-from treering.store.table import Dataset, retry_conflicts, text_in
+from treering.store.table import retry_conflicts, text_in
 
-__all__ = ["GIVEN", "Committed", "drain", "look_up", "same_content", "spool_schema"]
+__all__ = ["GIVEN", "Committed", "comparable", "drain", "look_up", "same_content", "spool_schema"]
 
 #: Fields that are filled in, and the spool-only columns that say whether they came with the record: what was filled in
 #: doesn't make a resent record differ.
 GIVEN = {"ts": "_ts_given", "split": "_split_given"}
+#: Metadata of a spooled batch: the number of the schema version that its records were captured under.
+_CAPTURED = b"treering:schema-version"
 
 #: Rows a commit: large enough to pay for a commit's ~20 ms, small enough to stay a few dozen MB in memory.
 _MAX_ROWS = 65_536
@@ -64,12 +73,16 @@ class _Filters:
 _filters = _Filters()
 
 
-def spool_schema(corpus: BaseCorpus) -> pa.Schema:
-    """Columns of a spooled batch."""
-    schema = corpus.record_type.schema
+def spool_schema(version: Version) -> pa.Schema:
+    """Columns of a spooled batch of records of one schema version."""
+    schema = version.schema
     for name in GIVEN.values():
         schema = schema.append(pa.field(name, pa.bool_()))
-    return schema
+    return schema.with_metadata({_CAPTURED: str(version.number).encode()})
+
+
+def _captured(batch: pa.RecordBatch) -> int:
+    return int((batch.schema.metadata or {}).get(_CAPTURED, b"1"))
 
 
 def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
@@ -86,55 +99,67 @@ def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
     last = spool.last("batches")
     while entries := spool.read("batches", last, _MAX_ROWS, _MAX_BYTES):
         batches = [batch for e in entries for batch in pa.ipc.open_stream(e.payload)]
-        _commit_or_refuse(corpus, pa.Table.from_batches(batches, spool_schema(corpus)), done)
+        for number, group in groupby(batches, _captured):
+            version = corpus.known_versions(number)[number - 1]
+            _commit_or_refuse(corpus, pa.Table.from_batches(group, spool_schema(version)), version, done)
         spool.trim("batches", entries[-1].seq)
 
 
-def _commit_or_refuse(corpus: BaseCorpus, rows: pa.Table, done: Committed) -> None:
+def _commit_or_refuse(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committed) -> None:
     """Commit the rows. What fails by what it holds is found by halving and put aside: it must not block the rest."""
     try:
-        _commit(corpus, rows, done)
+        _commit(corpus, rows, version, done)
     except TreeringError:
         raise  # the disk, the engine, other writers: not the rows' fault
     except (ArithmeticError, LookupError, TypeError, ValueError, pa.ArrowException) as exc:
         if len(rows) > 1:
             middle = len(rows) // 2
-            _commit_or_refuse(corpus, rows.slice(0, middle), done)
-            _commit_or_refuse(corpus, rows.slice(middle), done)
+            _commit_or_refuse(corpus, rows.slice(0, middle), version, done)
+            _commit_or_refuse(corpus, rows.slice(middle), version, done)
             return
         problem = Problem((), "bad-value", f"expected values that can be stored and compared, got: {exc}")
         quarantine.put_aside(corpus, quarantine.encode([quarantine.entry(str(rows.column("id")[0]), [problem])]))
         done.refused += 1
 
 
-def _commit(corpus: BaseCorpus, rows: pa.Table, done: Committed) -> None:
+def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committed) -> None:
     """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content."""
-    rows, repeats = _first_of_each_id(rows)
+    rows, again, originals = _first_of_each_id(rows)
     stored = 0
-    known: dict[str, dict[str, Any]] = {}  # rows that were there before, by id
+    known: dict[str, dict[str, Any]] = {}  # rows that were there before, by id, as the newest version
+    history: History = ()
 
     def attempt() -> bool:
-        nonlocal stored, known
+        nonlocal stored, known, history
         head = corpus.table.head()
-        known = _sealed_with(corpus, rows.column("id").to_pylist())
+        # Asked after the head was opened: then no record in it is of a later version.
+        history = corpus.known_versions()
+        known = _sealed_with(corpus, history, rows.column("id").to_pylist())
         fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
         stored = 0
         if len(fresh):
-            stored = corpus.table.insert_new(head, _sorted_by_split(fresh.drop_columns(list(GIVEN.values()))))
+            to_store = as_stored(_sorted_by_split(fresh), version, head.schema)
+            if to_store is None:  # whoever evolved the schema didn't get to it
+                add_columns(corpus, head, history)
+                return False
+            stored = corpus.table.insert_new(head, to_store)
             if stored < len(fresh):
                 # Some ids were in live already. They still are in `head`, the very version that the merge looked at.
-                known |= _rows_with(corpus, head, fresh.column("id").to_pylist())
+                place = Place(corpus, head, history, where=f"{corpus.name}@live")
+                known |= _rows_with(place, fresh.column("id").to_pylist())
         return True
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
     corpus.table.make_durable(corpus.table.head())
-    resent = [(row, known[row["id"]]) for row in rows.filter(_has_id_of(rows, known)).to_pylist()] if known else []
+    resent = pa.concat_tables([rows.filter(_has_id_of(rows, known)) if known else rows.slice(0, 0), again])
     duplicates, clashes = 0, []
-    for row, first in [*resent, *((row, known.get(row["id"], first)) for row, first in repeats)]:
-        if same_content(row, first):
-            duplicates += 1
-        else:
-            clashes.append({key: value for key, value in row.items() if key not in GIVEN.values()})
+    if len(resent):
+        first = {row["id"]: row for row in comparable(history, version, originals)} | known
+        for position, row in enumerate(comparable(history, version, resent)):
+            if same_content(row, first[row["id"]], history):
+                duplicates += 1
+            else:  # put aside as it came
+                clashes += resent.slice(position, 1).drop_columns(list(GIVEN.values())).to_pylist()
     if clashes:
         problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
         # Dated by the record, not by the clock: a drain that is cut short and repeated puts the same bytes aside.
@@ -145,28 +170,44 @@ def _commit(corpus: BaseCorpus, rows: pa.Table, done: Committed) -> None:
     done.conflicts += [row["id"] for row in clashes]
 
 
-def _first_of_each_id(rows: pa.Table) -> tuple[pa.Table, list[tuple[dict[str, Any], dict[str, Any]]]]:
-    """The first row of each id, and (row, first row) for every other. Merging alone would insert every repeat."""
+def _first_of_each_id(rows: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """The first row of each id, every other row, and the first rows of those. Merging alone would insert every repeat."""
     ids = rows.column("id")
     if pc.count_distinct(ids).as_py() == len(ids):
-        return rows, []
+        return rows, rows.slice(0, 0), rows.slice(0, 0)
     first: dict[str, int] = {}
-    repeats: list[tuple[int, int]] = []
+    repeats: list[int] = []
+    repeated: set[int] = set()
     for position, record_id in enumerate(ids.to_pylist()):
         if first.setdefault(record_id, position) != position:
-            repeats.append((position, first[record_id]))
-    again = rows.take([position for position, _ in repeats]).to_pylist()
-    originals = rows.take([position for _, position in repeats]).to_pylist()
-    return rows.take(sorted(first.values())), list(zip(again, originals, strict=True))
+            repeats.append(position)
+            repeated.add(first[record_id])
+    return rows.take(sorted(first.values())), rows.take(repeats), rows.take(sorted(repeated))
+
+
+def comparable(history: History, version: Version, rows: pa.Table) -> list[dict[str, Any]]:
+    """Captured rows of one version as the newest one, for `same_content`: with what was given, and their version."""
+    aligned = Alignment.between(history, version.number, len(history)).apply(rows, [*history[-1].schema.names])
+    for name in GIVEN.values():
+        aligned = aligned.append_column(name, rows.column(name))
+    return [{**row, SCHEMA_VERSION: version.number} for row in aligned.to_pylist()]
 
 
 def _has_id_of(rows: pa.Table, known: dict[str, dict[str, Any]]) -> pa.ChunkedArray:
     return pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
 
 
-def same_content(row: dict[str, Any], known: dict[str, Any]) -> bool:
-    """Whether a row that came again says what the known one says; fields that were filled in for it don't count."""
-    ignored = {*GIVEN.values()} | {name for name, given in GIVEN.items() if not (row[given] and known.get(given, True))}
+def same_content(row: dict[str, Any], known: dict[str, Any], history: History) -> bool:
+    """Whether a row that came again says what the known one says, both as the newest version and with their own.
+
+    What was filled in for it doesn't count, nor does a column that one of them couldn't have and the other leaves empty.
+    """
+    ignored = {SCHEMA_VERSION, *GIVEN.values()}
+    ignored |= {name for name, given in GIVEN.items() if not (row[given] and known.get(given, True))}
+    if row[SCHEMA_VERSION] != known[SCHEMA_VERSION]:
+        older = history[min(row[SCHEMA_VERSION], known[SCHEMA_VERSION]) - 1].by_key
+        added = [column.name for column in history[-1].columns if column.key not in older]
+        ignored |= {name for name in added if row[name] is None or known[name] is None}
     # As text: NaN equals itself there.
     mine, theirs = (
         json.dumps({k: v for k, v in r.items() if k not in ignored}, sort_keys=True, default=repr) for r in (row, known)
@@ -180,7 +221,7 @@ def _sorted_by_split(rows: pa.Table) -> pa.Table:
     return pa.concat_tables([rows.filter(train), rows.filter(pc.invert(train))]).combine_chunks()
 
 
-def _sealed_with(corpus: BaseCorpus, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _sealed_with(corpus: BaseCorpus, history: History, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Rows of any snapshot that have one of the ids."""
     records = list_records(corpus)
     found: dict[str, dict[str, Any]] = {}
@@ -188,17 +229,17 @@ def _sealed_with(corpus: BaseCorpus, ids: Sequence[str]) -> dict[str, dict[str, 
     for record in records:
         bloom = _filters.of(corpus, record)
         maybe = ids if bloom is None else [i for i, h in zip(ids, hashes, strict=True) if h in bloom]
-        found.update(_rows_with(corpus, corpus.table.at(record.version), maybe))
+        if maybe:
+            found.update(_rows_with(sealed_in(corpus, record, history), maybe))
     return found
 
 
-def _rows_with(corpus: BaseCorpus, dataset: Dataset, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Rows of one table version by id, through the index."""
-    columns = corpus.record_type.schema.names
+def _rows_with(place: Place, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Rows of one table version by id, through the index; with the version they were captured under."""
     return {
         row["id"]: row
         for chunk in _chunks(ids)
-        for batch in corpus.table.scan(dataset, columns, text_in("id", chunk))
+        for batch in place.scan([*place.columns, SCHEMA_VERSION], text_in("id", chunk))
         for row in batch.to_pylist()
     }
 
@@ -208,8 +249,7 @@ def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[start : start + _LOOK_UP]
 
 
-def look_up(corpus: BaseCorpus, record_id: str) -> dict[str, Any] | None:
-    """The stored row with this id, in live or in any snapshot."""
-    head = corpus.table.head()
-    found = _rows_with(corpus, head, [record_id]) or _sealed_with(corpus, [record_id])
+def look_up(corpus: BaseCorpus, history: History, record_id: str) -> dict[str, Any] | None:
+    """The stored row with this id, in live or in any snapshot, as the newest version in `history`."""
+    found = _rows_with(head_of(corpus, history), [record_id]) or _sealed_with(corpus, history, [record_id])
     return found.get(record_id)

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from treering.capture import quarantine
-from treering.capture.commit import GIVEN, Committed, drain, look_up, same_content, spool_schema
+from treering.capture.commit import GIVEN, Committed, comparable, drain, look_up, same_content, spool_schema
 from treering.capture.spool import Spool, Write, orphans
 from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
 from treering.schema import Validated
@@ -105,6 +105,9 @@ class _Writing:
 class Recorder:
     """Captures records into a corpus. A context manager; thread-safe; not to be used across a fork.
 
+    It keeps the record type that its corpus had when it was opened: after the corpus evolved, open another one for the
+    new columns. Both may run side by side.
+
     A record is acknowledged when `add` or `extend` returns: it is on disk then (`durability="disk"`), or in the table
     (`durability="store"`, for hosts that may vanish for good). Readers see it after the next commit: within about two
     seconds, or after `flush` or `close`.
@@ -117,6 +120,8 @@ class Recorder:
         with suppress(TreeringError):
             adopt_orphans(corpus)
         self.corpus = corpus
+        # The corpus may evolve, in this process or another: a recorder goes on as it began, and so do its callers.
+        self._record_type, self._version = corpus.record_type, corpus.versions[-1]
         self.counts = Counts()
         self.conflicts: list[str] = []  # ids that were taken by other content
         self._durability = durability
@@ -146,7 +151,7 @@ class Recorder:
         is in quarantine then), StoreError when it can't be made durable.
         """
         self._check_usable()
-        checked = self.corpus.record_type.validate([record])
+        checked = self._record_type.validate([record])
         if checked.refused:
             problems = checked.refused[0][1]
             self._refuse([(record, problems, None)])
@@ -219,10 +224,10 @@ class Recorder:
             if isinstance(chunk[0], pa.RecordBatch):  # a reader, or a list of batches
                 yield from self._checked_table(pa.Table.from_batches([*chunk, *iterator]))
                 return
-            yield chunk.__getitem__, self.corpus.record_type.validate(chunk)
+            yield chunk.__getitem__, self._record_type.validate(chunk)
 
     def _checked_table(self, table: pa.Table) -> Iterator[tuple[Callable[[int], Any], Validated]]:
-        record_type = self.corpus.record_type
+        record_type = self._record_type
         record_type.check_columns(table)
         for start in range(0, len(table), 16 * _CHUNK):
             part = table.slice(start, 16 * _CHUNK)
@@ -239,11 +244,15 @@ class Recorder:
     def _is_duplicate(self, record_id: str, batch: pa.RecordBatch) -> bool:
         """Whether the known record of this id says the same. Raises InvalidRecordError when it says something else."""
         self.flush()
-        known = look_up(self.corpus, record_id)
+        history = self.corpus.known_versions()
+        known = look_up(self.corpus, history, record_id)
         if known is None:
             return False
         row = batch.to_pylist()[0]
-        if same_content({**row, **{given: row[name] is not None for name, given in GIVEN.items()}}, known):
+        captured = pa.Table.from_batches([batch])
+        for name, given in GIVEN.items():
+            captured = captured.append_column(given, pc.is_valid(captured.column(name)))
+        if same_content(comparable(history, self._version, captured)[0], known, history):
             self.counts.duplicates += 1
             return True
         problem = Problem(("id",), "id-conflict", "expected the record stored under this id, got other content")
@@ -269,7 +278,7 @@ class Recorder:
         columns = {name: batch.column(name) for name in batch.schema.names}
         columns.update(id=ids, ts=ts)
         columns["split"] = assign_splits(self.corpus.record, columns)
-        return pa.RecordBatch.from_arrays([*columns.values(), *given], schema=spool_schema(self.corpus))
+        return pa.RecordBatch.from_arrays([*columns.values(), *given], schema=spool_schema(self._version))
 
     def _spool_batches(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> None:
         """Make them durable: this is the acknowledgement."""

@@ -14,7 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.mixing.plan import Growth, MixPlan, WeightChange
@@ -48,6 +57,18 @@ class SourcePin(_Document):
     ref: str
     corpus: str
     segments: tuple[PinnedSegment, ...]
+    schema_version: int = Field(default=1, ge=1, description="version of the corpus's schema that it is read as")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is optional and says nothing is left out: then locks made before it existed keep their digests."""
+        fields: dict[str, Any] = dump(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if type(self).model_fields[name].is_required()
+            or getattr(self, name) != type(self).model_fields[name].default
+        }
 
 
 class LockedSource(_Document):

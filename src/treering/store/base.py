@@ -18,9 +18,11 @@ from pydantic import ValidationError
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
 from treering.schema import RecordType, SchemaSpec
+from treering.schema.evolution import first_version
 from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
 from treering.store.objects import Objects
 from treering.store.ref import check_corpus_name
+from treering.store.schemas import read_versions, version_path
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -156,17 +158,12 @@ class BaseStore:
             split_key=split_key or name,
             created_at=now,
         )
-        corpus = self._corpus_type()(self, record, record_type)
+        first = first_version(record_type)
+        corpus = self._corpus_type()(self, record, record_type, (first,))
         (self.root / "tables").mkdir(exist_ok=True)
         corpus.table.create(record_type.schema)
-        version = SchemaVersion(
-            version=1,
-            fingerprint=record_type.fingerprint,
-            arrow=SchemaVersion.encode(record_type.schema),
-            created_at=now,
-        )
         # The corpus record comes last: it is the commit point. A crash before it leaves a table that nothing names.
-        self.objects.create(f"corpora/{name}/schemas/{record.incarnation}-1.json", version.to_json())
+        self.objects.create(version_path(record, 1), SchemaVersion.of(first, now).to_json())
         try:
             self.objects.create(path, record.to_json())
         except AlreadyExistsError as exc:
@@ -186,19 +183,11 @@ class BaseStore:
                 f"there is no corpus {name!r} in {self.uri}", code="no-corpus", hint=f"corpora here: {known}"
             )
         record = self.read_document(CorpusRecord, path)
-        versions = [
-            found
-            for found in self.objects.list(f"corpora/{name}/schemas")
-            if found.rpartition("/")[2].startswith(f"{record.incarnation}-")
-        ]
-        if not versions:
-            raise StoreError(f"the schema of corpus {name!r} is missing", code="document-damaged")
-        newest = max(versions, key=lambda found: int(found.rpartition("-")[2].removesuffix(".json")))
-        stored = self.read_document(SchemaVersion, newest).schema_()
-        record_type = RecordType.stored(record.record_type, stored)
+        versions = read_versions(self, record)
+        record_type = RecordType.stored(versions[-1].record_type, versions[-1].schema)
         if schema is not None:
             record_type = record_type.with_rules_of(RecordType.of(schema))
-        return self._corpus_type()(self, record, record_type)
+        return self._corpus_type()(self, record, record_type, versions)
 
     def corpora(self) -> list[Any]:
         """All corpora, by name."""

@@ -19,6 +19,7 @@ from rbloom import Bloom
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError
 from treering.store.digest import ContentDigest
 from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.place import sealed_in
 from treering.store.table import ROW_ID
 
 if TYPE_CHECKING:
@@ -73,8 +74,9 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
 
     Raises StoreError when the data contradicts the record, or an earlier certificate.
     """
-    table, schema = corpus.table, corpus.record_type.schema
-    dataset = table.at(record.version)
+    table, versions = corpus.table, corpus.known_versions(record.schema_version)[: record.schema_version]
+    schema = versions[-1].schema  # of the version it was sealed with: what evolves later changes no digest
+    place = sealed_in(corpus, record, versions)
     digest = ContentDigest(schema)
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in _COUNTED if name in schema.names and _is_countable(schema.field(name).type)
@@ -82,7 +84,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
     bloom = Bloom(record.rows, 1e-4, _identity)
     splits = []
     rows = 0
-    for batch in table.scan(dataset, schema.names, row_ids=True):
+    for batch in place.scan([*schema.names, ROW_ID]):
         digest.update(batch)
         rows += len(batch)
         for name, counter in list(counts.items()):
@@ -115,7 +117,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         counts={k: dict(sorted(c.items())) for k, c in counts.items()},  # type: ignore[misc]
         files={
             path.relative_to(table.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in table.files(dataset)
+            for path in table.files(place.dataset)
         },
         id_filter=filter_path,
         id_filter_sha256=hashlib.sha256(filter_bytes).hexdigest(),

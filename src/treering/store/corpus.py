@@ -8,11 +8,14 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from treering.errors import StoreError
 from treering.schema import RecordType
+from treering.schema.evolution import History
 from treering.store.documents import CorpusRecord
 from treering.store.lease import lease
+from treering.store.schemas import newer_versions
 from treering.store.snapshot import Snapshot, finish_pending, list_records
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
@@ -25,15 +28,54 @@ __all__ = ["BaseCorpus"]
 class BaseCorpus:
     """A corpus of an open store. Cheap to make, safe to pickle; opens Lance when first needed."""
 
-    def __init__(self, store: BaseStore, record: CorpusRecord, record_type: RecordType) -> None:
+    _found: History = ()
+
+    def __init__(self, store: BaseStore, record: CorpusRecord, record_type: RecordType, versions: History) -> None:
         self.store = store
         self.record = record
-        self.record_type = record_type
+        self.adopt(record_type, versions)
 
     @property
     def name(self) -> str:
         """Its name in the store."""
         return self.record.name
+
+    @property
+    def record_type(self) -> RecordType:
+        """What its records are, by the schema version that this handle knows."""
+        return self._kind[0]
+
+    @property
+    def versions(self) -> History:
+        """The schema versions up to the one that this handle knows; version n is entry n - 1."""
+        return self._kind[1]
+
+    def adopt(self, record_type: RecordType, versions: History) -> None:
+        """From now on this handle knows these schema versions; `record_type` is that of the newest."""
+        self._kind = (record_type, versions)  # at once: other threads use the handle
+
+    def known_versions(self, at_least: int = 0) -> History:
+        """The schema versions that the store holds now, whatever this handle was opened with.
+
+        With `at_least` no look-up is made when the handle knows that version. Raises StoreError when it isn't there.
+        """
+        known = self.versions
+        if not 0 < at_least <= len(known):
+            # What was found is kept beside: versions never change, and the handle keeps the one it was opened with.
+            known = self._found = newer_versions(self.store, self.record, max(known, self._found, key=len))
+        if at_least > len(known):
+            raise StoreError(
+                f"version {at_least} of the schema of {self.name} is missing",
+                code="document-damaged",
+                hint="restore the store's files from a backup",
+            )
+        return known
+
+    def at_schema(self, number: int) -> Self:
+        """A handle that knows the schema up to a version: what is read through it is read as that version."""
+        versions = self.known_versions(number)[:number]
+        record_type = RecordType.stored(versions[-1].record_type, versions[-1].schema)
+        return type(self)(self.store, self.record, record_type, versions)
 
     @property
     def path(self) -> Path:
@@ -50,11 +92,11 @@ class BaseCorpus:
         """Its Lance table."""
         return LanceTable(self.path)
 
-    def __getstate__(self) -> tuple[BaseStore, CorpusRecord, RecordType]:
-        return (self.store, self.record, self.record_type)
+    def __getstate__(self) -> tuple[BaseStore, CorpusRecord, tuple[RecordType, History]]:
+        return (self.store, self.record, self._kind)
 
-    def __setstate__(self, state: tuple[BaseStore, CorpusRecord, RecordType]) -> None:
-        self.store, self.record, self.record_type = state
+    def __setstate__(self, state: tuple[BaseStore, CorpusRecord, tuple[RecordType, History]]) -> None:
+        self.store, self.record, self._kind = state
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, record_type={self.record_type.name!r})"
@@ -64,7 +106,7 @@ class BaseCorpus:
         return lease(self.store.root / "leases" / f"{self.record.table}.lock", wait_s=wait_s)
 
     def step(self, name: str) -> None:
-        """Called between the steps of a seal. Does nothing; crash tests stop the process here."""
+        """Called between the steps of a seal or an evolution. Does nothing; crash tests stop the process here."""
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first."""

@@ -7,9 +7,11 @@ from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from treering.errors import StoreError
+from treering.schema import Version, fingerprint
+from treering.schema.evolution import Column, decode_scalar, encode_scalar, shown
 
 __all__ = ["FORMAT", "Certificate", "CorpusRecord", "SchemaVersion", "SnapshotRecord", "StoreMarker", "parse_document"]
 
@@ -67,22 +69,68 @@ class CorpusRecord(_Document):
         return f"{self.name}-{self.incarnation}"
 
 
+class ColumnPlace(_Document):
+    """Where the values of a column are stored, as of one version."""
+
+    key: int = Field(ge=1, description="The column, whatever it is called: the same in every version that has it.")
+    stored: str = Field(description="Column of the Lance table that holds its values of this version's type.")
+
+
+class ColumnDefault(_Document):
+    """What earlier records get in a column where they hold nothing."""
+
+    value: JsonValue = Field(description="For readers; times as ISO 8601 text, bytes as base64.")
+    arrow: str = Field(description="The value with its type, exactly: an Arrow IPC stream of one row, base64.")
+
+
 class SchemaVersion(_Document):
-    """`corpora/NAME/schemas/N.json`: one version of a corpus's columns."""
+    """`corpora/NAME/schemas/INCARNATION-N.json`: one version of a corpus's columns. Creating it is what evolves."""
 
     version: int = Field(ge=1)
+    record_type: str
     fingerprint: Sha256
-    arrow: str = Field(description="Arrow IPC schema message, base64.")
+    arrow: str = Field(description="Arrow IPC schema message, base64: the columns in order.")
+    places: list[ColumnPlace] = Field(description="One per column, in the same order.")
+    renames: dict[str, str] = Field(description="Name in the version before → name in this one.")
+    defaults: dict[str, ColumnDefault] = Field(description="By column: what records of earlier versions get.")
     created_at: datetime
 
-    def schema_(self) -> pa.Schema:
-        """The Arrow schema."""
-        return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow)))
+    def columns(self) -> Version:
+        """The version. Raises StoreError when the document contradicts itself."""
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.arrow)))
+            if fingerprint(schema) != self.fingerprint:
+                raise ValueError("the fingerprint isn't that of the columns")
+            defaults = {name: decode_scalar(default.arrow) for name, default in self.defaults.items()}
+            columns = tuple(
+                Column(place.key, field, place.stored, defaults.get(field.name))
+                for field, place in zip(schema, self.places, strict=True)
+            )
+        except (ValueError, LookupError, pa.ArrowException) as exc:
+            raise StoreError(
+                f"version {self.version} of a schema is damaged: {exc}",
+                code="document-damaged",
+                hint="restore it from a backup",
+            ) from exc
+        return Version(self.version, self.record_type, columns, tuple(self.renames.items()))
 
-    @staticmethod
-    def encode(schema: pa.Schema) -> str:
-        """The `arrow` field for a schema."""
-        return base64.b64encode(schema.serialize().to_pybytes()).decode()
+    @classmethod
+    def of(cls, version: Version, created_at: datetime) -> SchemaVersion:
+        """The document that keeps a version."""
+        return cls(
+            version=version.number,
+            record_type=version.record_type,
+            fingerprint=fingerprint(version.schema),
+            arrow=base64.b64encode(version.schema.serialize().to_pybytes()).decode(),
+            places=[ColumnPlace(key=column.key, stored=column.stored) for column in version.columns],
+            renames=dict(version.renames),
+            defaults={
+                column.name: ColumnDefault(value=shown(column.default), arrow=encode_scalar(column.default))
+                for column in version.columns
+                if column.default is not None
+            },
+            created_at=created_at,
+        )
 
 
 class SnapshotRecord(_Document):
@@ -96,6 +144,9 @@ class SnapshotRecord(_Document):
     branch: str | None = Field(description="Lance branch that holds it; null for the main one.")
     version: int = Field(ge=1, description="The boundary: sealed rows are those created at or before it.")
     manifest_sha256: Sha256
+    schema_version: int = Field(
+        ge=1, description="Version of the schema that it was sealed with: its records are of this one or earlier ones."
+    )
     schema_fingerprint: Sha256
     parent: str | None
     parent_version: int = Field(ge=0, description="The parent's boundary; 0 without a parent.")
@@ -115,7 +166,10 @@ class SnapshotRecord(_Document):
 
 
 class Certificate(_Document):
-    """`snapshots/TABLE/vN/EDITION.certificate.json`: what it takes a pass over a snapshot's data to know."""
+    """`snapshots/TABLE/vN/EDITION.certificate.json`: what it takes a pass over a snapshot's data to know.
+
+    Said of the records as the schema version that they were sealed with reads them: later versions change none of it.
+    """
 
     corpus: str
     incarnation: str

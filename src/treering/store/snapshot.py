@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from treering.errors import AlreadyExistsError, ConflictError, StoreError
+from treering.schema import fingerprint
+from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
 from treering.store.documents import Certificate, SnapshotRecord
 from treering.store.table import created_up_to, retry_conflicts
@@ -34,6 +36,7 @@ class Snapshot:
     rows = property(lambda self: self.record.rows, doc="Records in it, held-out ones included.")
     row_ids = property(lambda self: self.record.row_ids, doc="Half-open interval of stable row ids.")
     created_at = property(lambda self: self.record.created_at, doc="When it was sealed (UTC).")
+    schema_version = property(lambda self: self.record.schema_version, doc="Version of the schema it was sealed with.")
     message = property(lambda self: self.record.message, doc="What the sealer said about it.")
     parent = property(lambda self: self.record.parent, doc="Name of the snapshot before it, or None.")
     version = property(lambda self: self.record.version, doc="Version of the Lance table that it seals.")
@@ -100,6 +103,9 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
         rows = corpus.table.count(head)
         if rows == 0:
             return None
+        # Asked after the head was opened: no record in it is of a later version than the store knows by now.
+        versions = corpus.known_versions()
+        schema = versions[newest_held(versions, head.schema) - 1]
         corpus.step("before-durable")
         corpus.table.make_durable(head)
         record = SnapshotRecord(
@@ -111,7 +117,8 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
             branch=None,
             version=head.version,
             manifest_sha256=corpus.table.manifest_sha256(head.version),
-            schema_fingerprint=corpus.record_type.fingerprint,
+            schema_version=schema.number,
+            schema_fingerprint=fingerprint(schema.schema),
             parent=parent.name if parent else None,
             parent_version=parent.version if parent else 0,
             rows=rows,

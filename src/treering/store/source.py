@@ -13,10 +13,13 @@ import numpy as np
 import pyarrow as pa
 
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
+from treering.schema import Alignment, RecordType
+from treering.schema.evolution import column_rule
 from treering.store.certificate import split_runs
+from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
 from treering.store.snapshot import Snapshot, check_record, list_records
-from treering.store.table import ROW_ID, Dataset, created_after, rows_between, text_in
+from treering.store.table import ROW_ID, created_after, rows_between, text_in
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
@@ -40,7 +43,7 @@ class Segment:
         self.name = name
         self.row_ids = row_ids
         self.rows = rows
-        self._opened: list[tuple[int, int, Dataset]] | None = None
+        self._opened: list[tuple[int, int, Place]] | None = None
         self._runs: dict[str, RowIds] = {}
         self._before: Segment | None = None  # the shorter one that this one grew from
         self._version = -1  # of the table when it was last seen to hold nothing new
@@ -63,8 +66,35 @@ class Segment:
 
     @property
     def schema(self) -> pa.Schema:
-        """All record columns."""
-        return self._corpus.record_type.schema
+        """All record columns, as `schema_version` has them; records of earlier versions are delivered so too."""
+        return self._corpus.versions[-1].schema
+
+    @property
+    def schema_version(self) -> int:
+        """The schema version that the records are read as: the newest when it was loaded, or the one it was pinned with."""
+        return self._corpus.versions[-1].number
+
+    def column_fingerprint(self, name: str) -> str:
+        """Text that changes whenever the delivered bytes of a column could: its name, type and alignment rule.
+
+        Raises NotFoundError.
+        """
+        self.check_columns([name])
+        return column_rule(self._corpus.versions, name)
+
+    def stored_as(self, name: str) -> str | None:
+        """The Lance column that holds this column's values, all of them as delivered; None when there is more to it.
+
+        Only such a column can be filtered on by the engine.
+        """
+        self.check_columns([name])
+        found = {place.stored_as(name) for _, _, place in self._places()}
+        return found.pop() if len(found) == 1 else None
+
+    def alignments(self) -> dict[int, Alignment]:
+        """How its records are read: schema version they were captured under → the rule. Reads that column alone."""
+        found = {n for low, high, place in self._places() for n in place.record_versions(low, high)}
+        return {n: Alignment.between(self._corpus.versions, n, self.schema_version) for n in sorted(found)}
 
     def __repr__(self) -> str:
         return f"Segment({self.ref!r}, rows={self.rows}, row_ids={self.row_ids})"
@@ -83,36 +113,40 @@ class Segment:
                 return record
         raise NotFoundError(f"{self.ref} isn't in the store", code="no-snapshot")
 
-    def _places(self, *, again: bool = False) -> list[tuple[int, int, Dataset]]:
-        """(low, high, dataset) in row order: where the interval's rows are to be read now.
+    def _places(self, *, again: bool = False) -> list[tuple[int, int, Place]]:
+        """(low, high, place) in row order: where the interval's rows are to be read now.
 
         Rows that were live when pinned may have been sealed since; then the snapshot that holds them is their place.
         """
-        if self._opened is not None and not again:
-            return self._opened
+        if self._opened is None or again:
+            places = self._find_places()
+            for low, high, place in places:
+                place.check_readable(low, high)
+            self._opened = places
+        return self._opened
+
+    def _find_places(self) -> list[tuple[int, int, Place]]:
         low, high = self.row_ids
-        table = self._corpus.table
         # The head first, the records second: a seal in between then only makes us read rows from their snapshot.
-        head = table.head() if self.name == "live" else None
-        places: list[tuple[int, int, Dataset]] = []
+        head = head_of(self._corpus) if self.name == "live" else None
+        places: list[tuple[int, int, Place]] = []
         for record in list_records(self._corpus):
             first, end = max(low, record.row_ids[0]), min(high, record.row_ids[1])
             if first < end:
                 check_record(self._corpus, record)
-                places.append((first, end, table.at(record.version)))
+                places.append((first, end, sealed_in(self._corpus, record)))
         reached = places[-1][1] if places else low
         if head is not None and reached < high:
             places.append((reached, high, head))
-        self._opened = places
         return places
 
     def scan(self, columns: Sequence[str] | None = None, split: Split | None = None) -> Iterator[pa.RecordBatch]:
         """Batches of all rows, or of one split, in record order. `_rowid` may be asked for like a column."""
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
-        for low, high, dataset in self._places(again=self.name == "live"):
+        for low, high, place in self._places(again=self.name == "live"):
             where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
-            yield from self._corpus.table.scan(dataset, names, where)
+            yield from place.scan(names, where)
 
     def runs(self, split: Split = "train") -> RowIds:
         """Runs of rows of one split: int64 (k, 2) of (first stable row id, length), in record order."""
@@ -126,7 +160,9 @@ class Segment:
     def up_to(self, end: int | None = None) -> Segment:
         """The same interval of live, grown to end before row id `end`, or to all that has been committed by now.
 
-        What was sealed meanwhile counts: it came after the pinned rows all the same. Gives itself when nothing came.
+        What was sealed meanwhile counts: it came after the pinned rows all the same. When the corpus evolves, growth ends
+        before the first record of the later schema: it may hold what the columns of this one can't. Gives itself when
+        nothing came.
         Raises UsageError for a snapshot.
         """
         if self.name != "live":
@@ -139,6 +175,7 @@ class Segment:
             head = table.head()
             sealed = [record.row_ids[1] for record in list_records(self._corpus)]
             end = max([*sealed, table.last_row_id(head) + 1])
+            end = self._readable_to(end)
             if end <= self.row_ids[1]:
                 self._version = version
         if end <= self.row_ids[1]:
@@ -147,10 +184,19 @@ class Segment:
         places = grown._places(again=True)
         low = self.row_ids[1]
         grown.rows = self.rows + sum(
-            table.count(dataset, rows_between(max(low, first), last)) for first, last, dataset in places if last > low
+            table.count(place.dataset, rows_between(max(low, first), last))
+            for first, last, place in places
+            if last > low
         )
         grown._before = self
         return grown
+
+    def _readable_to(self, end: int) -> int:
+        """`end`, or where the first record lies that was captured under a later schema than this is read as."""
+        if end <= self.row_ids[1]:
+            return end
+        coming = Segment(self._corpus, self.name, (self.row_ids[1], end), 0)
+        return min([end, *(place.first_later(low, high) for low, high, place in coming._find_places())])
 
     def take(self, row_ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Raises StoreError when any of them is gone."""
@@ -174,18 +220,18 @@ class Segment:
             )
         return found
 
-    def _take(self, row_ids: RowIds, columns: Sequence[str], places: list[tuple[int, int, Dataset]]) -> pa.Table:
-        table = self._corpus.table
+    def _take(self, row_ids: RowIds, columns: Sequence[str], places: list[tuple[int, int, Place]]) -> pa.Table:
         if len(places) == 1:
-            return table.take(places[0][2], row_ids, columns)
+            return places[0][2].take(row_ids, columns)
         parts, positions = [], []
-        for low, high, dataset in places:
+        for low, high, place in places:
             chosen = np.flatnonzero((row_ids >= low) & (row_ids < high))
             if len(chosen):
-                parts.append(table.take(dataset, row_ids[chosen], columns))
+                parts.append(place.take(row_ids[chosen], columns))
                 positions.append(chosen)
         if not parts or sum(map(len, parts)) != len(row_ids):
-            return parts[0].slice(0, 0) if parts else pa.table({name: [] for name in columns})
+            kinds = [pa.field(ROW_ID, pa.uint64()) if name == ROW_ID else self.schema.field(name) for name in columns]
+            return pa.schema(kinds).empty_table()
         order = np.empty(len(row_ids), np.int64)
         order[np.concatenate(positions)] = np.arange(len(row_ids))
         return pa.concat_tables(parts).take(pa.array(order))
@@ -248,6 +294,11 @@ class Source:
             return self
         return Source(self.ref, self.corpus, [*self.segments[:-1], grown], self.schema, self.split)
 
+    @property
+    def schema_version(self) -> int:
+        """Version of the corpus's schema that the records are read as; 1 for a source without segments."""
+        return max((segment.schema_version for segment in self.segments), default=1)
+
     def heldout(self) -> Source:
         """The held-out records of this source alone: what it is evaluated on. No mix can draw from it."""
         return Source(self.ref, self.corpus, self.segments, self.schema, "heldout")
@@ -258,6 +309,7 @@ class Source:
             "ref": self.ref,
             "corpus": self.corpus,
             **({"split": self.split} if self.split else {}),
+            **({"schema_version": self.schema_version} if self.schema_version > 1 else {}),
             "segments": [
                 {
                     "name": segment.name,
@@ -272,11 +324,20 @@ class Source:
 
     @classmethod
     def from_pin(cls, store: BaseStore, pin: dict[str, Any]) -> Source:
-        """The source that was pinned.
+        """The source that was pinned, read as the schema version of that time: the same records, byte for byte.
 
         Raises NotFoundError when it isn't in this store, ConflictError when the store holds something else by that name.
         """
         corpus = store.corpus(pin["corpus"])
+        number = pin.get("schema_version", 1)
+        if number > len(corpus.versions):
+            raise ConflictError(
+                f"{pin['ref']} was pinned with schema version {number} of {corpus.name}; "
+                f"the newest here is {len(corpus.versions)}",
+                code="content-changed",
+                hint="use the store that the pin was made in, or pin anew",
+            )
+        corpus = corpus.at_schema(number)
         segments = []
         for part in pin["segments"]:
             segment = Segment(corpus, part["name"], (part["row_ids"][0], part["row_ids"][1]), part["rows"])
@@ -288,7 +349,7 @@ class Source:
                         hint="use the store that the pin was made in, or pin anew",
                     )
             segments.append(segment)
-        return cls(pin["ref"], corpus.name, segments, corpus.record_type.schema, pin.get("split"))
+        return cls(pin["ref"], corpus.name, segments, corpus.versions[-1].schema, pin.get("split"))
 
 
 def resolve(store: BaseStore, text: str) -> Source:
@@ -298,7 +359,7 @@ def resolve(store: BaseStore, text: str) -> Source:
         raise UsageError(
             f"{text!r} names a store of its own", code="bad-ref", hint=f"open {ref.store} and load the rest"
         )
-    corpus = store.corpus(ref.corpus)
+    corpus: BaseCorpus = store.corpus(ref.corpus)
     records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
     if ref.kind in ("snapshot", "range"):
         missing = [n for n in range(ref.first, ref.last + 1) if n not in records]
@@ -316,7 +377,10 @@ def resolve(store: BaseStore, text: str) -> Source:
         live = _live(corpus)
         newer = [r for r in list_records(corpus) if r.ref not in trained and r.row_ids[1] <= live.row_ids[0]]
         segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
-    return Source(text, corpus.name, segments, corpus.record_type.schema)
+    # Asked last: no record that was pinned is of a later version than the store knows by now.
+    versions = corpus.known_versions()
+    corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)
+    return Source(text, corpus.name, segments, versions[-1].schema)
 
 
 def _sealed(corpus: BaseCorpus, record: SnapshotRecord) -> Segment:

@@ -20,9 +20,20 @@ from lance import LanceOperation
 from lance.commit import CommitConflictError
 
 from treering.errors import ConflictError, StoreError
+from treering.schema.evolution import SCHEMA_VERSION
 from treering.store.durable import sync_directory, sync_file
 
-__all__ = ["CREATED_AT", "ROW_ID", "Dataset", "LanceTable", "created_after", "created_up_to", "rows_between", "text_in"]
+__all__ = [
+    "CREATED_AT",
+    "ROW_ID",
+    "Dataset",
+    "LanceTable",
+    "captured_after",
+    "created_after",
+    "created_up_to",
+    "rows_between",
+    "text_in",
+]
 
 Dataset = Any  # lance.LanceDataset; pylance ships no types
 
@@ -51,6 +62,11 @@ def created_after(version: int) -> str:
 def rows_between(low: int, high: int) -> str:
     """Rows whose stable row id lies in [low, high)."""
     return f"{ROW_ID} >= {int(low)} AND {ROW_ID} < {int(high)}"
+
+
+def captured_after(version: int) -> str:
+    """Rows that were captured under a later schema version."""
+    return f"{SCHEMA_VERSION} > {int(version)}"
 
 
 def text_in(column: str, values: Sequence[str]) -> str:
@@ -94,8 +110,14 @@ class LanceTable:
         self._poll: Dataset | None = None
 
     def create(self, schema: pa.Schema) -> None:
-        """Make the table, empty, through the LanceDB catalogue, with stable row ids and an index on `id`."""
+        """Make the table, empty, through the LanceDB catalogue, with stable row ids and an index on `id`.
+
+        All columns but `id` may be null in it, whatever the records may: records of a later schema version may not have
+        them, and the engine would refuse those.
+        """
         import lancedb  # 1.5 s to import: only the rare call that needs the catalogue pays for it
+
+        schema = pa.schema([field if field.name == "id" else field.with_nullable(True) for field in schema])
 
         with _translated(f"creating the table {self.path.stem}"):
             catalogue = lancedb.connect(str(self.path.parent))
@@ -141,6 +163,11 @@ class LanceTable:
         with _translated(f"committing {len(rows)} records"):
             merge = head.merge_insert("id").when_not_matched_insert_all().conflict_retries(0)
             return int(merge.execute(rows)["num_inserted_rows"])
+
+    def add_columns(self, head: Dataset, fields: Sequence[pa.Field]) -> None:
+        """Add empty columns to `head` by metadata alone. Raises ConflictError when anybody committed since `head`."""
+        with _translated("adding columns"):
+            head.add_columns(list(fields))
 
     def drop_fragments(self, head: Dataset, fragment_ids: list[int]) -> None:
         """Delete whole fragments of `head` by metadata alone. Raises ConflictError when they changed meanwhile."""

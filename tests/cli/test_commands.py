@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import treering
@@ -153,10 +154,53 @@ def test_a_corpus_can_have_a_schema_of_its_own(support: Run, where: Path) -> Non
     assert support("capture", "tickets", jsonl(where / "t.jsonl", [{"title": "x", "minutes": 3}])).code == 0
 
 
+OWN = """
+from pydantic import BaseModel
+class Body(BaseModel):
+    body: str
+    label: str
+    lang: str = "en"
+    raw: bytes | None = None
+    a_column_with_quite_a_long_name_indeed: list[float] = []
+"""
+
+
+def test_a_schema_evolves_and_says_by_what_rule_earlier_records_are_read(support: Run, where: Path) -> None:
+    (where / "own_records.py").write_text(OWN)
+    support("capture", "support", jsonl(where / "r.jsonl", labelled(4)))
+    support("snapshot", "live", "--to", "support")
+    support("capture", "support", jsonl(where / "r.jsonl", labelled(4, topic="second")))
+    words = ["schema", "support", "--evolve", "own_records:Body", "--rename", "text=body", "--default", 'raw="AP8="']
+    dry = support(*words, "--dry-run", "--json").data
+    assert (dry["before"], dry["version"], dry["dry_run"]) == (1, 2, True)
+    assert len(support("schema", "support", "--json").data["versions"]) == 1
+    done = support(*words)
+    assert done.code == 0
+    assert "support is now at schema version 2" in done.out
+    schema = support("schema", "support", "--json").data
+    assert (schema["version"], schema["record_type"]) == (2, "Body")
+    assert schema["versions"][1]["changes"]["body"] == "renamed from text"
+    assert schema["versions"][1]["changes"]["lang"] == 'added, filled with "en"'
+    assert [c["name"] for c in support("schema", "support", "--version", "1", "--json").data["columns"]][8:] == ["text", "label"]  # fmt: skip
+    assert support("schema", "support", "--arrow", "s.arrow").code == 0
+    assert pa.ipc.read_schema(pa.py_buffer((where / "s.arrow").read_bytes())).names[8] == "body"
+    [alignment] = support("show", "support@v1", "--align", "--json").data["alignments"]
+    assert (alignment["captured_under"], alignment["read_as"], alignment["parts"]) == (1, 2, ["support@v1"])
+    assert {c["column"]: c["rule"] for c in alignment["columns"]}["body"] == "renamed"
+    [record] = support("head", "support@v1", "-n", "1", "--json").data
+    assert (record["body"], record["lang"], record["raw"]) == ("refund number 0", "en", "AP8=")
+    for words in (["schema", "support"], ["show", "support@new", "--align"], ["show", "support@live"]):
+        shown = support(*words)
+        assert shown.code == 0
+        assert max(map(len, shown.out.splitlines())) <= 80
+    assert support("schema", "support", "--evolve", "own_records:Body").out.startswith("nothing changes")
+
+
 @pytest.mark.parametrize(
     "words",
     [
         *(["schema", "support"], ["status"], ["status", "support"], ["log", "support"]),
+        *(["show", "support@v1", "--align"], ["schema", "support", "--evolve", "labelled"]),
         *(["show", "support@v1"], ["show", "support@v1..v2"], ["head", "support@v1"], ["adapters", "support"]),
         *(["mix", "support@v1=1", "support@v2=2", "--preview", "2"], ["snapshot", "live", "--to", "support"]),
     ],

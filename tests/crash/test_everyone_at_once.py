@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import treering
 
-from .harness import assert_each_in_one_place, said, start
+from .harness import assert_each_in_one_place, ids_by_place, said, start
 
 STEPS = ["before-durable", "before-record", "after-record", "after-tag", "after-drop", "after-finish"]
 
@@ -40,6 +42,39 @@ def test_a_snapshotter_killed_between_two_steps_loses_and_doubles_nothing(
     store: treering.Store, support: treering.Corpus, step: str
 ) -> None:
     run_all(store, 4, step)
+
+
+def evolve_beside_all(store: treering.Store, seconds: float, step: str) -> None:
+    writers = [start("merger", store, seconds, "a"), start("adder", store, seconds, "c")]
+    helpers = [start("compactor", store, seconds), start("snapshotter", store, seconds)]
+    seen: set[str] = set()
+    while seen != {"a", "c"}:  # both have begun, so both write version 1 to the end
+        time.sleep(0.1)
+        seen |= {i[0] for ids in ids_by_place(store).values() for i in ids}
+    evolved = said(start("evolver", store, seconds, step), expect=9 if step else 0)
+    if step:
+        assert sum("evolved" in line for line in said(start("evolver", store, seconds / 3))) >= 1
+    captured = {i for w in writers for line in said(w) for i in line.get("captured", [])}
+    for helper in helpers:
+        said(helper)
+    assert sum("evolved" in line for line in evolved) >= 2
+    assert_each_in_one_place(store, captured)
+    assert store.corpus("support").quarantine() == []
+    for ref in ("support@live", *(snapshot.ref for snapshot in store.corpus("support").snapshots())):
+        # Whatever the columns are called by now: the one that came first still says of whom it is.
+        source = store.load(ref)
+        column = next(c.name for c in store.corpus("support").versions[-1].columns if c.key == 9)
+        for row in source.to_table(["id", column]).to_pylist():
+            assert row[column] == f"text of {row['id']}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("step", ["", "before-schema", "after-schema", "after-columns"])
+def test_a_corpus_that_evolves_beside_everybody_loses_and_doubles_nothing(
+    store: treering.Store, support: treering.Corpus, step: str
+) -> None:
+    evolve_beside_all(store, 15, step)
 
 
 @pytest.mark.slow

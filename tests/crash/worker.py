@@ -92,6 +92,32 @@ def snapshotter(corpus: treering.Corpus, seconds: float, step: str) -> None:
         time.sleep(random.uniform(0, 0.1))
 
 
+def evolver(corpus: treering.Corpus, seconds: float, step: str) -> None:
+    """Rename, widen and add columns again and again; with a step's name, die right there in the third evolution."""
+    import pyarrow as pa
+
+    end, reached = time.monotonic() + seconds, 0
+
+    def die_at(self: BaseCorpus, name: str) -> None:
+        nonlocal reached
+        reached += name == step
+        if name == step and reached == 3:
+            os._exit(9)
+
+    BaseCorpus.step = die_at  # type: ignore[method-assign]
+    while time.monotonic() < end:
+        number = corpus.versions[-1].number
+        kind = pa.string() if number < 5 else pa.large_string()
+        added = [(f"n{number // 4}", pa.int8())] if number < 20 else []
+        try:
+            renames = {"text": "label", "label": "text"} if number % 2 else {}
+            corpus.evolve(pa.schema([("text", kind), ("label", kind), *added]), renames=renames)
+            say(evolved=len(corpus.versions))
+        except treering.ConflictError as exc:
+            say(conflict=exc.code)
+        time.sleep(random.uniform(0, 0.1))
+
+
 if __name__ == "__main__":
     role, uri, seconds, name = sys.argv[1:5]
     globals()[role](treering.open(uri, create=False).corpus("support"), float(seconds), name)

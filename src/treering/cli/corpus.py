@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render
-from treering.errors import UsageError
+from treering.cli.output import columns, facts, number, render, when
+from treering.errors import NotFoundError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from treering import Corpus, Store
-    from treering.schema import SchemaSpec
+    from treering.schema import ColumnRule, SchemaSpec
 
-__all__ = ["create", "schema", "status"]
+__all__ = ["create", "rules", "schema", "status"]
+
+_COMMON = ("id", "session_id", "subject", "domain", "ts", "split", "origin", "meta")
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,36 @@ class ColumnView:
 
 
 @dataclass(frozen=True)
+class VersionView:
+    """One version of a corpus's columns. `changes` gives the rule of each column that isn't as in the version before."""
+
+    version: int
+    created_at: datetime | None
+    changes: dict[str, str]
+
+
+@dataclass(frozen=True)
 class SchemaView:
-    """What a corpus's records look like."""
+    """What a corpus's records look like at one version of its schema, and how that came about."""
 
     corpus: str
     record_type: str
+    version: int
     fingerprint: str
     columns: list[ColumnView]
+    versions: list[VersionView]
     json_schema: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvolvedView:
+    """How records of the version before are read from now on; `dry_run`: how they would be."""
+
+    corpus: str
+    before: int
+    version: int
+    dry_run: bool
+    columns: list[ColumnRule]
 
 
 @dataclass(frozen=True)
@@ -91,30 +117,179 @@ def create(
     render(made, json, lambda: f"made the corpus {made.corpus} of {made.record_type} records")
 
 
-def schema(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Show the columns of a corpus.
+def schema(
+    name: str,
+    evolve: Annotated[
+        str | None,
+        typer.Option(
+            "--evolve", metavar="S", help="Go on with these columns: a record type, or MODULE:NAME of your own."
+        ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option("--rename", metavar="OLD=NEW", help="With --evolve: a column's new name; repeat."),
+    ] = None,
+    default: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--default", metavar="COL=JSON", help="With --evolve: what earlier records get (bytes as base64); repeat."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --evolve: only say what would become of it.")
+    ] = False,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Show this version, not the newest.")
+    ] = None,
+    arrow: Annotated[
+        Path | None, typer.Option("--arrow", metavar="FILE", help="Write the Arrow schema (an IPC message) to FILE.")
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show the columns of a corpus, or let them evolve.
 
-    API: Corpus.record_type.
+    Columns can be added, renamed, widened and made optional. No record is rewritten: earlier ones are read by a rule.
+
+    API: Corpus.record_type, Corpus.evolve.
     """
     corpus = open_store(store).corpus(name)
-    kind = corpus.record_type
+    if evolve is not None:
+        if version is not None or arrow is not None:
+            raise UsageError(
+                "--version and --arrow show a schema, --evolve makes one", code="usage", hint="one at a time"
+            )
+        _evolve(corpus, evolve, rename or [], default or [], dry_run=dry_run, as_json=json)
+        return
+    if rename or default or dry_run:
+        raise UsageError("--rename, --default and --dry-run belong to --evolve", code="usage", hint="add --evolve S")
+    newest = corpus.versions[-1].number
+    if version is not None and not 1 <= version <= newest:
+        raise NotFoundError(
+            f"{name} has no schema version {version}", code="no-version", hint=f"versions here: 1 to {newest}"
+        )
+    kind = corpus.record_type if version in (None, newest) else corpus.at_schema(version).record_type
+    if arrow is not None:
+        try:
+            arrow.write_bytes(kind.schema.serialize())
+        except OSError as exc:
+            raise StoreError(f"can't write {arrow}: {exc.strerror}", code="write-failed") from exc
     payload = set(kind.payload)
     view = SchemaView(
         corpus=corpus.name,
         record_type=kind.name,
+        version=version or newest,
         fingerprint=kind.fingerprint,
         columns=[ColumnView(f.name, str(f.type), f.nullable, f.name in payload) for f in kind.schema],
+        versions=[_version(corpus, number) for number in range(1, newest + 1)],
         json_schema=kind.json_schema(),
     )
 
     def table() -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
         rows = [
             (c.name, "payload" if c.payload else "common", "optional" if c.nullable else "always there", c.type)
             for c in view.columns
         ]
-        return columns(["column", "field", "value", "type"], rows)
+        shown = columns(["column", "field", "value", "type"], rows)
+        if newest == 1:
+            return shown
+        past = [
+            (
+                f"{'>' if v.version == view.version else ' '} {v.version}",
+                when(v.created_at) if v.created_at else None,
+                text,
+            )
+            for v in view.versions
+            for text in ["; ".join(f"{column} {rule}" for column, rule in v.changes.items()) or "made"]
+        ]
+        return Group(shown, Text(), columns(["version", "since", "what changed"], past))
 
     render(view, json, table)
+
+
+def _version(corpus: Corpus, number: int) -> VersionView:
+    from treering.schema import Alignment
+
+    changes = {}
+    if number > 1:
+        for rule in Alignment.between(corpus.versions, number - 1, number).describe():
+            if (said := str(rule)) != "kept":
+                changes[rule.column] = said if rule.was else f"added, {said}"
+    return VersionView(number, corpus.versions[number - 1].created_at, changes)
+
+
+def _evolve(
+    corpus: Corpus, spec: str, renames: list[str], defaults: list[str], *, dry_run: bool, as_json: bool
+) -> None:
+    new = _schema(spec)
+    rule = corpus.evolve(
+        new, renames=_pairs("--rename", renames, "OLD=NEW"), defaults=_defaults(new, defaults), dry_run=dry_run
+    )
+    assert rule.source is not None
+    view = EvolvedView(corpus.name, rule.source.number, rule.target.number, dry_run, rule.describe())
+
+    def table() -> RenderableType:
+        from rich.console import Group
+
+        if view.before == view.version:
+            return Text(f"nothing changes: {view.corpus} has these columns already (schema version {view.version})")
+        would = "would be" if dry_run else "is now"
+        head = Text(f"{view.corpus} {would} at schema version {view.version}; records of version {view.before}:")
+        return Group(head, Text(), rules(view.columns))
+
+    from rich.text import Text
+
+    render(view, as_json, table)
+
+
+def rules(shown: list[ColumnRule]) -> RenderableType:
+    """How each column comes about; the common ones, which never change, in one line."""
+    common = [rule for rule in shown if rule.column in _COMMON]
+    rows = [(rule.column, str(rule), rule.type) for rule in shown if rule.column not in _COMMON]
+    return columns(["column", "value", "type"], [*rows, (f"({len(common)} common fields)", "kept", "")])
+
+
+def _pairs(option: str, words: list[str], form: str) -> dict[str, str]:
+    """{left: right} of words that hold an equals sign."""
+    found: dict[str, str] = {}
+    for word in words:
+        left, equals, right = word.partition("=")
+        if not (left and equals and right) or left in found:
+            raise UsageError(f"{option} {word}: expected {form}, each column once", code="usage")
+        found[left] = right
+    return found
+
+
+def _defaults(spec: SchemaSpec, words: list[str]) -> dict[str, Any]:
+    import base64
+    import json
+
+    import pyarrow as pa
+
+    from treering.schema import RecordType
+
+    columns = RecordType.of(spec).schema
+    found: dict[str, Any] = {}
+    for name, value in _pairs("--default", words, "COL=JSON").items():
+        try:
+            found[name] = json.loads(value)
+            kind = columns.field(name).type if name in columns.names else None
+            if (
+                kind is not None
+                and isinstance(found[name], str)
+                and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+            ):
+                found[name] = base64.b64decode(found[name], validate=True)
+        except ValueError as exc:
+            raise UsageError(
+                f"--default {name}={value}: {exc}",
+                code="bad-default",
+                hint=f"write JSON, text in its own quotes: --default '{name}=\"text\"'; bytes as base64",
+            ) from exc
+    return found
 
 
 def status(

@@ -12,6 +12,7 @@ import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, number, plain, render, say, short, waiting, when
+from treering.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from treering import Source, Store
+    from treering.schema import ColumnRule
 
 __all__ = ["head", "show"]
 
@@ -40,6 +42,16 @@ class PartView:
 
 
 @dataclass(frozen=True)
+class AlignmentView:
+    """How records that were captured under one schema version are read, column by column."""
+
+    captured_under: int
+    read_as: int
+    parts: list[str]
+    columns: list[ColumnRule]
+
+
+@dataclass(frozen=True)
 class SourceView:
     """What a ref names. `counts` gives rows per value of each counted column ("" for none); null when live is part of it."""
 
@@ -50,29 +62,36 @@ class SourceView:
     heldout_rows: int
     counts: dict[str, dict[str, int]] | None
     parts: list[PartView]
+    schema_version: int
+    alignments: list[AlignmentView] | None = None
 
 
 def show(
     ref: Annotated[
         str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or an adapter: CORPUS:1, CORPUS:production.")
     ],
+    align: Annotated[
+        bool, typer.Option("--align", help="How records of earlier schema versions are read, column by column.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say what a ref names.
 
-    API: Store.load, Store.adapters.
+    API: Store.load, Segment.alignments, Store.adapters.
     """
     opened = open_store(store)
     if ":" in ref and "@" not in ref:
+        if align:
+            raise UsageError("--align is about records; an adapter has none", code="usage")
         from treering.cli.adapters import show_adapter
 
         show_adapter(opened, ref, as_json=json)
         return
     source = opened.load(ref)
     with waiting(f"reading {ref}"):
-        view = _view(opened, source)
-    render(view, json, lambda: _details(view))
+        view = _view(opened, source, align=align)
+    render(view, json, lambda: _aligned(view) if align else _details(view))
 
 
 def head(
@@ -102,7 +121,7 @@ def _records(source: Source, names: list[str] | None) -> Iterator[dict[str, Any]
             yield from batch.slice(start, 64).to_pylist()
 
 
-def _view(store: Store, source: Source) -> SourceView:
+def _view(store: Store, source: Source, *, align: bool = False) -> SourceView:
     corpus = store.corpus(source.corpus)
     sealed = {snapshot.name: snapshot for snapshot in corpus.snapshots()}
     counts: dict[str, Counter[str]] = {}
@@ -133,7 +152,32 @@ def _view(store: Store, source: Source) -> SourceView:
         heldout_rows=len(source.heldout()),
         counts={name: dict(values.most_common()) for name, values in counts.items()} if whole else None,
         parts=parts,
+        schema_version=source.schema_version,
+        alignments=_alignments(source) if align else None,
     )
+
+
+def _alignments(source: Source) -> list[AlignmentView]:
+    found: dict[int, AlignmentView] = {}
+    for segment in source.segments:
+        for version, alignment in segment.alignments().items():
+            made = AlignmentView(version, source.schema_version, [], alignment.describe())
+            found.setdefault(version, made).parts.append(segment.ref)
+    return [found[version] for version in sorted(found)]
+
+
+def _aligned(view: SourceView) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
+
+    from treering.cli.corpus import rules
+
+    shown: list[RenderableType] = []
+    for alignment in view.alignments or []:
+        where = ", ".join(alignment.parts)
+        head = f"captured under schema version {alignment.captured_under}, read as {alignment.read_as}: {where}"
+        shown += [*([Text()] if shown else []), Text(head), Text(), rules(alignment.columns)]
+    return Group(*shown) if shown else Text(f"{view.ref} holds no records")
 
 
 def _details(view: SourceView) -> RenderableType:

@@ -35,6 +35,7 @@ from treering.mixing.permute import Int64Array
 from treering.mixing.plan import MixPlan
 from treering.mixing.reader import REF, SPAN, BatchReader, Share
 from treering.mixing.sources import SourceLike, TrainRows
+from treering.schema.evolution import widens
 
 __all__ = ["Loader", "Transform"]
 
@@ -716,9 +717,23 @@ def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> l
         types = {source.ref: source.schema.field(name).type for source in drawn}
         if len(set(types.values())) > 1:
             listed = ", ".join(f"{kind} in {ref}" for ref, kind in types.items())
-            raise UsageError(f"column {name!r} has several types: {listed}", code="column-types")
+            raise UsageError(
+                f"column {name!r} has several types: {listed}", code="column-types", hint=_way_out(name, drawn)
+            )
         kinds.append(kind_of(name, next(iter(types.values())), ragged=lock.ragged, pad_value=lock.pad_value))
     return kinds
+
+
+def _way_out(name: str, sources: Sequence[SourceLike]) -> str:
+    """What to do about a column that has several types."""
+    without = f"leave {name} out with columns=[…]"
+    types = [(source.corpus, source.schema.field(name).type) for source in sources]
+    for _, kind in types:
+        if all(widens(other, kind) for _, other in types):
+            narrow = list(dict.fromkeys(corpus for corpus, other in types if other != kind))
+            which = "the corpus" if len(narrow) == 1 else "the corpora"
+            return f"evolve {which} {', '.join(narrow)} so that {name} is {kind} (treering schema … --evolve), or {without}"
+    return f"no type here holds the values of all of them: {without}, or rename it in one of the corpora"
 
 
 def _contents(lock: MixLock) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
@@ -69,6 +70,7 @@ class Version:
     record_type: str
     columns: tuple[Column, ...]
     renames: tuple[tuple[str, str], ...] = ()  # (before, now), against the version before
+    created_at: datetime | None = None  # None: not kept yet
 
     @cached_property
     def schema(self) -> pa.Schema:
@@ -133,7 +135,7 @@ def evolved(history: History, new: RecordType, renames: Mapping[str, str], defau
             if widens(was.field.type, field.type):
                 stored = _stored_name(name, number, taken)
             else:
-                problems.append(f"{name}: {was.field.type} can't become {field.type}")
+                problems.append(f"{name}: {was.field.type} can't become {field.type}, which can't hold all its values")
         if was.field.nullable and not field.nullable:
             if default is None and name not in defaults:
                 problems.append(f"{name}: becomes required, and earlier records may lack it: give it a default")
@@ -150,7 +152,7 @@ def evolved(history: History, new: RecordType, renames: Mapping[str, str], defau
         raise UsageError(
             f"the schema can't evolve: {'; '.join(problems)}",
             code="bad-evolution",
-            hint="columns can be added, renamed, widened and made optional",
+            hint="columns can be added (required ones with a default), renamed (with renames), widened and made optional",
         )
     names = {column.key: name for name, column in made.items()}
     columns = []
@@ -262,9 +264,10 @@ class ColumnRule:
     column: str
     type: str
     nullable: bool
-    rule: str  # kept, renamed, widened, renamed and widened, or filled
+    rule: str  # kept, or some of renamed, widened and filled, joined by " and "
     was: str | None  # its name in the older version; None when it wasn't there
     was_type: str | None
+    was_nullable: bool | None
     default: Any  # what fills it, as `shown` gives it; None: null
     since: int | None  # the version that the default came with
 
@@ -280,6 +283,8 @@ class ColumnRule:
             parts.append(f"widened from {self.was_type}")
         if self.since is not None:
             parts.append(f"nulls become {fill}")
+        if self.nullable and not self.was_nullable:
+            parts.append("now optional")
         return ", ".join(parts) or "kept"
 
 
@@ -443,6 +448,7 @@ class Alignment:
                     rule="filled" if was is None else " and ".join(changes) or "kept",
                     was=None if was is None else was.name,
                     was_type=None if was is None else str(was.type),
+                    was_nullable=None if was is None else was.nullable,
                     default=None if default is None else shown(default),
                     since=since,
                 )

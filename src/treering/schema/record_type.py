@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias
 
@@ -185,11 +186,11 @@ class RecordType:
         if info is None or info.is_required():
             return None
         if info.default_factory in (list, dict):  # others may give each record another value (a time, an id)
-            return info.default_factory()  # type: ignore[call-arg]
+            return info.default_factory()
         return None if info.default_factory is not None else info.default
 
     def scalar(self, name: str, value: Any) -> pa.Scalar:
-        """A value as the column holds it. Raises UsageError unless a record could have it there."""
+        """A value as the column holds it; times also as ISO 8601 text. Raises UsageError for one no record could have."""
         field = self.schema.field(name)
         kind = arrow_to_annotation(field.type, name)
         if self.model is not None:
@@ -198,6 +199,8 @@ class RecordType:
             plain = plain_annotation(full)
             kind = full if plain is None else plain
         try:
+            if isinstance(value, str) and pa.types.is_temporal(field.type):
+                value = (date if pa.types.is_date(field.type) else datetime).fromisoformat(value)
             bare = TypeAdapter(Any).dump_python(value, exclude_none=True)  # models as dicts
             checked = TypeAdapter(kind).validate_python(bare, strict=True)
             stored = _to_storage(TypeAdapter(Any).dump_python(checked, exclude_none=True), field.type)

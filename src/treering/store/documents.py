@@ -112,7 +112,7 @@ class SchemaVersion(_Document):
                 code="document-damaged",
                 hint="restore it from a backup",
             ) from exc
-        return Version(self.version, self.record_type, columns, tuple(self.renames.items()))
+        return Version(self.version, self.record_type, columns, tuple(self.renames.items()), self.created_at)
 
     @classmethod
     def of(cls, version: Version, created_at: datetime) -> SchemaVersion:

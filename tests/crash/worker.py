@@ -110,8 +110,8 @@ def evolver(corpus: treering.Corpus, seconds: float, step: str) -> None:
         kind = pa.string() if number < 5 else pa.large_string()
         added = [(f"n{number // 4}", pa.int8())] if number < 20 else []
         try:
-            renames = {"text": "label", "label": "text"} if number % 2 else {}
-            corpus.evolve(pa.schema([("text", kind), ("label", kind), *added]), renames=renames)
+            swapped = {"text": "label", "label": "text"}
+            corpus.evolve(pa.schema([("text", kind), ("label", kind), *added]), renames=swapped)
             say(evolved=len(corpus.versions))
         except treering.ConflictError as exc:
             say(conflict=exc.code)

@@ -117,7 +117,7 @@ values = st.recursive(
 keys = st.sampled_from(["id", "domain", "split", "origin", "meta", "ts", "messages", "tools", "extra"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.dictionaries(keys, values, max_size=5), st.booleans())
 def test_the_fast_path_admits_exactly_what_the_model_admits(record: dict[str, Any], complete: bool) -> None:
     if complete:
@@ -188,7 +188,7 @@ def test_an_arrow_schema_may_omit_the_common_fields_and_id_becomes_non_null() ->
     assert [i for i, _ in checked.refused] == [1, 2, 3]
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.fixed_dictionaries({"text": st.text(max_size=5) | st.none(), "label": st.just("l")},
                                       optional={"split": st.sampled_from(["train", "heldout", "test"]),
                                                 "origin": st.sampled_from(["human", "robot", "model:x"]),

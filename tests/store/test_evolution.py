@@ -596,6 +596,22 @@ def test_a_table_changed_behind_its_schema_stops_before_the_first_batch(
         store.mix("support@live").loader(batch_size=4)
 
 
+def test_a_column_of_several_types_is_refused_with_the_way_out_and_evolving_is_that(store: treering.Store) -> None:
+    for name, kind in (("narrow", pa.int32()), ("wide", pa.int64()), ("other", pa.string())):
+        put(store.create(name, pa.schema([("n", kind)]), heldout=0), [{"n": "1" if name == "other" else 1}] * 8)
+    mix = store.mix("narrow@live", "wide@live")
+    with pytest.raises(treering.UsageError, match="int32 in narrow@live, int64 in wide@live") as caught:
+        mix.loader(batch_size=4)
+    assert caught.value.hint is not None
+    assert "evolve the corpus narrow so that n is int64" in caught.value.hint
+    with pytest.raises(treering.UsageError, match="several types") as caught:
+        store.mix("narrow@live", "other@live").loader(batch_size=4)
+    assert "no type here holds the values of all of them: leave n out" in (caught.value.hint or "")
+    store.corpus("narrow").evolve(pa.schema([("n", pa.int64())]))
+    [batch, *_] = store.mix("narrow@live", "wide@live").loader(batch_size=4)
+    assert batch["n"].tolist() == [1, 1, 1, 1]
+
+
 def test_arguments_of_the_wrong_kind_are_named(support: treering.Corpus) -> None:
     for bad in ({"renames": ["a"]}, {"renames": {"text": 1}}, {"defaults": "x"}):
         with pytest.raises(treering.UsageError, match="it maps"):

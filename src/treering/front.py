@@ -144,10 +144,20 @@ class Store(BaseStore):
         return Registry(self, corpus)
 
 
-def open(uri: str | Path, *, create: bool = True) -> Store:  # noqa: A001  (treering.open, as gzip.open)
-    """Open the store at `uri` (a local directory), making it if `create` and nothing is there.
+def open(  # noqa: A001  (treering.open, as gzip.open)
+    uri: str | Path,
+    *,
+    create: bool = True,
+    storage_options: Mapping[str, str | int | bool] | None = None,
+) -> Store:
+    """Open the store at `uri` (a directory, or `s3://bucket/prefix`), making it if `create` and nothing is there.
 
-    Raises NotFoundError (no store, and not to be made), UsageError (a directory that holds something else, a scheme that
-    isn't supported), StoreError (damaged, or of a newer format).
+    `storage_options` are for object stores, under the keys that Lance takes: `aws_access_key_id`,
+    `aws_secret_access_key`, `aws_endpoint`, `aws_region`, `allow_http`, `timeout`, …; what isn't given comes from the
+    environment (`AWS_ACCESS_KEY_ID`, …). They are kept in memory only.
+
+    Raises NotFoundError (no store, and not to be made), UsageError (a place that holds something else, a scheme that
+    isn't supported, options that don't exist), StoreError (damaged, or of a newer format; an object store that can't be
+    reached, that refuses the credentials, or that lacks the bucket or conditional writes: within 30 s).
     """
-    return cast(Store, Store.at(uri, create=create))
+    return Store.at(uri, create=create, storage_options=storage_options)

@@ -10,7 +10,7 @@ import treering
 from treering.capture.spool import Spool
 from treering.store import durable, objects, table
 from treering.store.corpus import BaseCorpus
-from treering.store.objects import Objects
+from treering.store.objects import LocalObjects
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 def referenced(corpus: treering.Corpus) -> set[str]:
     head = corpus.table.head()
-    files = corpus.table.files(head)
+    files = [Path(corpus.uri) / path for path in corpus.table.files(head)]
     return {str(path) for path in (*files, *(file.parent for file in files))}
 
 
@@ -44,7 +44,7 @@ def test_a_snapshots_tag_is_synced(support: treering.Corpus, synced: set[str]) -
     with support.capture() as live:
         live.add({"id": "r", "text": "t", "label": "l"})
     assert support.snapshot()
-    tags = support.path / "_refs" / "tags"
+    tags = Path(support.uri) / "_refs" / "tags"
     assert {str(tags / "v1.json"), str(tags)} <= synced
 
 
@@ -98,11 +98,11 @@ def test_the_record_is_written_only_when_its_version_is_synced(
 
 
 def test_an_object_and_its_new_folders_are_synced(store: treering.Store, synced: set[str]) -> None:
-    Objects(store.root).create("a/b/c.json", b"{}")
+    LocalObjects(store.root).create("a/b/c.json", b"{}")
     root = Path(store.uri)
     assert {str(root / "a/b"), str(root / "a"), str(root)} <= synced
     assert any(path.startswith(str(root / "a/b/c.json#")) for path in synced)  # the bytes, before they get their name
     assert [path.name for path in (root / "a/b").iterdir()] == ["c.json"]
     with pytest.raises(treering.AlreadyExistsError):
-        Objects(store.root).create("a/b/c.json", b"other")
-    assert Objects(store.root).get("a/b/c.json") == b"{}"
+        LocalObjects(store.root).create("a/b/c.json", b"other")
+    assert LocalObjects(store.root).get("a/b/c.json") == b"{}"

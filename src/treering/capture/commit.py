@@ -58,10 +58,10 @@ class _Filters:
     """Id filters of the snapshots of one corpus, kept while the process lives."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str, int], Any] = {}
+        self._known: dict[tuple[str, str], Any] = {}
 
     def of(self, corpus: BaseCorpus, record: Any) -> Any | None:
-        key = (corpus.uri, record.name, record.edition)
+        key = (corpus.uri, record.path())  # the path holds the incarnation
         if key not in self._known:
             found = id_filter(corpus, record)
             if found is None:

@@ -470,7 +470,7 @@ def _to_ipc(batches: Sequence[pa.RecordBatch]) -> bytes:
 
 def spool_directory(corpus: BaseCorpus) -> Path:
     """Where the spools of a corpus lie on this host."""
-    return corpus.store.root / "spool" / corpus.record.table
+    return corpus.store.host_dir / "spool" / corpus.record.table
 
 
 def adopt_orphans(corpus: BaseCorpus) -> None:
@@ -485,6 +485,8 @@ def adopt_orphans(corpus: BaseCorpus) -> None:
 def flush_spools(corpus: BaseCorpus) -> None:
     """Commit what this process and gone ones have acknowledged: step 0 of a seal. Raises StoreError, ConflictError."""
     for recorder in list(_open):
-        if recorder.corpus.uri == corpus.uri and recorder._pid == os.getpid() and not recorder._closing:
+        mine = recorder._pid == os.getpid() and not recorder._closing
+        # By the directory of their spools: a URI alone doesn't tell stores of the same name at two endpoints apart.
+        if mine and spool_directory(recorder.corpus) == spool_directory(corpus):
             recorder._drain()
     adopt_orphans(corpus)

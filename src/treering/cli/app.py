@@ -101,7 +101,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _start(
     context: typer.Context,
-    store: Annotated[str | None, typer.Option("--store", metavar="DIR", help="The store, for any command.")] = None,
+    store: Annotated[str | None, typer.Option("--store", metavar="DIR|URI", help="The store, for any command.")] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:

@@ -1,10 +1,14 @@
-"""What commands have in common: `--store`, `--json`, and where the store is."""
+"""What commands have in common: `--store`, `--json`, and where the store is.
+
+`treering.toml` in the working directory may hold `store = "s3://bucket/prefix"` and a table `[storage_options]`. Credentials
+are better left to the environment, which object stores read by themselves.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +17,7 @@ from treering.errors import UsageError
 if TYPE_CHECKING:
     from treering import Store
 
-__all__ = ["CONFIG_FILE", "DEFAULT_STORE", "JsonOption", "StoreOption", "locate", "open_store"]
+__all__ = ["CONFIG_FILE", "DEFAULT_STORE", "JsonOption", "StoreOption", "locate", "open_at", "open_store"]
 
 CONFIG_FILE = "treering.toml"
 DEFAULT_STORE = ".treering"
@@ -22,8 +26,9 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
-        metavar="DIR",
-        help=f"The store [default: $TREERING_STORE, then `store` in ./{CONFIG_FILE}, then ./{DEFAULT_STORE}].",
+        metavar="DIR|URI",
+        help=f"The store, a directory or s3://bucket/prefix [default: $TREERING_STORE, then `store` in ./{CONFIG_FILE}, "
+        f"then ./{DEFAULT_STORE}].",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -34,27 +39,48 @@ def locate(given: str | None) -> str:
 
     Raises UsageError for a treering.toml that can't be read.
     """
-    return given or os.environ.get("TREERING_STORE") or _configured(Path(CONFIG_FILE)) or DEFAULT_STORE
+    found = given or os.environ.get("TREERING_STORE")
+    if found:
+        return found
+    store = _settings().get("store", DEFAULT_STORE)
+    if not (isinstance(store, str) and store):
+        raise UsageError(
+            f"{CONFIG_FILE}: store is {store!r}, not a path", code="bad-settings", hint='write store = "path/to/store"'
+        )
+    return store
 
 
 def open_store(given: str | None, *, create: bool = False) -> Store:
     """The store that `locate` finds. Raises NotFoundError when there is none and it isn't to be made."""
+    return open_at(locate(given), create=create)
+
+
+def open_at(where: str, *, create: bool = False) -> Store:
+    """The store at `where`; one on an object store gets the `[storage_options]` of ./treering.toml."""
     import treering
+    from treering.store.location import is_remote
 
-    return treering.open(locate(given), create=create)
+    return treering.open(where, create=create, storage_options=_storage_options() if is_remote(where) else None)
 
 
-def _configured(path: Path) -> str | None:
+def _storage_options() -> dict[str, str | int | bool]:
+    found = _settings().get("storage_options", {})
+    if not isinstance(found, dict) or not all(isinstance(value, str | int) for value in found.values()):
+        raise UsageError(
+            f"{CONFIG_FILE}: storage_options isn't a table of texts",
+            code="bad-settings",
+            hint='write [storage_options] and below it lines such as aws_endpoint = "https://…"',
+        )
+    return found
+
+
+def _settings() -> dict[str, Any]:
+    path = Path(CONFIG_FILE)
     if not path.is_file():
-        return None
+        return {}
     import tomllib
 
     try:
-        store = tomllib.loads(path.read_text("utf-8")).get("store")
+        return tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as exc:
         raise UsageError(f"can't read {path}: {exc}", code="bad-settings") from exc
-    if store is not None and not (isinstance(store, str) and store):
-        raise UsageError(
-            f"{path}: store is {store!r}, not a path", code="bad-settings", hint='write store = "path/to/store"'
-        )
-    return store

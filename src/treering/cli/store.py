@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from treering.cli.options import JsonOption, StoreOption, locate
+from treering.cli.options import JsonOption, StoreOption, locate, open_at
 from treering.cli.output import render
 
 __all__ = ["init"]
@@ -23,13 +23,12 @@ def init(store: StoreOption = None, json: JsonOption = False) -> None:
 
     API: treering.open.
     """
-    import treering
     from treering.errors import NotFoundError
 
     where = locate(store)
     try:
-        opened, created = treering.open(where, create=False), False
+        opened, created = open_at(where), False
     except NotFoundError:
-        opened, created = treering.open(where), True
+        opened, created = open_at(where, create=True), True
     result = OpenedStore(opened.uri, created)
     render(result, json, lambda: f"{'made the store' if created else 'there is a store already:'} {result.store}")

@@ -394,7 +394,7 @@ def _snapshot_refs(refs: Iterable[str]) -> list[str]:
                 code="bad-adapter",
                 hint="say which rows they were by trained_rows",
             )
-        found.update((f"{ref.corpus}@v{n}", None) for n in range(ref.first, ref.last + 1))
+        found.update((str(Ref(ref.corpus, "snapshot", n, n, ref.store)), None) for n in range(ref.first, ref.last + 1))
     return list(found)
 
 

@@ -10,18 +10,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
+    from treering.store.location import Location
     from treering.store.objects import Objects
     from treering.store.ref import AdapterRef, Ref, parse_target
     from treering.store.snapshot import Snapshot
     from treering.store.source import Segment, Source
 
-__all__ = ["AdapterRef", "BaseCorpus", "BaseStore", "Objects", "Ref", "Segment", "Snapshot", "Source", "parse_target"]
+__all__ = [
+    "AdapterRef",
+    "BaseCorpus",
+    "BaseStore",
+    "Location",
+    "Objects",
+    "Ref",
+    "Segment",
+    "Snapshot",
+    "Source",
+    "parse_target",
+]
 
 _HOMES = {
     "AdapterRef": "ref",
     "BaseCorpus": "corpus",
     "BaseStore": "base",
     "Objects": "objects",
+    "Location": "location",
     "Ref": "ref",
     "Segment": "source",
     "Snapshot": "snapshot",

@@ -1,26 +1,28 @@
-"""A store: a directory that holds corpora, snapshots and adapters.
+"""A store: a directory, or a prefix on an object store, that holds corpora, snapshots and adapters.
 
-Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … (objects), `tables/` (Lance), `spool/`,
-`leases/` and `cache/` (droppable).
+Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … (objects), `tables/` (Lance). In a directory
+also `spool/`, `leases/` and `cache/` (droppable); beside an object store these lie on each host (location), `leases/` on both.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
 from treering.schema import RecordType, SchemaSpec
 from treering.schema.evolution import first_version
 from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
-from treering.store.objects import Objects
+from treering.store.location import Location, private_dir
+from treering.store.objects import LocalObjects, Objects, RemoteObjects, objects_at
 from treering.store.ref import check_corpus_name
 from treering.store.schemas import read_versions, version_path
 
@@ -31,65 +33,98 @@ if TYPE_CHECKING:
 __all__ = ["BaseStore"]
 
 _MARKER = "treering.json"
+_MOST_DOCUMENTS = 1_000  # kept of an object store
+
+
+def _make_local(root: Path, create: bool) -> None:
+    if not create:
+        raise NotFoundError(f"there is no store at {root}", code="no-store", hint="make one: treering init")
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UsageError(
+            f"{root} isn't a store, and it isn't an empty directory either",
+            code="not-a-store",
+            hint="name an empty or a new directory",
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StoreError(f"can't make {root}: {exc.strerror}", code="write-failed") from exc
+    _mark(LocalObjects(root))
+
+
+def _make_remote(objects: RemoteObjects, create: bool) -> None:
+    uri = objects.location.uri
+    if not create:
+        raise NotFoundError(f"there is no store at {uri}", code="no-store", hint="make one: treering init")
+    if not objects.is_empty() and not objects.exists(_MARKER):  # or another process made it at the same moment
+        raise UsageError(
+            f"{uri} isn't a store, and it isn't empty either", code="not-a-store", hint="name another prefix"
+        )
+    objects.probe()
+    _mark(objects)
+
+
+def _mark(objects: Objects) -> None:
+    marker = StoreMarker(
+        format=FORMAT,
+        id=secrets.token_hex(8),
+        created_at=datetime.now(UTC),
+        created_by=f"treering {treering.__version__}",
+    )
+    with suppress(AlreadyExistsError):  # another process made it at the same moment
+        objects.create(_MARKER, marker.to_json())
 
 
 class BaseStore:
     """An open store. What every layer may do with one; `treering.Store` adds what stands further right."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.uri = str(root)
-        self.objects = Objects(root)
+    def __init__(self, location: Location, prefix: str = "") -> None:
+        self.location = location
+        #: What refs and names of corpora begin with when this store was reached from another one: `s3://b/store#`.
+        self.prefix = prefix
+        self.root = location.root  # of a local store; None on an object store
+        self.uri = location.uri
+        self.objects: Objects = objects_at(location)
+        self._documents: dict[str, BaseModel] = {}
+        self._neighbours: dict[str, BaseStore] = {}
 
-    def __getstate__(self) -> Path:
-        return self.root
+    def __getstate__(self) -> tuple[Location, str, StoreMarker]:
+        return (self.location, self.prefix, self.marker)  # with the marker: workers needn't ask the server for it
 
-    def __setstate__(self, root: Path) -> None:
-        self.__init__(root)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Location, str, StoreMarker]) -> None:
+        location, prefix, marker = state
+        self.__init__(location, prefix)  # type: ignore[misc]
+        self.marker = marker
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 
     @classmethod
-    def at(cls, uri: str | Path, *, create: bool = True) -> Any:
+    def at(
+        cls,
+        uri: str | Path,
+        *,
+        create: bool = True,
+        storage_options: Mapping[str, str | int | bool] | None = None,
+        prefix: str = "",
+    ) -> Self:
         """Open the store at `uri`, making it if `create` and nothing is there.
 
-        Raises NotFoundError (no store, and not to be made), UsageError (a scheme that isn't supported, a directory that
-        holds something else), StoreError (a newer format).
+        Raises NotFoundError (no store, and not to be made), UsageError (a scheme that isn't supported, a place that holds
+        something else, options that don't exist), StoreError (a newer format; an object store that can't be reached, that
+        refuses the credentials, that lacks the bucket or conditional writes).
         """
-        text = str(uri)
-        if "://" in text:
-            scheme, _, rest = text.partition("://")
-            if scheme != "file":
-                raise UsageError(
-                    f"{scheme}:// stores aren't supported by this version",
-                    code="unsupported-scheme",
-                    hint="use a local directory",
-                )
-            text = rest
-        root = Path(text).expanduser().absolute()
-        if not (root / _MARKER).exists():
-            if not create:
-                raise NotFoundError(f"there is no store at {root}", code="no-store", hint="make one: treering init")
-            if root.exists() and (not root.is_dir() or any(root.iterdir())):
-                raise UsageError(
-                    f"{root} isn't a store, and it isn't an empty directory either",
-                    code="not-a-store",
-                    hint="name an empty or a new directory",
-                )
+        location = Location.parse(uri, storage_options)
+        if location.root is not None and not (location.root / _MARKER).exists():
+            _make_local(location.root, create)
+        store = cls(location, prefix)
+        if isinstance(store.objects, RemoteObjects):
             try:
-                root.mkdir(parents=True, exist_ok=True)
-            except OSError as exc:
-                raise StoreError(f"can't make {root}: {exc.strerror}", code="write-failed") from exc
-            marker = StoreMarker(
-                format=FORMAT,
-                id=secrets.token_hex(8),
-                created_at=datetime.now(UTC),
-                created_by=f"treering {treering.__version__}",
-            )
-            with suppress(AlreadyExistsError):  # another process made it at the same moment
-                Objects(root).create(_MARKER, marker.to_json())
-        store = cls(root)
+                _ = store.marker
+            except NotFoundError:
+                _make_remote(store.objects, create)
+            else:
+                store.objects.probe()
         _ = store.marker
         return store
 
@@ -113,14 +148,43 @@ class BaseStore:
 
     @property
     def cache_dir(self) -> Path:
-        """A local directory whose content may be dropped at any time."""
-        path = self.root / "cache"
+        """A directory on this host's disk whose content may be dropped at any time."""
+        path = self.location.cache_dir(self.marker.id)
+        if self.root is None:
+            return private_dir(path)
         path.mkdir(exist_ok=True)
         return path
 
+    @property
+    def host_dir(self) -> Path:
+        """A directory on this host's disk for what this host alone needs: spools and lease files."""
+        path = self.location.host_dir(self.marker.id)
+        return path if self.root is not None else private_dir(path)
+
+    def neighbour(self, uri: str) -> BaseStore:
+        """The store that a ref names before its `#`, opened with this store's options; this one if it is the same.
+
+        Raises NotFoundError when there is none, and what `at` raises.
+        """
+        target = Location.parse(uri)
+        if target.uri == self.uri:
+            return self
+        if target.uri not in self._neighbours:
+            options = self.location.options if target.scheme == self.location.scheme != "file" else None
+            found = type(self).at(target.uri, create=False, storage_options=options, prefix=f"{target.uri}#")
+            self._neighbours[target.uri] = found
+        return self._neighbours[target.uri]
+
     def read_document(self, kind: type[Document], path: str) -> Document:
         """A stored document. Raises NotFoundError, and StoreError when it isn't what it should be."""
-        return parse_document(kind, path, self.objects.get(path))
+        if self.root is not None:
+            return parse_document(kind, path, self.objects.get(path))
+        # Documents never change, and each commit looks at every snapshot: a request apiece would be 20 ms a snapshot.
+        if path not in self._documents:
+            if len(self._documents) >= _MOST_DOCUMENTS:
+                self._documents.clear()
+            self._documents[path] = parse_document(kind, path, self.objects.get(path))
+        return cast(Document, self._documents[path])
 
     # --- corpora -------------------------------------------------------------------------------------------------
 
@@ -160,7 +224,6 @@ class BaseStore:
         )
         first = first_version(record_type)
         corpus = self._corpus_type()(self, record, record_type, (first,))
-        (self.root / "tables").mkdir(exist_ok=True)
         corpus.table.create(record_type.schema)
         # The corpus record comes last: it is the commit point. A crash before it leaves a table that nothing names.
         self.objects.create(version_path(record, 1), SchemaVersion.of(first, now).to_json())

@@ -115,10 +115,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         rows=rows,
         train_runs=[(int(a), int(n)) for a, n in split_runs(splits, "train")],
         counts={k: dict(sorted(c.items())) for k, c in counts.items()},  # type: ignore[misc]
-        files={
-            path.relative_to(table.path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in table.files(place.dataset)
-        },
+        files={path: table.file_sha256(path) for path in table.files(place.dataset)},
         id_filter=filter_path,
         id_filter_sha256=hashlib.sha256(filter_bytes).hexdigest(),
         created_at=datetime.now(UTC),

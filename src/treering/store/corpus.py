@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
 from treering.store.documents import CorpusRecord
-from treering.store.lease import lease
+from treering.store.lease import Lease, file_lease, object_lease
+from treering.store.objects import RemoteObjects
 from treering.store.schemas import newer_versions
 from treering.store.snapshot import Snapshot, finish_pending, list_records
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
@@ -78,19 +78,18 @@ class BaseCorpus:
         return type(self)(self.store, self.record, record_type, versions)
 
     @property
-    def path(self) -> Path:
-        """Directory of its Lance table."""
-        return self.store.root / "tables" / f"{self.record.table}.lance"
-
-    @property
     def uri(self) -> str:
         """URI of its Lance table, for `lance.dataset(uri, version="v1")`."""
-        return str(self.path)
+        return self.store.location.under(self._table_path)
+
+    @property
+    def _table_path(self) -> str:
+        return f"tables/{self.record.table}.lance"
 
     @cached_property
     def table(self) -> LanceTable:
         """Its Lance table."""
-        return LanceTable(self.path)
+        return LanceTable(self.store.objects, self._table_path)
 
     def __getstate__(self) -> tuple[BaseStore, CorpusRecord, tuple[RecordType, History]]:
         return (self.store, self.record, self._kind)
@@ -101,9 +100,12 @@ class BaseCorpus:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, record_type={self.record_type.name!r})"
 
-    def lease(self, *, wait_s: float = 30.0) -> AbstractContextManager[None]:
-        """The maintenance lease: sealing, compaction and cleanup, one at a time. Raises ConflictError."""
-        return lease(self.store.root / "leases" / f"{self.record.table}.lock", wait_s=wait_s)
+    def lease(self, *, wait_s: float = 30.0) -> AbstractContextManager[Lease]:
+        """The maintenance lease: sealing, compaction and cleanup, one at a time. Raises ConflictError, StoreError."""
+        lock = self.store.host_dir / "leases" / f"{self.record.table}.lock"
+        if isinstance(self.store.objects, RemoteObjects):
+            return object_lease(self.store.objects, self.record.table, lock=lock, wait_s=wait_s)
+        return file_lease(lock, wait_s=wait_s)
 
     def step(self, name: str) -> None:
         """Called between the steps of a seal or an evolution. Does nothing; crash tests stop the process here."""
@@ -139,6 +141,7 @@ class BaseCorpus:
         Snapshots are never touched. A source that pinned live finds its rows again by their ids; a plain Lance handle on
         an older version of live doesn't.
         """
-        with self.lease(wait_s=wait_s):
+        with self.lease(wait_s=wait_s) as held:
             finish_pending(self)
+            held.check()
             return self.table.clean_up(older_than_s)

@@ -84,7 +84,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
     Raises ConflictError when `to` isn't the next number.
     """
-    with corpus.lease():
+    with corpus.lease() as held:
         finish_pending(corpus)
         # Parent and name are read before V: a snapshot sealed in between then takes this name first, and we start over.
         records = list_records(corpus)
@@ -127,6 +127,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
             message=message,
         )
         corpus.step("before-record")
+        held.check()
         try:
             corpus.store.objects.create(record.path(), record.to_json())
         except AlreadyExistsError:
@@ -177,7 +178,7 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             code="manifest-changed",
             hint="restore the store's files from a backup; nothing was read",
         )
-    tagged = corpus.table.tags().get(record.name)
+    tagged = corpus.table.tagged(record.name)
     if tagged is not None and tagged != record.version:
         raise StoreError(
             f"{record.ref}: the tag names version {tagged}, the record says {record.version}",

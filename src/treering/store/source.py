@@ -56,8 +56,8 @@ class Segment:
 
     @property
     def corpus(self) -> str:
-        """Name of the corpus."""
-        return self._corpus.name
+        """Name of the corpus; with its store before a `#` when that isn't the store it was loaded through."""
+        return self._corpus.store.prefix + self._corpus.name
 
     @property
     def ref(self) -> str:
@@ -271,6 +271,11 @@ class Source:
             return sum(segment.rows for segment in self.segments)
         return sum(int(segment.runs(self.split)[:, 1].sum()) for segment in self.segments)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of it lies on an object store, where large reads pay more than on a disk."""
+        return any(segment._corpus.store.root is None for segment in self.segments)
+
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Record batches in record order."""
         for segment in self.segments:
@@ -328,7 +333,8 @@ class Source:
 
         Raises NotFoundError when it isn't in this store, ConflictError when the store holds something else by that name.
         """
-        corpus = store.corpus(pin["corpus"])
+        home, _, name = pin["corpus"].rpartition("#")
+        corpus = (store.neighbour(home) if home else store).corpus(name)
         number = pin.get("schema_version", 1)
         if number > len(corpus.versions):
             raise ConflictError(
@@ -349,16 +355,14 @@ class Source:
                         hint="use the store that the pin was made in, or pin anew",
                     )
             segments.append(segment)
-        return cls(pin["ref"], corpus.name, segments, corpus.versions[-1].schema, pin.get("split"))
+        return cls(pin["ref"], pin["corpus"], segments, corpus.versions[-1].schema, pin.get("split"))
 
 
 def resolve(store: BaseStore, text: str) -> Source:
     """The source that a ref names, pinned now. Raises UsageError, NotFoundError."""
     ref = Ref.parse(text)
     if ref.store is not None:
-        raise UsageError(
-            f"{text!r} names a store of its own", code="bad-ref", hint=f"open {ref.store} and load the rest"
-        )
+        store = store.neighbour(ref.store)
     corpus: BaseCorpus = store.corpus(ref.corpus)
     records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
     if ref.kind in ("snapshot", "range"):
@@ -380,7 +384,9 @@ def resolve(store: BaseStore, text: str) -> Source:
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
     corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)
-    return Source(text, corpus.name, segments, versions[-1].schema)
+    # The ref as this store says it: a path that was relative to a working directory must mean the same elsewhere.
+    said = f"{store.prefix}{ref.corpus}@{ref.selector}"
+    return Source(said, store.prefix + corpus.name, segments, versions[-1].schema)
 
 
 def _sealed(corpus: BaseCorpus, record: SnapshotRecord) -> Segment:

@@ -5,12 +5,12 @@ Offers what the store needs of the engine and turns its errors into ours. Does n
 
 from __future__ import annotations
 
-import hashlib
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cache
+from pathlib import PurePosixPath
 from typing import Any
 
 import lance
@@ -19,9 +19,11 @@ import pyarrow as pa
 from lance import LanceOperation
 from lance.commit import CommitConflictError
 
-from treering.errors import ConflictError, StoreError
+from treering.errors import ConflictError, NotFoundError, StoreError
 from treering.schema.evolution import SCHEMA_VERSION
 from treering.store.durable import sync_directory, sync_file
+from treering.store.location import remote_failure
+from treering.store.objects import Objects
 
 __all__ = [
     "CREATED_AT",
@@ -46,6 +48,11 @@ _SCAN = {"batch_readahead": 2, "fragment_readahead": 2, "io_buffer_size": 16 << 
 
 #: Rows a compacted fragment aims at. Larger ones make each compaction step, and so its memory, larger.
 TARGET_ROWS_PER_FRAGMENT = 65_536
+
+#: How Lance treats an object store unless the caller's options say otherwise; a directory needs none of it.
+_REMOTE = {"connect_timeout": "5s", "client_max_retries": "3", "client_retry_timeout": "20"}
+#: Bytes of index and of metadata that all tables of one object store keep in memory, each.
+_REMOTE_CACHE = 256 << 20
 
 
 # The few filters there are; nothing else builds one, and no value from outside enters as bare text.
@@ -86,28 +93,56 @@ def is_conflict(exc: BaseException) -> bool:
     )
 
 
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Engine errors become ours, here and nowhere else."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError) as exc:
-        if is_conflict(exc):
-            raise ConflictError(f"another writer came first while {what}", code="commit-conflict") from exc
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        hint = "free some space, then try again" if "No space left" in str(exc) else None
-        raise StoreError(f"failed {what}: {reason}", code="engine", hint=hint) from exc
+@cache
+def _session(options: str) -> Any:
+    """One Lance session for all tables of one set of options (by fingerprint).
+
+    It keeps connections and indices, so that opening a table anew costs 1 ms on a near object store and not 8.
+    """
+    return lance.Session(index_cache_size_bytes=_REMOTE_CACHE, metadata_cache_size_bytes=_REMOTE_CACHE)
 
 
 class LanceTable:
-    """A Lance table at `path`, opened anew wherever the newest state counts."""
+    """A Lance table in the store at the folder `path` (`tables/NAME.lance`), opened anew wherever the newest state counts."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.uri = str(path)
+    def __init__(self, objects: Objects, path: str) -> None:
+        location = objects.location
+        self.name = PurePosixPath(path).stem
+        self.uri = location.under(path)
+        self._folder = location.under(PurePosixPath(path).parent.as_posix())
+        self._objects = objects
+        self._path = path
+        self._root = None if location.root is None else location.root / path
+        #: Options for Lance; None for a directory. They hold credentials: never print them.
+        self._options = None if location.root is not None else {**_REMOTE, **location.options}
         self._synced: set[str] = set()  # immutable files this process knows to be on disk
         self._pinned: dict[int, Dataset] = {}
         self._poll: Dataset | None = None
+
+    def __repr__(self) -> str:
+        return f"LanceTable({self.uri!r})"
+
+    def _open(self, version: int | None = None) -> Dataset:
+        if self._options is None:
+            return lance.dataset(self.uri, version=version)
+        session = _session(self._objects.location.options.fingerprint)
+        return lance.dataset(self.uri, version=version, storage_options=dict(self._options), session=session)
+
+    @contextmanager
+    def _translated(self, what: str) -> Iterator[None]:
+        """Engine errors become ours, here and nowhere else."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as exc:
+            if is_conflict(exc):
+                raise ConflictError(f"another writer came first while {what}", code="commit-conflict") from exc
+            location = self._objects.location
+            known = remote_failure(f"failed {what}", str(exc), location)
+            if known is not None:
+                raise known from exc
+            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+            hint = "free some space, then try again" if "No space left" in str(exc) else None
+            raise StoreError(f"failed {what}: {location.options.scrub(reason)}", code="engine", hint=hint) from exc
 
     def create(self, schema: pa.Schema) -> None:
         """Make the table, empty, through the LanceDB catalogue, with stable row ids and an index on `id`.
@@ -118,38 +153,39 @@ class LanceTable:
         import lancedb  # 1.5 s to import: only the rare call that needs the catalogue pays for it
 
         schema = pa.schema([field if field.name == "id" else field.with_nullable(True) for field in schema])
-
-        with _translated(f"creating the table {self.path.stem}"):
-            catalogue = lancedb.connect(str(self.path.parent))
+        if self._root is not None:
+            self._root.parent.mkdir(exist_ok=True)
+        with self._translated(f"creating the table {self.name}"):
+            catalogue = lancedb.connect(self._folder, storage_options=self._options)
             catalogue.create_table(
-                self.path.stem,
+                self.name,
                 schema=schema,
                 storage_options={
+                    **(self._options or {}),
                     "new_table_enable_stable_row_ids": "true",
                     "new_table_data_storage_version": "2.2",
                 },
             )
-            dataset = lance.dataset(self.uri)
-            dataset.create_scalar_index("id", "BTREE")
-            self.make_durable(lance.dataset(self.uri))
+            self._open().create_scalar_index("id", "BTREE")
+            self.make_durable(self._open())
 
     def head(self) -> Dataset:
         """A fresh handle on the newest version."""
-        with _translated(f"opening {self.path.stem}"):
-            return lance.dataset(self.uri)
+        with self._translated(f"opening {self.name}"):
+            return self._open()
 
     def at(self, version: int) -> Dataset:
         """A handle on one version; versions never change, so handles are kept."""
         if version not in self._pinned:
-            with _translated(f"opening version {version} of {self.path.stem}"):
-                self._pinned[version] = lance.dataset(self.uri, version=version)
+            with self._translated(f"opening version {version} of {self.name}"):
+                self._pinned[version] = self._open(version)
         return self._pinned[version]
 
     def latest_version(self) -> int:
         """Number of the newest version; 0.01 ms, cheap enough to poll."""
         if self._poll is None:
             self._poll = self.head()
-        with _translated(f"looking at {self.path.stem}"):
+        with self._translated(f"looking at {self.name}"):
             return int(self._poll.latest_version)
 
     # --- writing -------------------------------------------------------------------------------------------------
@@ -160,115 +196,132 @@ class LanceTable:
         Raises ConflictError when anybody committed since `head`: the caller must look again before it retries,
         because the engine's own retry plans anew behind whatever the caller checked.
         """
-        with _translated(f"committing {len(rows)} records"):
+        with self._translated(f"committing {len(rows)} records"):
             merge = head.merge_insert("id").when_not_matched_insert_all().conflict_retries(0)
             return int(merge.execute(rows)["num_inserted_rows"])
 
     def add_columns(self, head: Dataset, fields: Sequence[pa.Field]) -> None:
         """Add empty columns to `head` by metadata alone. Raises ConflictError when anybody committed since `head`."""
-        with _translated("adding columns"):
+        with self._translated("adding columns"):
             head.add_columns(list(fields))
 
     def drop_fragments(self, head: Dataset, fragment_ids: list[int]) -> None:
         """Delete whole fragments of `head` by metadata alone. Raises ConflictError when they changed meanwhile."""
-        with _translated("taking sealed fragments out of live"):
+        with self._translated("taking sealed fragments out of live"):
             operation = LanceOperation.Delete([], fragment_ids, "sealed")
-            lance.LanceDataset.commit(self.uri, operation, read_version=head.version)
+            lance.LanceDataset.commit(self.uri, operation, read_version=head.version, storage_options=self._options)
 
     def delete_created_up_to(self, head: Dataset, version: int) -> None:
         """Delete the rows that `version` already held."""
-        with _translated("taking sealed rows out of live"):
+        with self._translated("taking sealed rows out of live"):
             head.delete(created_up_to(version))
 
     def compact(self, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT) -> None:
         """Join neighbours of fewer rows than that, drop deleted rows' space, bring the id index up to date."""
-        with _translated(f"compacting {self.path.stem}"):
-            head = lance.dataset(self.uri)
+        with self._translated(f"compacting {self.name}"):
+            head = self._open()
             head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
-            lance.dataset(self.uri).optimize.optimize_indices()
+            self._open().optimize.optimize_indices()
         self.make_durable(self.head())
 
     def clean_up(self, older_than_s: float) -> int:
         """Remove files that only untagged versions older than that need; returns the bytes freed."""
         from datetime import timedelta
 
-        with _translated(f"cleaning up {self.path.stem}"):
-            stats = lance.dataset(self.uri).cleanup_old_versions(
+        with self._translated(f"cleaning up {self.name}"):
+            stats = self._open().cleanup_old_versions(
                 older_than=timedelta(seconds=older_than_s), error_if_tagged_old_versions=False
             )
         return int(stats.bytes_removed)
 
     def tag(self, name: str, version: int) -> None:
         """Name a version. Raises StoreError when the name already names another one."""
-        with _translated(f"tagging {name}"):
-            dataset = lance.dataset(self.uri)
-            found = self.tags().get(name)
-            if found is None:
-                try:
-                    dataset.tags.create(name, version)
-                except (OSError, ValueError, RuntimeError):
-                    found = self.tags().get(name)
-                    if found is None:
-                        raise
+        found = self.tagged(name)
+        if found is None:
+            try:
+                with self._translated(f"tagging {name}"):
+                    self._open().tags.create(name, version)
+            except (ConflictError, StoreError):
+                found = self.tagged(name)  # another process did it
+                if found is None:
+                    raise
         if found is not None and found != version:
             raise StoreError(
-                f"tag {name} of {self.path.stem} names version {found}, its record says {version}",
+                f"tag {name} of {self.name} names version {found}, its record says {version}",
                 code="tag-moved",
                 hint="somebody moved the tag; the record is what counts",
             )
-        tags = self.path / "_refs" / "tags"
-        sync_file(tags / f"{name}.json")
-        for directory in (tags, tags.parent, self.path):
-            sync_directory(directory)
+        if self._root is not None:
+            tags = self._root / "_refs" / "tags"
+            sync_file(tags / f"{name}.json")
+            for directory in (tags, tags.parent, self._root):
+                sync_directory(directory)
 
-    def tags(self) -> dict[str, int]:
-        """Tag name → version."""
-        return {name: int(tag["version"]) for name, tag in lance.dataset(self.uri).tags.list().items()}
+    def tagged(self, name: str) -> int | None:
+        """The version that a tag names; None when there is no such tag."""
+        with self._translated(f"reading the tag {name}"):
+            try:
+                return int(self._open().tags.get_version(name))
+            except ValueError as exc:
+                if "Ref not found" in str(exc):
+                    return None
+                raise
 
     # --- durability ----------------------------------------------------------------------------------------------
 
-    def manifest_path(self, version: int) -> Path:
-        """The manifest file of a version (Lance's V2 naming: newest sorts first)."""
-        return self.path / "_versions" / f"{2**64 - 1 - version:020d}.manifest"
+    def manifest_path(self, version: int) -> str:
+        """The manifest file of a version, relative to the table (Lance's V2 naming: newest sorts first)."""
+        return f"_versions/{2**64 - 1 - version:020d}.manifest"
 
     def manifest_sha256(self, version: int) -> str:
         """SHA-256 (hex) of a version's manifest. Raises StoreError when it is gone."""
         try:
-            return hashlib.sha256(self.manifest_path(version).read_bytes()).hexdigest()
-        except FileNotFoundError as exc:
+            return self.file_sha256(self.manifest_path(version))
+        except NotFoundError as exc:
             raise StoreError(
-                f"the manifest of version {version} of {self.path.stem} is missing", code="manifest-missing"
+                f"the manifest of version {version} of {self.name} is missing", code="manifest-missing"
             ) from exc
 
-    def files(self, dataset: Dataset) -> list[Path]:
-        """Every file that the handle's version references."""
+    def file_sha256(self, path: str) -> str:
+        """SHA-256 (hex) of one of the table's files, by its path relative to the table. Raises NotFoundError."""
+        return self._objects.sha256(f"{self._path}/{path}")
+
+    def files(self, dataset: Dataset) -> list[str]:
+        """Every file that the handle's version references, relative to the table."""
         files = []
         for fragment in dataset.get_fragments():
             meta = fragment.metadata
-            files += [self.path / "data" / data.path for data in meta.files]
+            files += [f"data/{data.path}" for data in meta.files]
             if meta.deletion_file is not None:
-                files.append(self.path / meta.deletion_file.path(meta.id))
+                files.append(meta.deletion_file.path(meta.id))
         for index in dataset.describe_indices():
             for segment in index.segments:
-                files += sorted((self.path / "_indices" / str(segment.uuid)).glob("*"))
+                found = self._objects.list(f"{self._path}/_indices/{segment.uuid}")
+                files += [path.removeprefix(f"{self._path}/") for path in found]
         files.append(self.manifest_path(dataset.version))
         return files
 
     def make_durable(self, dataset: Dataset) -> None:
         """Fsync every file that the handle's version references, whoever wrote it, and their directories.
 
-        A neighbour's unsynced file would make the version unreadable after a power cut just as our own would.
+        A neighbour's unsynced file would make the version unreadable after a power cut just as our own would. On an
+        object store there is nothing to do: what a server has acknowledged, or shows, is durable.
         """
-        pending = [path for path in self.files(dataset) if str(path) not in self._synced]
-        transactions = self.path / "_transactions"
-        pending += [path for path in transactions.glob("*.txn") if str(path) not in self._synced]
+        if self._root is None:
+            return
+        root = self._root
+        pending = [root / path for path in self.files(dataset) if path not in self._synced]
+        transactions = root / "_transactions"
+        pending += [
+            path for path in transactions.glob("*.txn") if path.relative_to(root).as_posix() not in self._synced
+        ]
         for path in pending:
             sync_file(path)
-        directories = {path.parent for path in pending} | {self.path / "_indices", self.path}
+        directories = {path.parent for path in pending} | {root / "_indices", root}
         for directory in directories:
             sync_directory(directory)
-        sync_file(self.path / "_versions" / "latest_version_hint.json")  # rewritten by every commit
-        self._synced.update(map(str, pending))
+        sync_file(root / "_versions" / "latest_version_hint.json")  # rewritten by every commit
+        self._synced.update(path.relative_to(root).as_posix() for path in pending)
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -276,13 +329,13 @@ class LanceTable:
         self, dataset: Dataset, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False
     ) -> Iterator[pa.RecordBatch]:
         """Batches of the rows that match, in table order; with `_rowid` as the last column if asked for."""
-        with _translated(f"reading {self.path.stem}"):
+        with self._translated(f"reading {self.name}"):
             scanner = dataset.scanner(columns=list(columns), filter=where, with_row_id=row_ids, **_SCAN)
             yield from scanner.to_batches()
 
     def count(self, dataset: Dataset, where: str | None = None) -> int:
         """Rows that match."""
-        with _translated(f"counting {self.path.stem}"):
+        with self._translated(f"counting {self.name}"):
             return int(dataset.count_rows(where))
 
     def take(self, dataset: Dataset, row_ids: np.ndarray[Any, np.dtype[np.int64]], columns: Sequence[str]) -> pa.Table:
@@ -291,7 +344,7 @@ class LanceTable:
         `_take_rows` is private to pylance, hence wrapped here alone: `take` by offsets falls to some hundred rows a
         second as soon as any fragment has a deletion.
         """
-        with _translated(f"reading rows of {self.path.stem}"):
+        with self._translated(f"reading rows of {self.name}"):
             return dataset._take_rows(row_ids.astype(np.uint64), columns=list(columns))
 
     def fragment_rows(self, dataset: Dataset) -> list[int]:

@@ -27,5 +27,9 @@ def test_the_loader_benchmark_runs() -> None:
     assert "numpy memmap gather" in run("loader.py", "--smoke")
 
 
+def test_the_object_store_benchmark_runs() -> None:
+    assert "smoke" in run("s3.py", "--smoke")
+
+
 def test_the_shuffle_benchmark_runs() -> None:
     assert "|" in run("shuffle.py", "--smoke")

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import lance
+import pyarrow as pa
 import pytest
 
 import treering
@@ -172,3 +173,13 @@ def test_moto_holds_the_same(moto: tuple[LocalS3, Meddler], store: treering.Stor
     support, twin = fill(remote), fill(store)
     assert [s.digest for s in support.snapshots()] == [s.digest for s in twin.snapshots()]
     assert ids(remote, "support@live") == ids(store, "support@live")
+
+
+def test_a_corpus_evolves_on_an_object_store_and_its_snapshots_are_read_as_the_newest(remote: treering.Store) -> None:
+    support = fill(remote)
+    newer = pa.schema([("text", pa.string()), ("label", pa.string()), ("note", pa.string())])
+    support.evolve(newer, defaults={"note": "none yet"})
+    with support.capture() as live:
+        live.add({"id": "late", "text": "t", "label": "a", "note": "mine"})
+    assert set(remote.load("support@v1").to_table(["note"]).column(0).to_pylist()) == {"none yet"}
+    assert "mine" in remote.load("support@live").to_table(["note"]).column(0).to_pylist()

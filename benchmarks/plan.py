@@ -73,6 +73,10 @@ class Numbers:
         """It is never locked."""
         raise NotImplementedError
 
+    def up_to(self, end: int | None = None) -> Numbers:
+        """It never grows."""
+        return self
+
 
 def simulated(
     rows: int, ranks: int, *, chunk_rows: int = 32, pool_rows: int = 65_536

@@ -37,36 +37,34 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  #
 
 WORKERS = (0, 1, 2, 4)
 BATCH = 16
-RUN = 30  # batches: live is passed over once, and each source's windows (of 16 to 64 draws) end several times
+RUN = 36  # batches: enough for each source's windows, of about 64 draws, to end several times
 SMALL: dict[str, Any] = {"columns": ["id"], "chunk_rows": 4, "pool_rows": 64}
 
 
-def a_store() -> MemoryStore:
-    store = MemoryStore()
+def plain(store: MemoryStore) -> MixLock:
     store.add("support@v1", records("a", 300))
     store.add("support@v2", records("b", 200))
-    store.add("support@live", records("c", 240))
-    return store
-
-
-def plain(store: MemoryStore) -> MixLock:
+    store.add("support@live", records("c", 300))
     sources = [store.load(ref) for ref in ("support@v1", "support@v2", "support@live")]
     return mix(*sources, weights=[0.3, 0.3, 0.4], seed=7).lock(BATCH, **SMALL)
 
 
 def eventful(store: MemoryStore) -> MixLock:
     """Live held 128 training rows when the run began, 160 from its 64th draw on, and 192 from its second pass on."""
-    sources = [store.load(ref) for ref in ("support@v1", "support@live")]
-    lock = mix(*sources, weights=[9, 7], seed=3).lock(BATCH, epochs=None, **SMALL)
-    live = lock.sources[1].model_copy(update={"train_rows": 128, "block_rows": 64})
-    start = lock.model_copy(update={"sources": (lock.sources[0], live)})
-    events: list[Any] = [GrowthEvent(source=1, draw=64, train_rows=160)]
-    began = start.model_copy(update={"events": tuple(events)}).plan()
-    events.append(WeightEvent(batch=13, units=(3, 1), taken=began.taken_before(13)))
-    second = began.sources[1].draws_in(1)
-    assert began.sources[1].is_boundary(second)
-    events.append(GrowthEvent(source=1, draw=second, train_rows=192))
-    return MixLock.from_json(start.model_copy(update={"events": tuple(events)}).to_json())
+    old = store.add("support@v1", records("a", 300))
+    rows = records("c", 240)
+    live = store.add("support@live", rows[:160])
+    lock = mix(old, live, weights=[9, 7], seed=3).lock(BATCH, epochs=None, **SMALL)
+    ends = [store.add("support@live", rows[low : low + 40]).segments[-1].row_ids[1] for low in (160, 200)]
+    events: list[Any] = [GrowthEvent(batch=8, source=1, draw=64, train_rows=160, end=ends[0])]
+    plan = lock.with_events(events, 8).plan()
+    events.append(WeightEvent(batch=13, units=(3, 1), taken=plan.taken_before(13)))
+    second = plan.sources[1].draws_in(1)
+    assert plan.sources[1].is_boundary(second)
+    plan = lock.with_events(events, 13).plan()
+    events.append(GrowthEvent(batch=14, source=1, draw=second, train_rows=192, end=ends[1]))
+    assert 14 < plan.batch_of(1, second) < RUN
+    return MixLock.from_json(lock.with_events(events, 14).to_json())
 
 
 LOCKS = {"plain": plain, "events": eventful}
@@ -92,7 +90,7 @@ class Run:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.store = a_store()
+        self.store = MemoryStore()
         self.lock: MixLock = LOCKS[name](self.store)
         self.whole, self.states = self.record()
 

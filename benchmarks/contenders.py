@@ -209,12 +209,12 @@ def warm_up(data: Data) -> None:
     import treering
 
     store = treering.open(data.root / "store")
+    cache: Any = getattr(store, "cache", None)
+    if cache is None:
+        raise Unavailable("this treering has no snapshot cache")
     for name in NAMES:
-        build = getattr(store.load(f"{name}@v1"), "cache", None)
-        if build is None:
-            raise Unavailable("this treering has no snapshot cache")
-        build(["tokens", "target"])
-    data.own("cache").mkdir()
+        cache.build(store.load(f"{name}@v1"), ["tokens", "target"])
+    data.own("cached").mkdir()
 
 
 # ---- torchdata
@@ -593,7 +593,7 @@ CONTENDERS = (
               lambda data: ours(data, chunk_rows=1), "exact", modules=OURS, packages=("treering",)),
     Contender("treering-warm", "treering, warm cache, full shuffle", "treering",
               lambda data: ours(data, warm=True, chunk_rows=1), "exact",
-              modules=OURS, packages=("treering",), prepare=warm_up, shared="cache"),
+              modules=OURS, packages=("treering",), prepare=warm_up, shared="cached"),
     Contender("treering-text", "treering, cold, with text", "treering",
               lambda data: ours(data, text=True), "exact", modules=OURS, packages=("treering",), text=True),
     Contender("torchdata", "torchdata StatefulDataLoader over numpy memmaps", "peer", torchdata, "in expectation",

@@ -44,3 +44,17 @@ def test_the_loader_benchmark_measures_in_processes_of_their_own(tmp_path: Path)
 
 def test_the_shuffle_benchmark_runs() -> None:
     assert "|" in run("shuffle.py", "--smoke")
+
+
+def test_the_plan_benchmark_runs() -> None:
+    found = json.loads(run("plan.py", "--smoke", "--json"))
+    assert found["simulation"]["rows"] == 10**12
+    assert found["simulation"]["mb_beyond_imports"] < 200
+    assert set(found["resume"]["first_batch_ms"]) >= {"0", "1000000"}
+
+
+def test_the_transformer_benchmark_trains_and_says_how_long_it_waited_both_ways() -> None:
+    found = json.loads(run("transformer.py", "--smoke", "--json"))
+    assert 0 < found["wait_share"] < 1
+    assert 0 < found["profiled_wait_share"] < 1
+    assert found["parameters"] > 100_000

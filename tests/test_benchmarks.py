@@ -23,8 +23,23 @@ def test_the_capture_benchmark_runs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_loader_benchmark_runs() -> None:
-    assert "numpy memmap gather" in run("loader.py", "--smoke")
+def test_the_loader_benchmark_shows_every_contender_and_says_who_does_not_run() -> None:
+    rows = run("loader.py", "--smoke").splitlines()
+    assert any("numpy memmap gather" in row and "1.000" in row for row in rows)
+    for peer in ("LanceDB Permutation", "MosaicML", "HF datasets", "Grain", "webdataset", "litdata", "Deep Lake"):
+        assert any(peer in row and ("k |" in row or "doesn't run" in row) for row in rows), peer
+
+
+def test_the_loader_benchmark_measures_in_processes_of_their_own(tmp_path: Path) -> None:
+    text = tmp_path / "lines.txt"
+    text.write_text("\n".join(f"A sentence with the number {n} in it." for n in range(2_000)))
+    few = ["--rows", "1500", "--rounds", "1", "--seconds", "0.1", "--only", "gather", "treering-text"]
+    results = json.loads(run("loader.py", *few, "--text", str(text), "--dir", str(tmp_path), "--json"))["results"]
+    assert {row["key"] for row in results} == {"gather", "treering-text"}
+    for row in results:
+        assert row["rows_per_s"] > 0
+        assert row["anonymous_mb"] > 20
+        assert 0.9 < row["entropy_of_full_shuffle"] < 1.1
 
 
 def test_the_object_store_benchmark_runs() -> None:
@@ -33,3 +48,17 @@ def test_the_object_store_benchmark_runs() -> None:
 
 def test_the_shuffle_benchmark_runs() -> None:
     assert "|" in run("shuffle.py", "--smoke")
+
+
+def test_the_plan_benchmark_runs() -> None:
+    found = json.loads(run("plan.py", "--smoke", "--json"))
+    assert found["simulation"]["rows"] == 10**12
+    assert found["simulation"]["mb_beyond_imports"] < 200
+    assert set(found["resume"]["first_batch_ms"]) >= {"0", "1000000"}
+
+
+def test_the_transformer_benchmark_trains_and_says_how_long_it_waited_both_ways() -> None:
+    found = json.loads(run("transformer.py", "--smoke", "--json"))
+    assert 0 < found["wait_share"] < 1
+    assert 0 < found["profiled_wait_share"] < 1
+    assert found["parameters"] > 100_000

@@ -247,6 +247,28 @@ def test_batches_partition_the_draws_of_every_source() -> None:
         assert all(plan.batch_of(source, int(d)) == batch for d in range(low, high))
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(any), min_size=1, max_size=4),
+    st.integers(1, 40),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_batch_of_a_draw_is_looked_up_through_all_changes_of_weight(shares: list[list[int]], step: int) -> None:
+    """Also where a source has no weight for a while, or none any more."""
+    plan = a_plan([90, 80, 70], shares[0], 8)
+    for number, weights in enumerate(shares[1:], 1):
+        change = WeightChange(number * step, quantise(weights), plan.taken_before(number * step))
+        plan = a_plan([90, 80, 70], shares[0], 8, changes=(*plan.changes, change))
+    last = len(shares) * step + 20
+    taken = plan.taken(np.arange(last + 1))
+    for source in range(3):
+        for draw in range(int(taken[last, source])):
+            batch = plan.batch_of(source, draw)
+            assert taken[batch, source] <= draw < taken[batch + 1, source]
+        if not shares[-1][source]:
+            with pytest.raises(UsageError, match="never drawn"):
+                plan.batch_of(source, int(taken[last, source]))
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8, 16, 100, 256, 1_000])
 def test_the_order_of_a_batch_is_a_permutation_that_spreads_the_sources(batch_size: int) -> None:
     plan = a_plan([1_000, 1_000], [1, 1], batch_size)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -397,18 +397,16 @@ class MixPlan:
 
     def batch_of(self, source: int, draw: int) -> int:
         """The batch that a draw of a source belongs to; the source has to have a weight by then."""
-        return self._batch_of(source, draw, self.taken)
-
-    def _batch_of(self, source: int, draw: int, taken: Callable[[Int64Array], Int64Array]) -> int:
-        low, high = 0, 1
-        while taken(np.array([high]))[0, source] <= draw:
-            low, high = high, high * 2
-            if high > 2**45:  # no run gets there; beyond, the counts would leave int64
-                raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if taken(np.array([middle]))[0, source] <= draw else (low, middle)
-        return low
+        # Looked up, not searched for from batch 0: a rank that resumes asks for each of its windows, wherever it is.
+        first, base, table = self._tables[bisect_right(self._tables, draw, key=lambda entry: int(entry[1][source])) - 1]
+        ahead = draw - int(base[source])
+        each = int(table.prefix[-1, source])
+        limited = self.once and draw >= int(self.limits[source])
+        if each == 0 or limited or ahead // each * table.period > 2**45:  # beyond, the counts would leave int64
+            raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
+        periods, rest = divmod(ahead, each)
+        inside = int(np.searchsorted(table.prefix[:, source], rest, side="right")) - 1
+        return first + periods * table.period + inside
 
     def batches_in(self, epochs: int) -> int:
         """Batches until the anchor source has been passed over `epochs` times; the last one is filled up.

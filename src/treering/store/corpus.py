@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
+from treering.store.annotations import AnnotationLog
 from treering.store.documents import CorpusRecord
 from treering.store.lease import lease
 from treering.store.schemas import newer_versions
@@ -92,6 +93,11 @@ class BaseCorpus:
         """Its Lance table."""
         return LanceTable(self.path)
 
+    @cached_property
+    def annotation_log(self) -> AnnotationLog:
+        """What was said about its records later."""
+        return AnnotationLog(self)
+
     def __getstate__(self) -> tuple[BaseStore, CorpusRecord, tuple[RecordType, History]]:
         return (self.store, self.record, self._kind)
 
@@ -132,6 +138,7 @@ class BaseCorpus:
                 return True
 
             retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
+        self.annotation_log.compact(wait_s=wait_s)
 
     def clean_up(self, *, older_than_s: float = 3600.0, wait_s: float = 30.0) -> int:
         """Remove files that only old, unsealed table versions need. Returns the bytes freed.
@@ -141,4 +148,5 @@ class BaseCorpus:
         """
         with self.lease(wait_s=wait_s):
             finish_pending(self)
-            return self.table.clean_up(older_than_s)
+            freed = self.table.clean_up(older_than_s)
+        return freed + self.annotation_log.clean_up(older_than_s, wait_s=wait_s)

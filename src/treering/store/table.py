@@ -133,6 +133,15 @@ class LanceTable:
             dataset.create_scalar_index("id", "BTREE")
             self.make_durable(lance.dataset(self.uri))
 
+    def head_if_made(self) -> Dataset | None:
+        """A fresh handle on the newest version; None when the table has never been made."""
+        try:
+            return lance.dataset(self.uri)
+        except (OSError, ValueError) as exc:
+            if isinstance(exc, ValueError) and "was not found" in str(exc):  # the engine has no error of its own for it
+                return None
+            raise StoreError(f"failed opening {self.path.stem}: {exc}", code="engine") from exc
+
     def head(self) -> Dataset:
         """A fresh handle on the newest version."""
         with _translated(f"opening {self.path.stem}"):
@@ -168,6 +177,11 @@ class LanceTable:
         """Add empty columns to `head` by metadata alone. Raises ConflictError when anybody committed since `head`."""
         with _translated("adding columns"):
             head.add_columns(list(fields))
+
+    def append(self, rows: pa.Table) -> int:
+        """Add rows at the end, whatever else is committed meanwhile; returns the version. For tables without a key."""
+        with _translated(f"appending {len(rows)} rows to {self.path.stem}"):
+            return int(lance.write_dataset(rows, self.uri, mode="append").version)
 
     def drop_fragments(self, head: Dataset, fragment_ids: list[int]) -> None:
         """Delete whole fragments of `head` by metadata alone. Raises ConflictError when they changed meanwhile."""

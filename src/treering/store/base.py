@@ -197,7 +197,7 @@ class BaseStore:
     # --- reading -------------------------------------------------------------------------------------------------
 
     def load(self, ref: str) -> Source:
-        """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`.
+        """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`, `support/NAME`.
 
         Raises UsageError for what isn't a ref, NotFoundError for what isn't there.
         """

@@ -68,6 +68,7 @@ class Numbers:
         self.corpus = "simulated"
         self.segments = (RowNumbers(rows),)
         self.schema = pa.schema([("row", pa.int64())])
+        self.sampling = None
 
     def pin(self) -> dict[str, Any]:
         """It is never locked."""

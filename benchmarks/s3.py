@@ -101,13 +101,14 @@ def slowed(endpoint: str, latency_s: float) -> Iterator[str]:
 def build(uri: str, options: dict[str, str], rows: int) -> float:
     """A store of three corpora, sealed once each; the seconds it took to capture them."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from loader import SCHEMA, records
+    from loader import SCHEMA, Texts, records
 
     store = treering.open(uri, storage_options=options)
+    texts = Texts(None)
     took = 0.0
     for number, name in enumerate(NAMES):
         corpus = store.create(name, schema=SCHEMA)
-        tables = [records(min(50_000, rows - low), number * 1_000 + low) for low in range(0, rows, 50_000)]
+        tables = [records(rows, low, min(low + 50_000, rows), texts, number) for low in range(0, rows, 50_000)]
         began = time.perf_counter()
         with corpus.capture() as live:
             for table in tables:

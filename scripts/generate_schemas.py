@@ -16,7 +16,14 @@ from treering.registry import AdapterEvent, StoredAdapter, StoredScore
 from treering.rounds import Evaluation
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
-from treering.store.documents import Certificate, CorpusRecord, SchemaVersion, SnapshotRecord, StoreMarker
+from treering.store.documents import (
+    Certificate,
+    CorpusRecord,
+    SchemaVersion,
+    SelectionRecord,
+    SnapshotRecord,
+    StoreMarker,
+)
 from treering.training.card import ModelCard
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
@@ -32,6 +39,7 @@ DOCUMENTS = {
     "model-card": ModelCard,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
+    "selection": SelectionRecord,
     "snapshot": SnapshotRecord,
     "store": StoreMarker,
     "verdict": Verdict,

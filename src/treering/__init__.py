@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
     from treering.front import Corpus, Store, open  # noqa: A004
-    from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix
+    from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.train import Run, train
     from treering.store import Snapshot, Source
@@ -60,6 +60,7 @@ _HOMES = {
     "mix": "mixing",
     "open": "front",
     "score_matrix": "rounds",
+    "streams": "mixing",
     "train": "rounds",
 }
 
@@ -93,6 +94,7 @@ __all__ = [
     "mix",
     "open",
     "score_matrix",
+    "streams",
     "train",
 ]
 

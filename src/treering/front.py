@@ -12,14 +12,16 @@ from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
 from treering.store.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
     from treering.mixing import Mix, Schedule
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
-    from treering.store.documents import SnapshotRecord
+    from treering.store.documents import SelectionRecord, SnapshotRecord
 
 __all__ = ["Corpus", "Store", "open"]
 
@@ -67,6 +69,65 @@ class Corpus(BaseCorpus):
         from treering.store.schemas import evolve
 
         return evolve(self, schema, renames or {}, defaults or {}, dry_run=dry_run)
+
+    def annotate(
+        self,
+        id: str,  # noqa: A002  (as the column is called)
+        *,
+        label: str | None = None,
+        outcome: Any = None,
+        quality: float | None = None,
+        correction: Any = None,
+        exclude: bool | None = None,
+        by: str | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Say something about a record later. Durable when this returns; the newest word under each key counts.
+
+        label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
+        correction: what it should have been. exclude: True keeps it out of training and evaluation from the next `load` on
+        (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
+        for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
+        """
+        self.annotate_many(
+            [
+                {
+                    "id": id,
+                    "label": label,
+                    "outcome": outcome,
+                    "quality": quality,
+                    "correction": correction,
+                    "exclude": exclude,
+                    "by": by,
+                    "note": note,
+                }
+            ]
+        )
+
+    def annotate_many(self, rows: Iterable[Mapping[str, Any]] | pa.Table) -> int:
+        """Say something about many records at once: dicts, or an Arrow table, of `annotate`'s arguments.
+
+        All are stored or none. Gives the number of words stored: one per record and key. Raises as `annotate` does.
+        """
+        from treering.capture.annotations import annotate
+
+        return annotate(self, rows)
+
+    def annotations(
+        self, ids: Sequence[str] | None = None, *, key: str | None = None, history: bool = False
+    ) -> pa.Table:
+        """What has been said, in order: columns `id`, `key`, `value` (JSON text), `by`, `note`, `ts` and `seq` (int64).
+
+        The newest word per id and key, with `history` all of them; about all records or about `ids`, under all keys or one.
+        """
+        log = self.annotation_log
+        return log.read(log.version(), ids=ids, key=key, history=history)
+
+    def selections(self) -> list[SelectionRecord]:
+        """The stored selections of this corpus, oldest first; `store.load(selection.ref)` gives one as a source."""
+        from treering.store.selection import list_selections
+
+        return list_selections(self)
 
     def snapshot(self, *, message: str = "", to: int | None = None) -> Snapshot | None:
         """Seal what live holds as the next snapshot; None when live is empty.

@@ -158,3 +158,22 @@ def test_rows_of_different_lengths_are_refused() -> None:
     document["values"][1].pop()
     with pytest.raises(UsageError, match="different lengths"):
         ScoreMatrix.from_model(document)
+
+
+def test_forgetting_by_slice_averages_to_forgetting_where_nothing_got_better() -> None:
+    nan = np.nan
+    matrix = ScoreMatrix(
+        rounds=("1", "2", "3"),
+        slices=("support[domain=billing]", "support[domain=x[y]=z]", "support[domain=new]", "support[domain=gap]"),
+        values=np.array([[0.9, nan, nan, 0.4], [0.95, 0.5, nan, 0.4], [0.7, 0.6, 0.8, nan]]),
+        learned_in=(0, 1, 2, 0),
+    )
+    lost = matrix.forgetting_by_slice()
+    assert lost == {"support[domain=billing]": pytest.approx(0.25), "support[domain=x[y]=z]": 0.0}
+    assert matrix.domain_forgetting() == {"billing": pytest.approx(0.25), "x[y]=z": 0.0}
+
+
+def test_a_matrix_by_snapshot_knows_no_domains() -> None:
+    matrix = ScoreMatrix(rounds=("1",), slices=("support@v1",), values=np.array([[0.5]]))
+    with pytest.raises(UsageError, match="no slice of a domain"):
+        matrix.domain_forgetting()

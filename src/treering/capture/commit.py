@@ -29,7 +29,7 @@ from treering.store.schemas import add_columns
 from treering.store.snapshot import list_records
 from treering.store.table import retry_conflicts, text_in
 
-__all__ = ["GIVEN", "Committed", "comparable", "drain", "look_up", "same_content", "spool_schema"]
+__all__ = ["FILTERS", "GIVEN", "Committed", "comparable", "drain", "look_up", "same_content", "spool_schema"]
 
 #: Fields that are filled in, and the spool-only columns that say whether they came with the record: what was filled in
 #: doesn't make a resent record differ.
@@ -70,7 +70,8 @@ class _Filters:
         return self._known[key]
 
 
-_filters = _Filters()
+#: The one of this process.
+FILTERS = _Filters()
 
 
 def spool_schema(version: Version) -> pa.Schema:
@@ -227,7 +228,7 @@ def _sealed_with(corpus: BaseCorpus, history: History, ids: Sequence[str]) -> di
     found: dict[str, dict[str, Any]] = {}
     hashes = [stable_hash(record_id) for record_id in ids] if records else []
     for record in records:
-        bloom = _filters.of(corpus, record)
+        bloom = FILTERS.of(corpus, record)
         maybe = ids if bloom is None else [i for i, h in zip(ids, hashes, strict=True) if h in bloom]
         if maybe:
             found.update(_rows_with(sealed_in(corpus, record, history), maybe))

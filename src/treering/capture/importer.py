@@ -21,7 +21,7 @@ from treering.capture.recorder import Recorder
 from treering.errors import NotFoundError, Problem, StoreError
 from treering.store.corpus import BaseCorpus
 
-__all__ = ["ImportSummary", "import_file"]
+__all__ = ["ImportSummary", "import_file", "read_lines"]
 
 _LINES = 8_192  # lines read, checked and spooled at a time: a few MB
 _SHOWN = 20
@@ -72,6 +72,13 @@ def import_file(
     summary.duplicates = recorder.counts.duplicates
     summary.conflicts = recorder.conflicts
     return summary
+
+
+def read_lines(source: str | IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file (a path, any fsspec URL, or a binary stream), decompressed. Raises as `import_file` does."""
+    name, stream = _opened(source)
+    with stream:
+        yield from _lines(stream, name)
 
 
 def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:

@@ -68,7 +68,10 @@ class SourceView:
 
 def show(
     ref: Annotated[
-        str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or an adapter: CORPUS:1, CORPUS:production.")
+        str,
+        typer.Argument(
+            help="CORPUS@v1, @v1..v3, @live, @new, a selection CORPUS/NAME, or an adapter: CORPUS:1, CORPUS:production."
+        ),
     ],
     align: Annotated[
         bool, typer.Option("--align", help="How records of earlier schema versions are read, column by column.")
@@ -95,7 +98,7 @@ def show(
 
 
 def head(
-    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live or @new.")],
+    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or a selection CORPUS/NAME.")],
     rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many records.")] = 5,
     column: Annotated[
         list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more.")
@@ -143,7 +146,8 @@ def _view(store: Store, source: Source, *, align: bool = False) -> SourceView:
         if snapshot:
             for name, values in snapshot.certificate.counts.items():
                 counts.setdefault(name, Counter()).update(values)
-    whole = all(segment.name in sealed for segment in source.segments)
+    # What is counted are whole snapshots.
+    whole = source.is_whole and all(segment.name in sealed for segment in source.segments)
     return SourceView(
         ref=source.ref,
         corpus=source.corpus,

@@ -6,6 +6,7 @@ Holds scores, never computes them. Does not know what an adapter or a snapshot i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,6 +20,8 @@ from treering.errors import UsageError
 __all__ = ["ScoreMatrix", "ScoreMatrixModel"]
 
 FloatArray = npt.NDArray[np.float64]
+
+_DOMAIN = re.compile(r".*?\[domain=(.*)\]", re.DOTALL)  # what evaluation calls the slice of a domain
 
 
 class ScoreMatrixModel(BaseModel):
@@ -107,12 +110,33 @@ class ScoreMatrix:
         "first − last", which is −BWT. Above 0 means forgetting, never below −BWT. NaN as for `bwt`; rounds between
         that weren't evaluated are passed over, the round that learnt the slice and the last round must have been.
         """
-        drops = []
-        for j, r in self._earlier():
-            seen = self.values[r:-1, j]
-            best = math.nan if math.isnan(seen[0]) else float(np.nanmax(seen))
-            drops.append(best - self.values[-1, j])
-        return _mean(drops)
+        return _mean([self._drop(j, r) for j, r in self._earlier()])
+
+    def _drop(self, j: int, r: int) -> float:
+        """How far slice j, learnt in round r, has fallen from its best; NaN where that can't be told."""
+        seen = self.values[r:-1, j]
+        best = math.nan if math.isnan(seen[0]) else float(np.nanmax(seen))
+        return best - float(self.values[-1, j])
+
+    def forgetting_by_slice(self) -> dict[str, float]:
+        """What was lost of each slice learnt before the last round: its part of `forgetting`, but never below 0.
+
+        Slices where that can't be told are left out.
+        """
+        drops = {self.slices[j]: self._drop(j, r) for j, r in self._earlier()}
+        return {name: max(0.0, drop) for name, drop in drops.items() if not math.isnan(drop)}
+
+    def domain_forgetting(self) -> dict[str, float]:
+        """`forgetting_by_slice` of a matrix by domain, by the domains' names: what a selection by importance takes.
+
+        Raises UsageError when no slice is a domain.
+        """
+        found = {name: _DOMAIN.fullmatch(name) for name in self.slices}
+        if not any(found.values()):
+            raise UsageError(
+                "this score matrix has no slice of a domain", code="not-by-domain", hint='score_matrix(…, by="domain")'
+            )
+        return {m[1]: drop for name, drop in self.forgetting_by_slice().items() if (m := found[name]) is not None}
 
     def row(self, round_name: str) -> dict[str, float]:
         """Scores by slice after one round, without the cells that weren't evaluated. Raises UsageError if unknown."""

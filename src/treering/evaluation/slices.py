@@ -6,8 +6,10 @@ store layer; does not predict or score.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from treering.errors import UsageError
 
@@ -113,6 +115,16 @@ def _parts(source: Source) -> tuple[str, ...]:
 
 
 def _key(source: Source) -> str | None:
-    """Name of the content of a sealed source: its segments' content digests."""
-    digests = [segment["digest"] for segment in source.pin()["segments"]]
-    return None if None in digests else "+".join(digests)
+    """Name of the content of a sealed source: its segments' content digests, and what is left out of them."""
+    pin = source.pin()
+    digests = [segment["digest"] for segment in pin["segments"]]
+    if None in digests:
+        return None
+    narrowed: dict[str, Any] = {name: pin[name] for name in ("selection", "where") if name in pin}
+    annotations = pin.get("annotations", {})
+    if annotations.get("excluded"):
+        narrowed["excluded"] = annotations["digest"]
+    if not narrowed:
+        return "+".join(digests)
+    told = hashlib.sha256(json.dumps(narrowed, sort_keys=True).encode()).hexdigest()
+    return "+".join([*digests, told])

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from treering.mixing.lock import GrowthEvent, LockedSource, MixLock, PinnedSegment, SourcePin, WeightEvent
-from treering.mixing.recipe import BATCH_SIZE, CHUNK_ROWS, POOL_ROWS, Mix, mix
+from treering.mixing.lock import (
+    GrowthEvent,
+    LockedSource,
+    MixLock,
+    PinnedAnnotations,
+    PinnedSampling,
+    PinnedSegment,
+    PinnedSelection,
+    SourcePin,
+    WeightEvent,
+)
+from treering.mixing.recipe import BATCH_SIZE, CHUNK_ROWS, POOL_ROWS, Mix, mix, streams
 from treering.mixing.weights import ReplayController, Schedule
 
 if TYPE_CHECKING:
@@ -20,13 +30,17 @@ __all__ = [
     "LockedSource",
     "Mix",
     "MixLock",
+    "PinnedAnnotations",
+    "PinnedSampling",
     "PinnedSegment",
+    "PinnedSelection",
     "ReplayController",
     "Schedule",
     "SourcePin",
     "Transform",
     "WeightEvent",
     "mix",
+    "streams",
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from treering.errors import ConflictError, UsageError
-from treering.mixing.lock import Event, GrowthEvent, MixLock, WeightEvent
+from treering.mixing.lock import Event, GrowthEvent, MixLock, WeightEvent, pinned_sampling
 from treering.mixing.plan import MAX_GROWTHS_PER_EPOCH, MixPlan
 from treering.mixing.shares import quantise
 from treering.mixing.sources import SourceLike, TrainRows, is_growing
@@ -54,8 +54,14 @@ class Course:
         self.sources = tuple(sources)
         self.adaptive = adaptive or follow or lock.schedule is not None
         self._pinned = tuple(TrainRows.of(source) for source in sources) if rows is None else tuple(rows)
-        for locked, found in zip(lock.sources, self._pinned, strict=True):
+        for locked, source, found in zip(lock.sources, self.sources, self._pinned, strict=True):
             _check_rows(locked.pin.ref, locked.train_rows, found.size)
+            if locked.sampling != pinned_sampling(source, found):
+                raise ConflictError(
+                    f"{locked.pin.ref} is drawn by other weights than the lock says",
+                    code="content-changed",
+                    hint="the records aren't those that were locked: make a new mix and lock that",
+                )
         self._followed = [n for n, source in enumerate(sources) if is_growing(source.ref)] if follow else []
         if follow and not self._followed:
             raise UsageError(
@@ -63,6 +69,13 @@ class Course:
                 code="nothing-to-follow",
                 hint='add store.live("NAME") to the mix, or leave out follow=True',
             )
+        for number in self._followed:
+            if self.sources[number].sampling is not None:
+                raise UsageError(
+                    f"{self.sources[number].ref} is drawn by weight: what comes in later would change all weights",
+                    code="weighted-growth",
+                    hint="follow it uniformly, or leave out follow=True",
+                )
         self._latest: dict[int, SourceLike] = {n: self.sources[n] for n in self._followed}
         self._wanted: tuple[int, ...] | None = None
         self.adopt(lock)
@@ -81,7 +94,7 @@ class Course:
         self._take(lock, tuple(rows))
 
     def _take(self, lock: MixLock, rows: tuple[TrainRows, ...]) -> None:
-        plan = lock.plan()
+        plan = lock.plan(rows)
         self.total = planned_batches(lock, plan)
         self.lock, self.rows, self.plan = lock, rows, plan
 

@@ -28,17 +28,39 @@ from pydantic import (
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.mixing.plan import Growth, MixPlan, WeightChange
 from treering.mixing.shares import MAX_UNITS
-from treering.mixing.sources import SourceLike
+from treering.mixing.sources import SourceLike, TrainRows
 from treering.mixing.weights import Schedule
 
 if TYPE_CHECKING:
     from treering.mixing.loader import Loader, Transform
 
-__all__ = ["Event", "GrowthEvent", "LockedSource", "MixLock", "PinnedSegment", "SourcePin", "WeightEvent"]
+__all__ = [
+    "Event",
+    "GrowthEvent",
+    "LockedSource",
+    "MixLock",
+    "PinnedAnnotations",
+    "PinnedSampling",
+    "PinnedSegment",
+    "PinnedSelection",
+    "SourcePin",
+    "WeightEvent",
+    "pinned_sampling",
+]
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class _Compact(_Document):
+    """A document that leaves out what it doesn't say: one from before a field was there keeps its digest."""
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        return {k: v for k, v in said.items() if fields[k].is_required() or getattr(self, k) != fields[k].default}
 
 
 class PinnedSegment(_Document):
@@ -51,27 +73,45 @@ class PinnedSegment(_Document):
     rows: int = Field(ge=0, description="records in it, held-out ones included")
 
 
-class SourcePin(_Document):
+class PinnedSelection(_Document):
+    """A stored selection, by name and content."""
+
+    name: str
+    digest: str = Field(description="SHA-256 in hex over the row ids")
+
+
+class PinnedAnnotations(_Document):
+    """What annotations said when the source was loaded."""
+
+    version: int = Field(ge=1, description="version of the table of annotations; later ones don't count")
+    excluded: int = Field(ge=0, description="records of the source that were excluded")
+    digest: str = Field(description="SHA-256 in hex over their stable row ids")
+
+
+class SourcePin(_Compact):
     """What a ref named when it was resolved."""
 
     ref: str
     corpus: str
     segments: tuple[PinnedSegment, ...]
     schema_version: int = Field(default=1, ge=1, description="version of the corpus's schema that it is read as")
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is optional and says nothing is left out: then locks made before it existed keep their digests."""
-        fields: dict[str, Any] = dump(self)
-        return {
-            name: value
-            for name, value in fields.items()
-            if type(self).model_fields[name].is_required()
-            or getattr(self, name) != type(self).model_fields[name].default
-        }
+    selection: PinnedSelection | None = None
+    where: dict[str, tuple[str | int | bool | None, ...]] | None = Field(
+        default=None, description="column → the values it was narrowed to"
+    )
+    annotations: PinnedAnnotations | None = None
 
 
-class LockedSource(_Document):
+class PinnedSampling(_Document):
+    """How the rows of a source are drawn when not all alike."""
+
+    kind: Literal["balanced", "weighted"]
+    by: str = Field(description="column or annotation key")
+    missing: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="weight of rows without a value")
+    digest: str = Field(description="SHA-256 in hex over the cumulative integer weights")
+
+
+class LockedSource(_Compact):
     """One source of the mix."""
 
     pin: SourcePin
@@ -81,11 +121,12 @@ class LockedSource(_Document):
     tokens_per_row: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="mean tokens of its rows, when shares count tokens"
     )
+    sampling: PinnedSampling | None = None
 
     @property
     def content(self) -> str:
-        """SHA-256 (hex) of the pin: which records these are."""
-        return _sha256(self.model_dump(mode="json", include={"pin", "train_rows"}))
+        """SHA-256 (hex) of the pin and the sampling: which records these are, and how often each comes."""
+        return _sha256(self.model_dump(mode="json", include={"pin", "train_rows", "sampling"}))
 
 
 class WeightEvent(_Document):
@@ -206,8 +247,8 @@ class MixLock(_Document):
         grown = [event for event in self.events if event.kind == "growth" and event.source == source]
         return grown[-1] if grown else None
 
-    def plan(self) -> MixPlan:
-        """The plan this lock decides."""
+    def plan(self, rows: Sequence[TrainRows] = ()) -> MixPlan:
+        """The plan this lock decides; which rows sources drawn by weight give, it knows with their `rows` alone."""
         return MixPlan(
             sizes=tuple(source.train_rows for source in self.sources),
             units=self.units,
@@ -219,6 +260,7 @@ class MixLock(_Document):
             changes=tuple(WeightChange(e.batch, e.units, e.taken) for e in self.events if e.kind == "weights"),
             growth=tuple((e.source, Growth(e.draw, e.train_rows)) for e in self.events if e.kind == "growth"),
             once=self.once,
+            cumulative=tuple(None if one.sampled is None else one.sampled.cumulative for one in rows),
         )
 
     def to_json(self) -> str:
@@ -279,12 +321,20 @@ class MixLock(_Document):
 
         Raises NotFoundError when one isn't there and ConflictError when it holds something else by now.
         """
-        pins = [source.pin.model_dump(mode="json") for source in self.sources]
-        if hasattr(store, "from_pin"):  # a store of another make, such as the in-memory one for tests
-            return tuple(store.from_pin(pin) for pin in pins)
-        from treering.store.source import Source
+        found = []
+        for source in self.sources:
+            pin = source.pin.model_dump(mode="json")
+            if hasattr(store, "from_pin"):  # a store of another make, such as the in-memory one for tests
+                one = store.from_pin(pin)
+            else:
+                from treering.store.source import Source
 
-        return tuple(Source.from_pin(store, pin) for pin in pins)
+                one = Source.from_pin(store, pin)
+            if source.sampling is not None:
+                by, missing = source.sampling.by, source.sampling.missing
+                one = one.balanced(by) if source.sampling.kind == "balanced" else one.weighted(by, missing=missing)
+            found.append(one)
+        return tuple(found)
 
     def loader(
         self,
@@ -331,6 +381,14 @@ class MixLock(_Document):
             follow=follow,
             adaptive=adaptive,
         )
+
+
+def pinned_sampling(source: SourceLike, rows: TrainRows) -> PinnedSampling | None:
+    """How the rows of a source are drawn, as a lock keeps it; None when all alike."""
+    if rows.sampled is None:
+        return None
+    how = source.sampling
+    return PinnedSampling(kind=how.kind, by=how.by, missing=float(how.missing), digest=rows.sampled.digest)
 
 
 def column_names(columns: Sequence[str]) -> tuple[str, ...]:

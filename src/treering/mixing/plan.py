@@ -30,6 +30,7 @@ import numpy as np
 
 from treering.errors import UsageError
 from treering.mixing.permute import Int64Array, UInt64Array, derive_key, hash64, permute, scale
+from treering.mixing.sampling import weighted_rows
 from treering.mixing.shares import ShareTable, share_table
 
 __all__ = ["MAX_GROWTHS_PER_EPOCH", "Growth", "MixPlan", "SourcePlan", "WeightChange", "block_rows_for"]
@@ -72,6 +73,7 @@ class _Era:
 class SourcePlan:
     """The order of one source: draw d ≥ 0 → position of a training row. Every epoch holds each row exactly once.
 
+    With `cumulative` weights it holds each row about in proportion instead, and growth isn't possible.
     `key` decides the orders; `growth` lists the sizes the source took on later, by draw. Raises UsageError for a
     growth that shrinks, isn't in order, or falls inside one of several blocks: the rows of a block are permuted after
     the chunks are, so what half a block still owes isn't a stretch of chunks.
@@ -82,9 +84,12 @@ class SourcePlan:
     chunk_rows: int
     block_rows: int
     growth: tuple[Growth, ...] = ()
+    cumulative: Int64Array | None = field(default=None, repr=False, compare=False)  # draws by weight: see sampling
     _eras: tuple[_Era, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.cumulative is not None and self.growth:
+            raise UsageError("a source that is drawn by weight can't grow", code="bad-event")
         eras = [_Era(start=0, size=self.size, rest=0, epoch=0, left=0, offset=0, depth=0)]
         for event in self.growth:
             eras.append(self._next_era(eras[-1], event))
@@ -98,6 +103,8 @@ class SourcePlan:
         for number in np.unique(era_of):
             here = era_of == number
             out[here] = self._in_era(int(number), draws[here] - self._eras[number].start)
+        if self.cumulative is not None:
+            return weighted_rows(out, draws // self.size, self.cumulative, derive_key("phase", self.key))
         return out
 
     def epoch_of(self, draw: int) -> int:
@@ -326,6 +333,7 @@ class MixPlan:
     anchor: int  # the source whose pass is an epoch of the mix
     changes: tuple[WeightChange, ...] = ()
     growth: tuple[tuple[int, Growth], ...] = ()
+    cumulative: tuple[Int64Array | None, ...] = field(default=(), repr=False, compare=False)  # of each source
     once: bool = False  # the anchor is passed over once, and the others in proportion; the last batch is short
 
     @cached_property
@@ -338,6 +346,7 @@ class MixPlan:
                 self.chunk_rows,
                 self.block_rows[number],
                 tuple(event for owner, event in self.growth if owner == number),
+                self.cumulative[number] if self.cumulative else None,
             )
             for number, size in enumerate(self.sizes)
         )

@@ -248,8 +248,12 @@ class BatchReader:
             batches, ranks = view.plan.owner_ranks(source, low, high, share.world_size)
             draws = draws[(ranks == share.rank) & share.owns(batches)]
         positions = plan.positions(draws)
-        by_place = np.argsort(positions)
         rows = np.full(high - low, -1, dtype=np.int64)
+        if plan.cumulative is not None:  # drawn by weight, a row may come several times: it is read once
+            positions, place = np.unique(positions, return_inverse=True)
+            rows[draws - low] = place
+            return _Window(planned, low, high, rows, self._read(rows_of, positions))
+        by_place = np.argsort(positions)
         rows[draws[by_place] - low] = np.arange(len(draws))
         return _Window(planned, low, high, rows, self._read(rows_of, positions[by_place]))
 

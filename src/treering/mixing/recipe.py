@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from treering.errors import UsageError
-from treering.mixing.lock import LockedSource, MixLock, SourcePin, column_names
+from treering.mixing.lock import LockedSource, MixLock, SourcePin, column_names, pinned_sampling
 from treering.mixing.permute import Int64Array
 from treering.mixing.plan import block_rows_for
 from treering.mixing.shares import quantise, share_table
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from treering.mixing.columns import Ragged
     from treering.mixing.loader import Loader, Transform
 
-__all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Exhaustion", "Mix", "mix"]
+__all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Exhaustion", "Mix", "mix", "streams"]
 
 Exhaustion = Literal["repeat", "stop", "error"]
 
@@ -74,6 +74,18 @@ def mix(
     without training rows.
     """
     return Mix(sources, weights, seed, replay_ratio=replay_ratio, share_by=share_by)
+
+
+def streams(domain: SourceLike, general: SourceLike, *, share: float = 0.7, seed: int = 0) -> Mix:
+    """A domain stream and a general stream as one mix: what is to be kept of one's own, and an anchor for the rest.
+
+    `share` of every batch, in [0, 1], comes from `domain` (a selection by importance, say), the rest from `general`: any
+    pinned source, of another corpus as well; then batches hold the columns that both have. 70/30 are Dual-Replay's. Raises
+    UsageError as `mix` does.
+    """
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UsageError(f"share is {share!r}; it is a fraction of 1", code="bad-share")
+    return Mix((domain, general), (share, 1 - share), seed)
 
 
 class Mix:
@@ -146,6 +158,12 @@ class Mix:
 
     def _by_ratio(self, ratio: float) -> tuple[float, ...]:
         new = [n for n, source in enumerate(self._sources) if is_growing(source.ref)]
+        if any(self._sources[n].sampling is not None for n in new):
+            raise UsageError(
+                "replay_ratio draws each new record once, and a source drawn by weight some of them never",
+                code="weighted-once",
+                hint="take the new source as it is",
+            )
         if self._schedule is not None:
             raise UsageError("replay_ratio and a schedule both say the shares", code="two-shares", hint="give one")
         if len(new) != 1:
@@ -257,7 +275,12 @@ class Mix:
             anchor=self.anchor,
             sources=tuple(
                 LockedSource(
-                    pin=_pinned(source), units=units, train_rows=rows.size, block_rows=block, tokens_per_row=tokens
+                    pin=_pinned(source),
+                    units=units,
+                    train_rows=rows.size,
+                    block_rows=block,
+                    tokens_per_row=tokens,
+                    sampling=pinned_sampling(source, rows),
                 )
                 for source, rows, units, block, tokens in zip(
                     self._sources, self._rows, self._units, blocks, self._tokens_per_row, strict=True

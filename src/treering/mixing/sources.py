@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from treering.mixing.permute import Int64Array
+from treering.mixing.sampling import Sampled
 
 __all__ = ["SegmentLike", "SourceLike", "TrainRows", "is_growing"]
 
@@ -52,6 +53,10 @@ class SourceLike(Protocol):
     def schema(self) -> Any:
         """The `pa.Schema` of the records as delivered."""
 
+    @property
+    def sampling(self) -> Any:
+        """How its rows are drawn when not all alike: `kind`, `by` and `missing`; then `sampled_by()` gives the values."""
+
     def pin(self) -> dict[str, Any]:
         """JSON that resolves to the same rows again, or fails."""
 
@@ -75,10 +80,11 @@ class TrainRows:
     first: Int64Array  # (k,): first row id of each run
     start: Int64Array  # (k + 1,): position of the first row of each run; the last entry is the size
     segment: Int64Array  # (k,): which segment each run lies in
+    sampled: Sampled | None = None  # when they are drawn by weight
 
     @classmethod
     def of(cls, source: SourceLike) -> TrainRows:
-        """Number the training rows of `source`; reads the runs of each segment, no records."""
+        """Number the training rows of `source`; reads the runs of each segment and what it is sampled by, no records."""
         # A source cut down to another split (`heldout()`) keeps its segments, so it must not be asked for their rows.
         segments = tuple(source.segments) if getattr(source, "split", None) in (None, "train") else ()
         runs = [np.asarray(segment.runs("train"), dtype=np.int64).reshape(-1, 2) for segment in segments]
@@ -86,7 +92,10 @@ class TrainRows:
         start = np.zeros(len(table) + 1, dtype=np.int64)
         np.cumsum(table[:, 1], out=start[1:])
         owner = np.repeat(np.arange(len(segments), dtype=np.int64), [len(part) for part in runs])
-        return cls(segments, np.ascontiguousarray(table[:, 0]), start, owner)
+        sampled = None
+        if source.sampling is not None and start[-1]:
+            sampled = Sampled.of(source.sampling.kind, source.sampled_by())  # type: ignore[attr-defined]
+        return cls(segments, np.ascontiguousarray(table[:, 0]), start, owner, sampled)
 
     @property
     def size(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from treering.errors import AlreadyExistsError, NotFoundError, StoreError, Usage
 from treering.schema import RecordType, SchemaSpec
 from treering.schema.evolution import first_version
 from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
+from treering.store.lease import Lease, file_lease, object_lease
 from treering.store.location import Location, private_dir
 from treering.store.objects import LocalObjects, Objects, RemoteObjects, objects_at
 from treering.store.ref import check_corpus_name
@@ -257,10 +258,17 @@ class BaseStore:
         names = [p.split("/")[1] for p in self.objects.list("corpora") if p.endswith("/corpus.json")]
         return [self.corpus(name) for name in sorted(names)]
 
+    def lease(self, name: str, *, wait_s: float = 30.0) -> AbstractContextManager[Lease]:
+        """The lease of that name, among all processes and hosts. Raises ConflictError, StoreError."""
+        lock = self.host_dir / "leases" / f"{name}.lock"
+        if isinstance(self.objects, RemoteObjects):
+            return object_lease(self.objects, name, lock=lock, wait_s=wait_s)
+        return file_lease(lock, wait_s=wait_s)
+
     # --- reading -------------------------------------------------------------------------------------------------
 
     def load(self, ref: str) -> Source:
-        """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`.
+        """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`, `support/NAME`.
 
         Raises UsageError for what isn't a ref, NotFoundError for what isn't there.
         """

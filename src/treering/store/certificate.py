@@ -20,6 +20,7 @@ from treering.errors import AlreadyExistsError, NotFoundError, StoreError
 from treering.store.digest import ContentDigest
 from treering.store.documents import Certificate, SnapshotRecord
 from treering.store.place import sealed_in
+from treering.store.runs import Runs, runs_of
 from treering.store.table import ROW_ID
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _is_countable(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
-def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> Runs:
     """Runs of consecutive stable row ids whose split is `split`: int64 (k, 2) of (first id, length), ascending.
 
     Takes batches with the columns `split` and `_rowid`. Commits are sorted by split, so k is about their number. By id
@@ -54,11 +55,7 @@ def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, 
     for batch in splits:
         ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
         found.append(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))])
-    ids = np.sort(np.concatenate(found), kind="stable") if found else np.empty(0, np.int64)
-    if not len(ids):
-        return np.empty((0, 2), np.int64)
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-    return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1)
+    return runs_of(np.sort(np.concatenate(found), kind="stable") if found else np.empty(0, np.int64))
 
 
 def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:

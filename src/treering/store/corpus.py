@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Self
 from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
+from treering.store.annotations import AnnotationLog
 from treering.store.documents import CorpusRecord
-from treering.store.lease import Lease, file_lease, object_lease
-from treering.store.objects import RemoteObjects
+from treering.store.lease import Lease
 from treering.store.schemas import newer_versions
 from treering.store.snapshot import Snapshot, finish_pending, list_records
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
@@ -91,6 +91,11 @@ class BaseCorpus:
         """Its Lance table."""
         return LanceTable(self.store.objects, self._table_path)
 
+    @cached_property
+    def annotation_log(self) -> AnnotationLog:
+        """What was said about its records later."""
+        return AnnotationLog(self)
+
     def __getstate__(self) -> tuple[BaseStore, CorpusRecord, tuple[RecordType, History]]:
         return (self.store, self.record, self._kind)
 
@@ -102,10 +107,7 @@ class BaseCorpus:
 
     def lease(self, *, wait_s: float = 30.0) -> AbstractContextManager[Lease]:
         """The maintenance lease: sealing, compaction and cleanup, one at a time. Raises ConflictError, StoreError."""
-        lock = self.store.host_dir / "leases" / f"{self.record.table}.lock"
-        if isinstance(self.store.objects, RemoteObjects):
-            return object_lease(self.store.objects, self.record.table, lock=lock, wait_s=wait_s)
-        return file_lease(lock, wait_s=wait_s)
+        return self.store.lease(self.record.table, wait_s=wait_s)
 
     def step(self, name: str) -> None:
         """Called between the steps of a seal or an evolution. Does nothing; crash tests stop the process here."""
@@ -134,6 +136,7 @@ class BaseCorpus:
                 return True
 
             retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
+        self.annotation_log.compact(wait_s=wait_s)
 
     def clean_up(self, *, older_than_s: float = 3600.0, wait_s: float = 30.0) -> int:
         """Remove files that only old, unsealed table versions need. Returns the bytes freed.
@@ -144,4 +147,5 @@ class BaseCorpus:
         with self.lease(wait_s=wait_s) as held:
             finish_pending(self)
             held.check()
-            return self.table.clean_up(older_than_s)
+            freed = self.table.clean_up(older_than_s)
+        return freed + self.annotation_log.clean_up(older_than_s, wait_s=wait_s)

@@ -13,7 +13,18 @@ from treering.errors import StoreError
 from treering.schema import Version, fingerprint
 from treering.schema.evolution import Column, decode_scalar, encode_scalar, shown
 
-__all__ = ["FORMAT", "Certificate", "CorpusRecord", "SchemaVersion", "SnapshotRecord", "StoreMarker", "parse_document"]
+__all__ = [
+    "FORMAT",
+    "Certificate",
+    "CorpusRecord",
+    "Occupancy",
+    "SchemaVersion",
+    "SelectionRecord",
+    "SelectionReport",
+    "SnapshotRecord",
+    "StoreMarker",
+    "parse_document",
+]
 
 #: Version of the layout on disk. A store of a newer format is refused; older ones stay readable.
 FORMAT = 1
@@ -185,3 +196,59 @@ class Certificate(_Document):
     id_filter: str = Field(description="Object with the static filter of the ids (a Bloom filter, 1e-4).")
     id_filter_sha256: Sha256
     created_at: datetime
+
+
+class Occupancy(_Document):
+    """How much of one domain a selection took."""
+
+    domain: str
+    available: int = Field(ge=0, description="Rows that could have been taken.")
+    rows: int = Field(ge=0, description="Rows taken.")
+
+
+class SelectionReport(_Document):
+    """How a selection stands to what it was taken from."""
+
+    by: str = Field(description="Column whose values are the domains.")
+    domains: list[Occupancy] = Field(description="The largest ones, by rows available.")
+    domains_total: int = Field(
+        ge=0, description="How many domains there are; above the length of `domains`, some are left out."
+    )
+    starving: list[str] = Field(description="Domains of the source with fewer rows taken than the floor.")
+    starving_total: int = Field(ge=0)
+    floor_rows: int = Field(ge=0)
+    total_variation: float = Field(
+        ge=0, le=1, description="Distance to the source's distribution: half the sum of differences."
+    )
+    jensen_shannon: float = Field(ge=0, le=1, description="Jensen–Shannon divergence to it, in bits.")
+    too_large: int = Field(ge=0, description="Rows that alone exceed the budget; never taken.")
+
+
+class SelectionRecord(_Document):
+    """`selections/TABLE/NAME.json`: rows that were chosen under a budget; immutable."""
+
+    name: str
+    corpus: str
+    incarnation: str
+    digest: Sha256 = Field(description="Over the corpus's incarnation and the row ids: which records these are.")
+    source: dict[str, JsonValue] = Field(description="Pin of the source they were chosen from.")
+    strategy: Literal["reservoir", "balanced", "diverse", "importance"]
+    by: str = Field(description="Column, or a name for whatever else made the groups; empty for none.")
+    seed: int
+    unit: Literal["rows", "bytes", "tokens"]
+    budget: int = Field(ge=1)
+    used: int = Field(ge=0, description="How much of the budget the rows fill.")
+    columns: list[str] = Field(description="Columns whose bytes count; empty unless the unit is bytes.")
+    weights: dict[str, float] = Field(description="Share of each domain that importance aimed at; empty otherwise.")
+    rows: int = Field(ge=1)
+    row_ids: str = Field(
+        description="Object with the stable row ids, ascending: an Arrow IPC stream of one int64 column."
+    )
+    row_ids_sha256: Sha256
+    report: SelectionReport
+    created_at: datetime
+
+    @property
+    def ref(self) -> str:
+        """`support/NAME`."""
+        return f"{self.corpus}/{self.name}"

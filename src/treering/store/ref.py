@@ -11,12 +11,13 @@ from typing import Literal
 
 from treering.errors import UsageError
 
-__all__ = ["RESERVED_NAMES", "AdapterRef", "Ref", "check_corpus_name", "parse_target"]
+__all__ = ["RESERVED_NAMES", "AdapterRef", "Ref", "check_corpus_name", "check_selection_name", "parse_target"]
 
 #: Names that tables of the store's own have or will have.
 RESERVED_NAMES = frozenset({"runs", "evaluations", "adapters", "annotations", "live", "new", "all"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_SELECTION = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _SELECTOR = re.compile(r"v([1-9][0-9]{0,8})(?:\.\.v([1-9][0-9]{0,8}))?|live|new")
 
 
@@ -33,6 +34,17 @@ def check_corpus_name(name: str) -> str:
     return name
 
 
+def check_selection_name(name: str) -> str:
+    """The name itself. Raises UsageError unless it matches [a-z0-9][a-z0-9_.-]{0,62}."""
+    if not isinstance(name, str) or not _SELECTION.fullmatch(name):
+        raise UsageError(
+            f"{name!r} can't name a selection",
+            code="bad-selection-name",
+            hint="a lower-case letter or digit, then up to 62 of a-z 0-9 _ . -",
+        )
+    return name
+
+
 def _check_text(ref: object) -> None:
     if not isinstance(ref, str):
         raise UsageError(f"a ref is text such as support@v1, not a {type(ref).__name__}", code="bad-ref")
@@ -42,27 +54,32 @@ def _check_text(ref: object) -> None:
 class Ref:
     """One state of a corpus. `str(Ref.parse(text)) == text` for every valid text.
 
-    `kind` is `snapshot` (`first == last`), `range` (`first`..`last`, one source), `live` or `new`.
+    `kind` is `snapshot` (`first == last`), `range` (`first`..`last`, one source), `live`, `new` or `selection` (then
+    `name` is its name).
     """
 
     corpus: str
-    kind: Literal["snapshot", "range", "live", "new"]
+    kind: Literal["snapshot", "range", "live", "new", "selection"]
     first: int = 0
     last: int = 0
     store: str | None = None
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """`support@v1`, `support@v1..v3`, `support@live`, `support@new`, each optionally after `store#`."""
+        """`support@v1`, `support@v1..v3`, `support@live`, `support@new`, `support/NAME`, each optionally after `store#`."""
         _check_text(text)
         store, _, rest = text.rpartition("#")
+        if "@" not in rest and "/" in rest:
+            corpus, _, name = rest.partition("/")
+            return cls(check_corpus_name(corpus), "selection", store=store or None, name=check_selection_name(name))
         corpus, at, selector = rest.rpartition("@")
         match = _SELECTOR.fullmatch(selector) if at else None
         if match is None:
             raise UsageError(
                 f"{text!r} isn't a ref",
                 code="bad-ref",
-                hint="write CORPUS@v1, CORPUS@v1..v3, CORPUS@live or CORPUS@new",
+                hint="write CORPUS@v1, CORPUS@v1..v3, CORPUS@live, CORPUS@new, or CORPUS/NAME for a selection",
             )
         check_corpus_name(corpus)
         if match[1] is None:
@@ -74,14 +91,16 @@ class Ref:
 
     @property
     def selector(self) -> str:
-        """What stands after the `@`."""
+        """What stands after the `@` (of a selection, after the `/`)."""
+        if self.kind == "selection":
+            return self.name
         if self.kind == "range":
             return f"v{self.first}..v{self.last}"
         return f"v{self.first}" if self.kind == "snapshot" else self.kind
 
     def __str__(self) -> str:
         prefix = f"{self.store}#" if self.store else ""
-        return f"{prefix}{self.corpus}@{self.selector}"
+        return f"{prefix}{self.corpus}{'/' if self.kind == 'selection' else '@'}{self.selector}"
 
 
 def parse_target(text: str) -> tuple[str, int | None]:

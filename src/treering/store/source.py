@@ -1,35 +1,76 @@
 """Sources: what a ref names, pinned to rows that can be read again however the store moves on.
 
 A source is a row of segments, one per snapshot and one for live. Rows are named by stable row id: a handle on an old
-version of live fails after compaction and cleanup, a row id doesn't. Does not choose or shuffle rows (mixing).
+version of live fails after compaction and cleanup, a row id doesn't. What may be drawn of a segment is narrowed in its
+`runs` and nowhere else: by columns (`where`), by a stored selection, and by what annotations exclude. Does not choose
+rows (selection) or shuffle them (mixing).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
+from treering.store.annotations import KEYS, row_ids_of
 from treering.store.certificate import split_runs
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
+from treering.store.runs import RowIds, Runs, drop_ids, expand, keep_ids
 from treering.store.snapshot import Snapshot, check_record, list_records
 from treering.store.table import ROW_ID, created_after, rows_between, text_in
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
-    from treering.store.documents import SnapshotRecord
+    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.selection import HasForgetting, Strategy
 
-__all__ = ["Segment", "Source", "resolve"]
+__all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
 
-RowIds = np.ndarray[Any, np.dtype[np.int64]]
 Split = Literal["train", "heldout"]
+Plain = str | int | bool | None  # what a column can be asked to equal
+
+
+@dataclass(frozen=True, eq=False)
+class Narrowing:
+    """What of a segment counts.
+
+    `where` and `rows` (a selection's stable row ids in this segment, ascending) say what the source consists of. What
+    annotations had excluded by version `annotations` of their table still belongs to it, and is neither drawn nor
+    evaluated on.
+    """
+
+    where: tuple[tuple[str, tuple[Plain, ...]], ...] = ()
+    rows: RowIds | None = None
+    annotations: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the source consists of all records of the segment."""
+        return not self.where and self.rows is None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a source's rows are drawn when not all alike.
+
+    `by` is a column or an annotation key: "balanced" draws its values equally often, "weighted" each row in proportion
+    to it; `missing` is the weight of rows without a value.
+    """
+
+    kind: Literal["balanced", "weighted"]
+    by: str
+    missing: float = 0.0
 
 
 class Segment:
@@ -38,21 +79,34 @@ class Segment:
     `name` is `v1` or `live`; `row_ids` the half-open interval of stable row ids; `rows` how many rows lie in it.
     """
 
-    def __init__(self, corpus: BaseCorpus, name: str, row_ids: tuple[int, int], rows: int) -> None:
+    def __init__(
+        self,
+        corpus: BaseCorpus,
+        name: str,
+        row_ids: tuple[int, int],
+        rows: int,
+        narrowing: Narrowing | None = None,
+    ) -> None:
         self._corpus = corpus
         self.name = name
         self.row_ids = row_ids
         self.rows = rows
+        self.narrowing = narrowing or Narrowing()
         self._opened: list[tuple[int, int, Place]] | None = None
-        self._runs: dict[str, RowIds] = {}
+        self._runs: dict[str, Runs] = {}
         self._before: Segment | None = None  # the shorter one that this one grew from
         self._version = -1  # of the table when it was last seen to hold nothing new
+        self._excluded: RowIds | None = None
 
-    def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int]:
-        return (self._corpus, self.name, self.row_ids, self.rows)
+    def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]:
+        return (self._corpus, self.name, self.row_ids, self.rows, self.narrowing)
 
-    def __setstate__(self, state: tuple[BaseCorpus, str, tuple[int, int], int]) -> None:
+    def __setstate__(self, state: tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]) -> None:
         self.__init__(*state)  # type: ignore[misc]
+
+    def narrowed(self, narrowing: Narrowing) -> Segment:
+        """The same stretch, of which other rows count."""
+        return Segment(self._corpus, self.name, self.row_ids, self.rows, narrowing)
 
     @property
     def corpus(self) -> str:
@@ -141,21 +195,69 @@ class Segment:
         return places
 
     def scan(self, columns: Sequence[str] | None = None, split: Split | None = None) -> Iterator[pa.RecordBatch]:
-        """Batches of all rows, or of one split, in record order. `_rowid` may be asked for like a column."""
+        """Batches of all rows that count, or of one split, in record order. `_rowid` may be asked for like a column.
+
+        Excluded records are part of the whole, and of neither split.
+        """
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
+        dropped = self.excluded() if split else None
+        if self.narrowing.is_whole and (dropped is None or not len(dropped)):
+            yield from self._scan(names, split)
+            return
+        wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
+        for batch in self._scan(list(dict.fromkeys(wanted)), split):
+            yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+
+    def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
+        """Batches of the segment, whatever is narrowed."""
         for low, high, place in self._places(again=self.name == "live"):
             where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
             yield from place.scan(names, where)
 
-    def runs(self, split: Split = "train") -> RowIds:
-        """Runs of rows of one split: int64 (k, 2) of (first stable row id, length), in record order."""
+    def _counts(self, batch: pa.RecordBatch, dropped: RowIds | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which rows of a batch count: bool (n,)."""
+        counts = np.ones(len(batch), bool)
+        # By Arrow and not by the engine: what an older snapshot calls otherwise or holds narrower is asked as delivered.
+        for name, values in self.narrowing.where:
+            column = batch.column(name)
+            counts &= np.asarray(pc.is_in(column, pa.array(values, column.type)))
+        ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
+        if self.narrowing.rows is not None:
+            counts &= _among(ids, self.narrowing.rows)
+        if dropped is not None:
+            counts &= ~_among(ids, dropped)
+        return counts
+
+    def count(self) -> int:
+        """How many records count, held-out and excluded ones included."""
+        if self.narrowing.is_whole:
+            return self.rows
+        return sum(len(batch) for batch in self.scan([ROW_ID]))
+
+    def runs(self, split: Split = "train") -> Runs:
+        """Runs of rows of one split that may be drawn: int64 (k, 2) of (first stable row id, length), in record order.
+
+        The one place where rows are left out: what isn't in here has no position in a mix.
+        """
         if split not in self._runs:
             before = self._before
-            new = self if before is None else Segment(self._corpus, self.name, (before.row_ids[1], self.row_ids[1]), 0)
-            runs = split_runs(new.scan(["split", ROW_ID]), split)
-            self._runs[split] = runs if before is None else np.concatenate([before.runs(split), runs])
+            if before is None:
+                self._runs[split] = self._drawable(split)
+            else:
+                span = (before.row_ids[1], self.row_ids[1])
+                new = Segment(self._corpus, self.name, span, 0, self.narrowing)
+                self._runs[split] = np.concatenate([before.runs(split), new.runs(split)])
         return self._runs[split]
+
+    def _drawable(self, split: Split) -> Runs:
+        if self.narrowing.where:
+            found = split_runs(self.scan(["split", ROW_ID]), split)
+        else:
+            found = split_runs(self._scan(["split", ROW_ID], None), split)
+            if self.narrowing.rows is not None:
+                found = keep_ids(found, self.narrowing.rows)
+        return drop_ids(found, self.excluded())
 
     def up_to(self, end: int | None = None) -> Segment:
         """The same interval of live, grown to end before row id `end`, or to all that has been committed by now.
@@ -167,6 +269,8 @@ class Segment:
         """
         if self.name != "live":
             raise UsageError(f"{self.ref} is sealed: it doesn't grow", code="not-live")
+        if self.narrowing.rows is not None:
+            raise UsageError(f"a selection of {self.ref} doesn't grow", code="not-live")
         table = self._corpus.table
         if end is None:
             version = table.latest_version()
@@ -180,7 +284,7 @@ class Segment:
                 self._version = version
         if end <= self.row_ids[1]:
             return self
-        grown = Segment(self._corpus, self.name, (self.row_ids[0], end), 0)
+        grown = Segment(self._corpus, self.name, (self.row_ids[0], end), 0, self.narrowing)
         places = grown._places(again=True)
         low = self.row_ids[1]
         grown.rows = self.rows + sum(
@@ -197,6 +301,19 @@ class Segment:
             return end
         coming = Segment(self._corpus, self.name, (self.row_ids[1], end), 0)
         return min([end, *(place.first_later(low, high) for low, high, place in coming._find_places())])
+
+    def excluded(self) -> RowIds:
+        """Stable row ids (ascending) of the segment's records that were excluded when it was pinned."""
+        if self._excluded is None:
+            ids = self._corpus.annotation_log.excluded(self.narrowing.annotations)
+            self._excluded = self.find_ids(ids)[0]
+        return self._excluded
+
+    def find_ids(self, ids: Sequence[str]) -> tuple[RowIds, list[str]]:
+        """(row ids, ascending; their ids) of those records among `ids` that the segment holds, through the id index."""
+        if not len(ids):
+            return np.empty(0, np.int64), []
+        return row_ids_of(self._places(again=self.name == "live"), ids)
 
     def take(self, row_ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Raises StoreError when any of them is gone."""
@@ -250,31 +367,59 @@ class Segment:
 class Source:
     """What a ref names, pinned: one member of a mix. Immutable, picklable, cheap.
 
-    `len()`, `to_table()` and `scan()` take in every record, held-out ones too; only a mix leaves those out.
+    `len()`, `to_table()` and `scan()` take in every record, held-out and excluded ones too; only a mix leaves those out.
+    `selection` is the record of the stored selection that it is, `sampling` how its rows are drawn when not all alike.
     """
 
     def __init__(
-        self, ref: str, corpus: str, segments: Sequence[Segment], schema: pa.Schema, split: Split | None = None
+        self,
+        ref: str,
+        corpus: str,
+        segments: Sequence[Segment],
+        schema: pa.Schema,
+        split: Split | None = None,
+        *,
+        selection: SelectionRecord | None = None,
+        sampling: Sampling | None = None,
     ):
         self.ref = ref
         self.corpus = corpus
         self.segments = tuple(segments)
         self.schema = schema
         self.split = split
+        self.selection = selection
+        self.sampling = sampling
 
     def __repr__(self) -> str:
         only = f", split={self.split!r}" if self.split else ""
-        return f"Source({self.ref!r}, rows={len(self)}{only})"
+        where = "".join(f", {name}={list(values)!r}" for name, values in self._narrowing.where)
+        drawn = f", {self.sampling.kind} by {self.sampling.by}" if self.sampling else ""
+        return f"Source({self.ref!r}, rows={len(self)}{only}{where}{drawn})"
 
     def __len__(self) -> int:
         if self.split is None:
-            return sum(segment.rows for segment in self.segments)
+            return sum(segment.count() for segment in self.segments)
         return sum(int(segment.runs(self.split)[:, 1].sum()) for segment in self.segments)
 
     @property
     def is_remote(self) -> bool:
         """Whether any of it lies on an object store, where large reads pay more than on a disk."""
         return any(segment._corpus.store.root is None for segment in self.segments)
+
+    @property
+    def _narrowing(self) -> Narrowing:
+        """What all segments have in common; a selection's rows are each segment's own."""
+        return self.segments[0].narrowing if self.segments else Narrowing()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds every record that its ref names; else only some columns' values, or a selection."""
+        return all(segment.narrowing.is_whole for segment in self.segments)
+
+    def _like(self, **changed: Any) -> Source:
+        kept = {"split": self.split, "selection": self.selection, "sampling": self.sampling, **changed}
+        segments = kept.pop("segments", self.segments)
+        return Source(self.ref, self.corpus, segments, self.schema, **kept)
 
     def scan(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Record batches in record order."""
@@ -297,7 +442,7 @@ class Source:
         grown = self.segments[-1].up_to(end)
         if grown is self.segments[-1]:
             return self
-        return Source(self.ref, self.corpus, [*self.segments[:-1], grown], self.schema, self.split)
+        return self._like(segments=[*self.segments[:-1], grown])
 
     @property
     def schema_version(self) -> int:
@@ -305,12 +450,132 @@ class Source:
         return max((segment.schema_version for segment in self.segments), default=1)
 
     def heldout(self) -> Source:
-        """The held-out records of this source alone: what it is evaluated on. No mix can draw from it."""
-        return Source(self.ref, self.corpus, self.segments, self.schema, "heldout")
+        """The held-out records of this source alone, without excluded ones: what it is evaluated on. No mix draws them."""
+        return self._like(split="heldout", sampling=None)
+
+    def where(self, **equals: Plain | Sequence[Plain]) -> Source:
+        """The records whose columns have these values (one, or a list of them; None is "no value").
+
+        `source.where(domain="billing", label=["refund", "invoice"])`. Raises NotFoundError for an unknown column,
+        UsageError for values that the column can't hold.
+        """
+        conditions = dict(self._narrowing.where)
+        for name, given in equals.items():
+            values = tuple(given) if isinstance(given, list | tuple | set | frozenset) else (given,)
+            self._check_values(name, values)
+            if name in conditions:  # narrower and narrower: both hold
+                values = tuple(value for value in conditions[name] if value in values)
+            conditions[name] = tuple(sorted(set(values), key=lambda value: (str(type(value)), str(value))))
+        where = tuple(sorted(conditions.items()))
+        return self._like(segments=[s.narrowed(replace(s.narrowing, where=where)) for s in self.segments])
+
+    def _check_values(self, name: str, values: Sequence[Plain]) -> None:
+        if name not in self.schema.names:
+            raise NotFoundError(
+                f"{self.ref} has no column {name!r}",
+                code="no-column",
+                hint=f"columns here: {', '.join(self.schema.names)}",
+            )
+        kind = self.schema.field(name).type
+        fits = pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+        wanted = str if pa.types.is_string(kind) else bool if pa.types.is_boolean(kind) else int
+        if not values or not fits or not all(value is None or type(value) is wanted for value in values):
+            raise UsageError(
+                f"{name} is of type {kind}; {list(values)!r} can't be asked of it",
+                code="bad-where",
+                hint="name text, whole numbers, true/false or None for columns of those types",
+            )
+
+    def select(
+        self,
+        *,
+        rows: int | None = None,
+        mb: float | None = None,
+        tokens: int | None = None,
+        strategy: Strategy = "reservoir",
+        by: str | Callable[[pa.RecordBatch], Any] | None = None,
+        name: str | None = None,
+        seed: int = 0,
+        columns: Sequence[str] | None = None,
+        floor: float | None = None,
+        forgetting: Mapping[str, float] | HasForgetting | None = None,
+    ) -> Source:
+        """Choose training rows under a budget, store the choice for good, and return it as a source.
+
+        See `treering.store.selection.select` for the arguments. The choice is found again by `store.load("support/NAME")`.
+        """
+        from treering.store.selection import select
+
+        return select(
+            self,
+            rows=rows,
+            mb=mb,
+            tokens=tokens,
+            strategy=strategy,
+            by=by,
+            name=name,
+            seed=seed,
+            columns=columns,
+            floor=floor,
+            forgetting=forgetting,
+        )
+
+    def balanced(self, by: str) -> Source:
+        """The same rows, drawn so that each value of a column (or of an annotation key) comes equally often.
+
+        An epoch still has as many draws as the source has training rows; rows of rare values come up several times in
+        it. Records without a value are a group of their own. Raises NotFoundError when `by` is neither.
+        """
+        return self._sampled(Sampling("balanced", by))
+
+    def weighted(self, by: str, *, missing: float = 0.0) -> Source:
+        """The same rows, each drawn in proportion to a column (or annotation key) of numbers ≥ 0.
+
+        `missing` is the weight of records without a value. A mix refuses weights that are negative, NaN or all 0.
+        Raises NotFoundError when `by` is neither, UsageError when it doesn't hold numbers.
+        """
+        if isinstance(missing, bool) or not isinstance(missing, int | float) or not 0 <= missing < float("inf"):
+            raise UsageError(f"missing is {missing!r}; it is a number ≥ 0", code="bad-weights")
+        if by in self.schema.names:
+            kind = self.schema.field(by).type
+            if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+                raise UsageError(f"{by} is of type {kind}; weights are numbers", code="bad-weights")
+        return self._sampled(Sampling("weighted", by, float(missing)))
+
+    def _sampled(self, sampling: Sampling) -> Source:
+        if sampling.by not in self.schema.names and sampling.by not in KEYS:
+            raise NotFoundError(
+                f"{self.ref} has no column {sampling.by!r}, and it isn't an annotation key either",
+                code="no-column",
+                hint=f"columns here: {', '.join(self.schema.names)}; annotation keys: {', '.join(KEYS)}",
+            )
+        return self._like(sampling=sampling)
+
+    def sampled_by(self) -> np.ndarray[Any, np.dtype[np.float64]] | np.ndarray[Any, np.dtype[np.int64]]:
+        """What `sampling` goes by, per training row in the order of `runs`.
+
+        "weighted": float64 weights (n,), as they stand; "balanced": int64 (n,), the number of the row's group.
+        """
+        assert self.sampling is not None
+        by, missing = self.sampling.by, self.sampling.missing
+        parts = []
+        for segment in self.segments:
+            ids = expand(segment.runs("train"))
+            values = _column(segment, by, ids) if by in self.schema.names else _annotated(segment, by, ids)
+            parts.append(values)
+        values = pa.concat_arrays(_one_type(parts)) if parts else pa.array([], pa.float64())
+        if self.sampling.kind == "weighted":
+            try:
+                numbers = values.cast(pa.float64())
+            except pa.ArrowInvalid as exc:
+                raise UsageError(f"{by} doesn't hold numbers: {exc}", code="bad-weights") from exc
+            return np.asarray(pc.fill_null(numbers, missing))
+        codes = values.dictionary_encode(null_encoding="encode").indices
+        return np.asarray(codes).astype(np.int64)
 
     def pin(self) -> dict[str, Any]:
         """JSON-ready: all that is needed to find these very rows again, with the digests to know them by."""
-        return {
+        pin: dict[str, Any] = {
             "ref": self.ref,
             "corpus": self.corpus,
             **({"split": self.split} if self.split else {}),
@@ -326,6 +591,18 @@ class Source:
                 for segment in self.segments
             ],
         }
+        if self.selection is not None:
+            pin["selection"] = {"name": self.selection.name, "digest": self.selection.digest}
+        if self._narrowing.where:
+            pin["where"] = {name: list(values) for name, values in self._narrowing.where}
+        if self._narrowing.annotations:
+            excluded = np.concatenate([segment.excluded() for segment in self.segments])
+            pin["annotations"] = {
+                "version": self._narrowing.annotations,
+                "excluded": len(excluded),
+                "digest": hashlib.sha256(excluded.astype("<i8").tobytes()).hexdigest(),
+            }
+        return pin
 
     @classmethod
     def from_pin(cls, store: BaseStore, pin: dict[str, Any]) -> Source:
@@ -344,9 +621,13 @@ class Source:
                 hint="use the store that the pin was made in, or pin anew",
             )
         corpus = corpus.at_schema(number)
+        where = tuple((name, tuple(values)) for name, values in sorted((pin.get("where") or {}).items()))
+        annotations = pin.get("annotations") or {"version": 0}
+        narrowing = Narrowing(where, None, annotations["version"])
         segments = []
         for part in pin["segments"]:
-            segment = Segment(corpus, part["name"], (part["row_ids"][0], part["row_ids"][1]), part["rows"])
+            span = (part["row_ids"][0], part["row_ids"][1])
+            segment = Segment(corpus, part["name"], span, part["rows"], narrowing)
             for what, found in (("incarnation", corpus.record.incarnation), ("digest", segment.digest)):
                 if part[what] != found:
                     raise ConflictError(
@@ -355,15 +636,76 @@ class Source:
                         hint="use the store that the pin was made in, or pin anew",
                     )
             segments.append(segment)
-        return cls(pin["ref"], pin["corpus"], segments, corpus.versions[-1].schema, pin.get("split"))
+        source = cls(pin["ref"], pin["corpus"], segments, corpus.versions[-1].schema, pin.get("split"))
+        if pin.get("selection"):
+            from treering.store.selection import find_selection, selected
+
+            record = find_selection(corpus, pin["selection"]["name"])
+            if record.digest != pin["selection"]["digest"]:
+                raise ConflictError(
+                    f"{record.ref} isn't the selection that was pinned: its digest is {record.digest}, the pin says "
+                    f"{pin['selection']['digest']}",
+                    code="content-changed",
+                    hint="use the store that the pin was made in, or pin anew",
+                )
+            source = selected(source, corpus, record)
+        if annotations["version"] and source.pin()["annotations"] != annotations:
+            raise ConflictError(
+                f"other records of {pin['ref']} were excluded by version {annotations['version']} of the annotations than "
+                "the pin says",
+                code="content-changed",
+                hint="use the store that the pin was made in, or pin anew",
+            )
+        return source
+
+
+def _among(ids: RowIds, chosen: RowIds) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which `ids` (n,), in any order, are among ascending `chosen`: bool (n,)."""
+    if not len(chosen):
+        return np.zeros(len(ids), bool)
+    at = np.minimum(np.searchsorted(chosen, ids), len(chosen) - 1)
+    return np.asarray(chosen[at] == ids)
+
+
+def _column(segment: Segment, name: str, ids: RowIds) -> pa.Array:
+    """A column's values at these ascending row ids."""
+    batches = list(segment.scan([name, ROW_ID], "train"))
+    if not batches:
+        return pa.array([], segment.schema.field(name).type)
+    table = pa.Table.from_batches(batches)
+    found = np.asarray(table.column(ROW_ID)).astype(np.int64)
+    order = np.argsort(found)
+    if not np.array_equal(found[order], ids):
+        raise StoreError(f"{segment.ref}: the rows read aren't those of its runs", code="rows-missing")
+    return table.column(name).combine_chunks().take(pa.array(order))
+
+
+def _annotated(segment: Segment, key: str, ids: RowIds) -> pa.Array:
+    """An annotation's values at these ascending row ids, null where nothing was said; numbers, or JSON text."""
+    said = segment._corpus.annotation_log.newest(key, segment.narrowing.annotations)
+    texts = dict(zip(said.column("id").to_pylist(), said.column("value").to_pylist(), strict=True))
+    row_ids, names = segment.find_ids(list(texts))
+    values = np.full(len(ids), None, dtype=object)
+    here = _among(row_ids, ids)
+    decode: Callable[[str], Any] = json.loads if key == "quality" else str
+    values[np.searchsorted(ids, row_ids[here])] = [decode(texts[n]) for n, h in zip(names, here, strict=True) if h]
+    return pa.array(values, pa.float64() if key == "quality" else pa.string(), from_pandas=False)
+
+
+def _one_type(parts: list[pa.Array]) -> list[pa.Array]:
+    return [part.cast(parts[0].type) for part in parts]
 
 
 def resolve(store: BaseStore, text: str) -> Source:
-    """The source that a ref names, pinned now. Raises UsageError, NotFoundError."""
+    """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError."""
     ref = Ref.parse(text)
     if ref.store is not None:
         store = store.neighbour(ref.store)
     corpus: BaseCorpus = store.corpus(ref.corpus)
+    if ref.kind == "selection":
+        from treering.store.selection import load_selection
+
+        return load_selection(corpus, ref.name)
     records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
     if ref.kind in ("snapshot", "range"):
         missing = [n for n in range(ref.first, ref.last + 1) if n not in records]
@@ -384,6 +726,8 @@ def resolve(store: BaseStore, text: str) -> Source:
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
     corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)
+    narrowing = Narrowing(annotations=corpus.annotation_log.version())
+    segments = [segment.narrowed(narrowing) for segment in segments]
     # The ref as this store says it: a path that was relative to a working directory must mean the same elsewhere.
     said = f"{store.prefix}{ref.corpus}@{ref.selector}"
     return Source(said, store.prefix + corpus.name, segments, versions[-1].schema)

@@ -168,6 +168,19 @@ class LanceTable:
             )
             self._open().create_scalar_index("id", "BTREE")
             self.make_durable(self._open())
+        if self._root is not None:
+            for directory in (self._root.parent, self._root.parent.parent):
+                sync_directory(directory)
+
+    def head_if_made(self) -> Dataset | None:
+        """A fresh handle on the newest version; None when the table has never been made."""
+        with self._translated(f"opening {self.name}"):
+            try:
+                return self._open()
+            except ValueError as exc:
+                if "was not found" in str(exc):  # the engine has no error of its own for it
+                    return None
+                raise
 
     def head(self) -> Dataset:
         """A fresh handle on the newest version."""
@@ -204,6 +217,12 @@ class LanceTable:
         """Add empty columns to `head` by metadata alone. Raises ConflictError when anybody committed since `head`."""
         with self._translated("adding columns"):
             head.add_columns(list(fields))
+
+    def append(self, rows: pa.Table) -> int:
+        """Add rows at the end, whatever else is committed meanwhile; returns the version. For tables without a key."""
+        with self._translated(f"appending {len(rows)} rows to {self.name}"):
+            options = None if self._options is None else dict(self._options)
+            return int(lance.write_dataset(rows, self.uri, mode="append", storage_options=options).version)
 
     def drop_fragments(self, head: Dataset, fragment_ids: list[int]) -> None:
         """Delete whole fragments of `head` by metadata alone. Raises ConflictError when they changed meanwhile."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -88,10 +89,24 @@ class MemorySegment:
         return self._table
 
 
+@dataclass(frozen=True)
+class _Sampling:
+    kind: str
+    by: str
+    missing: float = 0.0
+
+
 class MemorySource:
     """One member of a mix, in memory: `len()`, `to_table()`, `heldout()`, `pin()`, as a store's source has them."""
 
-    def __init__(self, ref: str, segments: Sequence[MemorySegment], split: str | None = None) -> None:
+    def __init__(
+        self,
+        ref: str,
+        segments: Sequence[MemorySegment],
+        split: str | None = None,
+        sampling: _Sampling | None = None,
+    ) -> None:
+        self.sampling = sampling
         self.ref = ref
         self.corpus = ref.split("@", 1)[0]
         self.segments = tuple(segments)
@@ -111,11 +126,34 @@ class MemorySource:
     def up_to(self, end: int | None = None) -> MemorySource:
         """The same source with what was appended since. Gives itself when nothing was."""
         grown = self.segments[-1].up_to(end)
-        return self if grown is self.segments[-1] else MemorySource(self.ref, [*self.segments[:-1], grown], self.split)
+        return (
+            self
+            if grown is self.segments[-1]
+            else MemorySource(self.ref, [*self.segments[:-1], grown], self.split, self.sampling)
+        )
 
     def heldout(self) -> MemorySource:
         """The held-out records alone; no mix can draw from it."""
         return MemorySource(self.ref, self.segments, "heldout")
+
+    def balanced(self, by: str) -> MemorySource:
+        """The same rows, drawn so that each value of a column comes equally often."""
+        return MemorySource(self.ref, self.segments, self.split, _Sampling("balanced", by))
+
+    def weighted(self, by: str, *, missing: float = 0.0) -> MemorySource:
+        """The same rows, each drawn in proportion to a column of numbers ≥ 0; `missing` stands for nulls."""
+        return MemorySource(self.ref, self.segments, self.split, _Sampling("weighted", by, missing))
+
+    def sampled_by(self) -> Any:
+        """Per training row, in order: float64 weights, or the int64 number of the row's group."""
+        assert self.sampling is not None
+        table = self.to_table(["split", self.sampling.by])
+        inside = [value == "train" for value in table.column("split").to_pylist()]
+        values = table.filter(pa.array(inside)).column(self.sampling.by).to_pylist()
+        if self.sampling.kind == "weighted":
+            return np.array([self.sampling.missing if value is None else value for value in values], np.float64)
+        groups: dict[Any, int] = {}
+        return np.array([groups.setdefault(value, len(groups)) for value in values], np.int64)
 
     def pin(self) -> dict[str, Any]:
         """JSON-ready: what finds these rows again, and what to know them by."""

@@ -1,0 +1,89 @@
+"""`treering annotate`: what is said about records later."""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.output import number, render, say, waiting
+from treering.errors import UsageError
+
+__all__ = ["annotate"]
+
+
+@dataclass(frozen=True)
+class AnnotatedRecords:
+    """How many words were stored: one per record and key."""
+
+    corpus: str
+    stored: int
+
+
+def annotate(
+    name: str,
+    record: Annotated[str | None, typer.Argument(metavar="ID", help="The record.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="What it should be labelled.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="What came of it.")] = None,
+    quality: Annotated[float | None, typer.Option(help="A number, the higher the better.")] = None,
+    correction: Annotated[str | None, typer.Option(help="What it should have been: JSON, or text.")] = None,
+    exclude: Annotated[
+        bool | None,
+        typer.Option("--exclude/--include", help="Keep it out of training and evaluation, or let it back in."),
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who says so.")] = None,
+    note: Annotated[str | None, typer.Option(help="Why.")] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", metavar="FILE|-", help="JSONL: a line per record, with id, label, exclude, …"),
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say something about a record, or by --file about many, all of them or none.
+
+    The newest word counts. Snapshots stay as they are, and locks replay with what had been said by then.
+
+    API: Corpus.annotate, Corpus.annotate_many.
+    """
+    said: dict[str, Any] = {
+        "label": label,
+        "outcome": outcome,
+        "quality": quality,
+        "correction": None if correction is None else _json_or_text(correction),
+        "exclude": exclude,
+    }
+    if (record is None) == (file is None):
+        raise UsageError(
+            "say something about one record, or --file about many",
+            code="no-record",
+            hint="treering annotate support ID --exclude, or treering annotate support --file words.jsonl",
+        )
+    if file is not None and any(value is not None for value in (*said.values(), by, note)):
+        raise UsageError("with --file, the lines say it all", code="bad-argument", hint="leave the other options out")
+    if file is None and all(value is None for value in said.values()):
+        raise UsageError("nothing is said", code="bad-argument", hint="--exclude, --label, --quality, …")
+    corpus = open_store(store).corpus(name)
+    with waiting("storing"):
+        if file is not None:
+            from treering.capture.annotations import annotate_file
+
+            given: Any = sys.stdin.buffer if file == "-" else file
+            stored = annotate_file(corpus, given)
+        else:
+            stored = corpus.annotate_many([{"id": record, **said, "by": by, "note": note}])
+    result = AnnotatedRecords(name, stored)
+    render(result, json, lambda: f"{number(stored)} {'annotation' if stored == 1 else 'annotations'} stored")
+    if not stored:
+        say(f"{file} is empty: nothing was stored")
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json_.loads(text)
+    except ValueError:
+        return text

@@ -26,6 +26,7 @@ __all__ = ["REF", "SPAN", "BatchReader", "Share"]
 REF = "_ref"  # the batch column of source numbers
 SPAN = 8  # batches in a row that one worker process makes: a message between processes costs about as much as one
 _LOOKUP = 64  # batches whose counts are looked up at once
+_NOTHING_KNOWN: tuple[int, Int64Array, list[int]] = (0, np.empty((0, 0), dtype=np.int64), [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,18 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True)
+class _View:
+    """What a read goes by. One object, so that a read that is under way never sees half of a new plan."""
+
+    plan: MixPlan
+    rows: Sequence[TrainRows]
+    ends: Sequence[int]  # draws of each source before the run's stop
+
+
+@dataclass(frozen=True, slots=True)
 class _Window:
-    low: int  # first draw
+    planned: tuple[int, int]  # the interval of draws that the plan reads in one request
+    low: int  # first draw of it that was read
     high: int  # draw after the last
     rows: Int64Array  # (high - low,): which row of the blocks each draw is; -1: not read, because not ours
     blocks: Sequence[Any]  # one decoded block a column
@@ -76,18 +87,16 @@ class BatchReader:
         read_ahead: bool = True,
     ) -> None:
         self._plan = plan
-        self._rows = rows
         self._kinds = kinds
         self._columns = [kind.name for kind in kinds]
         self._share = share or Share()
         self._windows: list[list[_Window]] = [[] for _ in rows]
-        self._coming: dict[tuple[int, int], Future[_Window]] = {}
+        self._coming: dict[tuple[int, tuple[int, int]], Future[_Window]] = {}  # by source and planned interval
         self._wanted: list[tuple[int, int]] = []  # (source, draw) of windows to read ahead
         self._whole: dict[int, tuple[int, Sequence[Any]]] = {}
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="treering-read") if read_ahead else None
-        stop = self._share.stop
-        self._ends = plan.taken_before(stop) if stop is not None else (2**62,) * len(rows)
-        self._known: tuple[int, Int64Array, list[int]] = (0, np.empty((0, len(rows)), dtype=np.int64), [])
+        self._view = self._seen(plan, rows)
+        self._known = _NOTHING_KNOWN
         share_rows = plan.batch_size // self._share.world_size
         self._slots = slice(self._share.rank * share_rows, (self._share.rank + 1) * share_rows)
 
@@ -103,8 +112,31 @@ class BatchReader:
             self._reader.shutdown(wait=wait, cancel_futures=True)
         self._coming.clear()
         self._wanted.clear()
-        self._windows = [[] for _ in self._rows]
+        self._windows = [[] for _ in self._windows]
         self._whole.clear()
+
+    def replan(self, plan: MixPlan, rows: Sequence[TrainRows], *, share: Share | None = None) -> None:
+        """From the next `read` on go by a plan that later events changed, and by the rows that belong to it.
+
+        What was read stays where the new plan has the same window of draws; the rest is read again when it is due.
+        `share` says that the batch to stop before moved too; nothing else of it may differ. Call it between batches,
+        from the thread that reads them.
+        """
+        self._plan, self._share = plan, share or self._share
+        self._view = self._seen(plan, rows)
+        self._known = _NOTHING_KNOWN
+        for source, held in enumerate(self._windows):
+            held[:] = [window for window in held if self._still(source, window.planned)]
+        for key in [key for key in self._coming if not self._still(*key)]:
+            self._coming.pop(key).cancel()
+
+    def _still(self, source: int, planned: tuple[int, int]) -> bool:
+        # Of a window that isn't all ours only our draws were read, and which are ours moves with the weights.
+        return self._share.whole and self._plan.sources[source].window(planned[0]) == planned
+
+    def _seen(self, plan: MixPlan, rows: Sequence[TrainRows]) -> _View:
+        stop = self._share.stop
+        return _View(plan, rows, plan.taken_before(stop) if stop is not None else (2**62,) * len(rows))
 
     def read(self, batch: int) -> tuple[Columns, Int64Array]:
         """The columns of this reader's slice of batch t, `_ref` included, and how many rows each source gave.
@@ -134,8 +166,8 @@ class BatchReader:
         if self._reader is not None and self._wanted:
             # Only now, with the batch in hand: started any earlier, this would compete with reads that are waited for.
             for source, draw in self._wanted:
-                low, high = self._plan.sources[source].window(draw)
-                self._coming[source, low] = self._reader.submit(self._load, source, draw, low, high)
+                planned = self._plan.sources[source].window(draw)
+                self._coming[source, planned] = self._reader.submit(self._load, self._view, source, draw, planned)
             self._wanted.clear()
         columns[REF] = np.repeat(np.arange(len(counts), dtype=np.int64), counts)[order]
         return columns, counts
@@ -171,43 +203,49 @@ class BatchReader:
                 if window is not held[0]:
                     del held[0]  # draws come in order: what lies before the window in use isn't asked for again
                 return window
-        low, high = self._plan.sources[source].window(draw)
-        window = self._fetch(source, draw, low, high)
+        planned = self._plan.sources[source].window(draw)
+        window = self._fetch(source, draw, planned)
         held[:] = [*held[-1:], window]
-        if self._reader is not None and high < self._ends[source]:
-            self._wanted.append((source, high))
+        if self._reader is not None and planned[1] < self._view.ends[source]:
+            self._wanted.append((source, planned[1]))
         return window
 
-    def _fetch(self, source: int, draw: int, low: int, high: int) -> _Window:
-        coming = self._coming.pop((source, low), None)
+    def _fetch(self, source: int, draw: int, planned: tuple[int, int]) -> _Window:
+        coming = self._coming.pop((source, planned), None)
         for key in [key for key in self._coming if key[0] == source]:  # somebody asked out of order
             self._coming.pop(key).cancel()
-        return self._load(source, draw, low, high) if coming is None else coming.result()
+        if coming is not None:
+            window = coming.result()
+            if window.low <= draw < window.high:  # it was cut short when a later plan goes on longer
+                return window
+        return self._load(self._view, source, draw, planned)
 
-    def _load(self, source: int, draw: int, low: int, high: int) -> _Window:
-        plan = self._plan.sources[source]
+    def _load(self, view: _View, source: int, draw: int, planned: tuple[int, int]) -> _Window:
+        plan, rows_of = view.plan.sources[source], view.rows[source]
+        low, high = planned
         size = plan.fits(low)
         if size is not None:  # small: all of it stays in memory, and a window is only an order
-            if self._whole.get(source, (0, ()))[0] != size:
-                self._whole[source] = (size, self._read(source, np.arange(size, dtype=np.int64)))
-            return _Window(low, high, plan.positions(np.arange(low, high)), self._whole[source][1])
-        low, high = max(low, draw), min(high, self._ends[source])
+            held = self._whole.get(source)
+            if held is None or held[0] != size:
+                held = self._whole[source] = (size, self._read(rows_of, np.arange(size, dtype=np.int64)))
+            return _Window(planned, low, high, plan.positions(np.arange(low, high)), held[1])
+        low, high = max(low, draw), min(high, view.ends[source])
         draws = np.arange(low, high, dtype=np.int64)
         if not self._share.whole:
             share = self._share
-            batches, ranks = self._plan.owner_ranks(source, low, high, share.world_size)
+            batches, ranks = view.plan.owner_ranks(source, low, high, share.world_size)
             draws = draws[(ranks == share.rank) & share.owns(batches)]
         positions = plan.positions(draws)
         by_place = np.argsort(positions)
         rows = np.full(high - low, -1, dtype=np.int64)
         rows[draws[by_place] - low] = np.arange(len(draws))
-        return _Window(low, high, rows, self._read(source, positions[by_place]))
+        return _Window(planned, low, high, rows, self._read(rows_of, positions[by_place]))
 
-    def _read(self, source: int, positions: Int64Array) -> list[Any]:
+    def _read(self, rows: TrainRows, positions: Int64Array) -> list[Any]:
         """Decode the columns of these rows (ascending positions), in that order."""
         if not self._columns:
             return []
-        tables = [segment.take(ids, self._columns) for segment, ids in self._rows[source].locate(positions)]
+        tables = [segment.take(ids, self._columns) for segment, ids in rows.locate(positions)]
         blocks = []
         for kind in self._kinds:
             chunks: list[Any] = []

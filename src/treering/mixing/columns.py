@@ -1,7 +1,8 @@
 """Turn Arrow columns into batch columns, all rows at once.
 
-A kind of column decodes a block of rows once and then gathers any of its rows into batch after batch. What it hands
-out is always a fresh copy: writing into one batch changes no other. Knows neither plans nor sources.
+A kind of column decodes a block of rows once and then gathers any of its rows into batch after batch. Numbers are decoded
+to numpy arrays; everything else stays Arrow until its rows stand in a batch. What is handed out is always a fresh copy:
+writing into one batch changes no other. Knows neither plans nor sources.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class ArrowColumn(Sequence[Any]):
         return values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """Rows of one decoded block that go into a batch."""
 
@@ -80,8 +81,14 @@ class Kind(Protocol):
     name: str
     type: Any  # pa.DataType
 
-    def decode(self, column: Any) -> Any:
-        """Decode a `pa.ChunkedArray` of the column's type; the result is only ever read."""
+    def decode(self, column: Any, spare: Any = None) -> Any:
+        """The block of a `pa.ChunkedArray` of the column's type; it is only ever read.
+
+        `spare` is a block that nobody reads any more, for its memory.
+        """
+
+    def view(self, array: Any) -> Any:
+        """The block of a whole memory-mapped `pa.Array`, taken as it lies: no memory per row."""
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         """The batch columns made of `parts`, one after the other, then brought into `order` (rows of the batch,).
@@ -150,14 +157,28 @@ def _numbers(array: Any, name: str) -> Array:
     return values
 
 
-def _joined(arrays: Sequence[Array], dtype: Any, shape: tuple[int, ...] = ()) -> Array:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty((0, *shape), dtype=dtype)
+def _joined(chunks: Sequence[Any], kind: Any) -> Any:
+    """One `pa.Array`, with 64-bit offsets where 32 bits can't count its bytes."""
+    if len(chunks) == 1:
+        return chunks[0]
+    if not chunks:
+        return pa.array([], type=kind)
+    if sum(chunk.nbytes for chunk in chunks) >= 2**31:
+        wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind)
+        wide = pa.large_list(kind.value_field) if pa.types.is_list(kind) else wide
+        chunks = [chunk.cast(wide) for chunk in chunks] if wide is not None else chunks
+    return pa.concat_arrays(chunks)
 
 
-def _rows(parts: Sequence[Part]) -> int:
-    return sum(len(part.rows) for part in parts)
+def _picked(number: int, parts: Sequence[Part]) -> Any:
+    """The rows of all parts, one after the other, of blocks that are Arrow arrays."""
+    taken = [part.blocks[number].take(pa.array(part.rows)) for part in parts]
+    if len(taken) == 1:
+        return taken[0]
+    if len({one.type for one in taken}) > 1:  # 64-bit offsets here, 32-bit ones there
+        widest = max((one.type for one in taken), key=lambda kind: str(kind).startswith("large"))
+        taken = [one.cast(widest) for one in taken]
+    return pa.concat_arrays(taken)
 
 
 class _Fixed:
@@ -170,64 +191,89 @@ class _Fixed:
         self.dtype = _dtype(leaf)
         self._scratch: Array = np.empty((0, *shape), dtype=self.dtype)
 
-    def decode(self, column: Any) -> Array:
-        arrays = []
+    def decode(self, column: Any, spare: Any = None) -> Array:
+        rows = len(column)
+        out = spare if isinstance(spare, np.ndarray) else np.empty((0, *self.shape), dtype=self.dtype)
+        if len(out) < rows or len(out) > 2 * rows:
+            out = np.empty((rows, *self.shape), dtype=self.dtype)
+        low = 0
         for chunk in column.chunks:
-            leaf = chunk
-            for _ in self.shape:
-                if leaf.null_count:
-                    raise UsageError(
-                        f"column {self.name!r} holds nulls, and a tensor can't",
-                        code="null-in-column",
-                        hint="leave it out with columns=[…], or give the field a default",
-                    )
-                leaf = leaf.flatten()
-            arrays.append(_numbers(leaf, self.name).reshape(len(chunk), *self.shape))
-        return _joined(arrays, self.dtype, self.shape)
+            out[low : low + len(chunk)] = self._decoded(chunk)
+            low += len(chunk)
+        return out
+
+    def view(self, array: Any) -> Any:
+        leaf = array
+        for _ in self.shape:
+            if leaf.null_count:
+                return array
+            leaf = leaf.flatten()
+        if leaf.null_count or pa.types.is_boolean(leaf.type):
+            return array  # what would have to be made anew is made for the rows of a batch
+        return self._decoded(array)
+
+    def _decoded(self, array: Any) -> Array:
+        leaf = array
+        for _ in self.shape:
+            if leaf.null_count:
+                raise UsageError(
+                    f"column {self.name!r} holds nulls, and a tensor can't",
+                    code="null-in-column",
+                    hint="leave it out with columns=[…], or give the field a default",
+                )
+            leaf = leaf.flatten()
+        return _numbers(leaf, self.name).reshape(len(array), *self.shape)
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         out = np.empty((len(order), *self.shape), dtype=self.dtype)
-        # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
         if len(parts) == 1:
-            parts[0].blocks[number].take(parts[0].rows[order], axis=0, out=out, mode="clip")
+            self._take(parts[0].blocks[number], parts[0].rows[order], out)
             return {self.name: out}
-        rows = _rows(parts)
+        rows = sum([len(part.rows) for part in parts])
         if len(self._scratch) < rows:
             self._scratch = np.empty((rows, *self.shape), dtype=self.dtype)
+        scratch = self._scratch
         low = 0
         for part in parts:  # source after source into a buffer that stays in the CPU's cache, then into order
             high = low + len(part.rows)
-            part.blocks[number].take(part.rows, axis=0, out=self._scratch[low:high], mode="clip")
+            self._take(part.blocks[number], part.rows, scratch[low:high])
             low = high
-        self._scratch.take(order, axis=0, out=out, mode="clip")
+        scratch.take(order, axis=0, out=out, mode="clip")
         return {self.name: out}
 
+    def _take(self, block: Any, rows: Int64Array, out: Array) -> None:
+        if isinstance(block, np.ndarray):
+            # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
+            block.take(rows, axis=0, out=out, mode="clip")
+        else:
+            out[:] = self._decoded(block.take(pa.array(rows)))
 
-class _Text:
-    """Text or bytes: a list of `str` (or `bytes`), None where null."""
+
+class _Arrow:
+    """What stays Arrow until its rows stand in a batch."""
 
     def __init__(self, name: str, arrow: Any) -> None:
         self.name = name
         self.type = arrow
 
-    def decode(self, column: Any) -> Array:
-        # Once a block, in C++; a batch then only copies references. Strings can't be written into.
-        arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        return _joined(arrays, object)
+    def decode(self, column: Any, spare: Any = None) -> Any:
+        return _joined(column.chunks, self.type)
+
+    def view(self, array: Any) -> Any:
+        return array
+
+
+class _Text(_Arrow):
+    """Text or bytes: a list of `str` (or `bytes`), None where null."""
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        picked = _joined([part.blocks[number][part.rows] for part in parts], object)
+        # A list, since tokenizers take nothing else. Made in C++ for the rows of the batch: a whole block of objects
+        # would take twice the memory, and the garbage collector would walk them.
+        picked: Array = _picked(number, parts).to_numpy(zero_copy_only=False)
         return {self.name: picked[order].tolist()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    values: Array  # all numbers, one after the other
-    start: Int64Array  # (rows,): where each list begins in `values`
-    length: Int64Array  # (rows,)
-
-
-class _Ragged:
+class _Ragged(_Arrow):
     """Lists of numbers.
 
     "pad": `name` is (rows, longest list), filled up with `pad_value`, and `name.lengths` int64 (rows,). "values":
@@ -235,65 +281,27 @@ class _Ragged:
     """
 
     def __init__(self, name: str, arrow: Any, ragged: Ragged, pad_value: float) -> None:
-        self.name = name
-        self.type = arrow
+        super().__init__(name, arrow)
         self.dtype = _dtype(arrow.value_type)
         self.ragged = ragged
         self.pad_value = pad_value
 
-    def decode(self, column: Any) -> _Lists:
-        values, starts, lengths = [], [], []
-        base = 0
-        for chunk in column.chunks:
-            offsets = chunk.offsets.to_numpy().astype(np.int64)
-            child = chunk.values.slice(offsets[0], offsets[-1] - offsets[0])
-            length = np.diff(offsets)
-            if chunk.null_count:
-                length[chunk.is_null().to_numpy(zero_copy_only=False)] = 0
-            values.append(_numbers(child, self.name))
-            starts.append(offsets[:-1] - offsets[0] + base)
-            lengths.append(length)
-            base += len(child)
-        return _Lists(_joined(values, self.dtype), _joined(starts, np.int64), _joined(lengths, np.int64))
-
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        length = np.concatenate([part.blocks[number].length[part.rows] for part in parts])[order]
-        offsets = np.zeros(len(order) + 1, dtype=np.int64)
-        np.cumsum(length, out=offsets[1:])
+        lists = _picked(number, parts).take(pa.array(order))
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        offsets -= offsets[0]
+        values = _numbers(lists.flatten(), self.name)
         if self.ragged == "values":
-            out = np.empty(offsets[-1], dtype=self.dtype)
-            target, extra = offsets[:-1], {f"{self.name}.offsets": offsets}
-        else:
-            width = int(length.max()) if len(length) else 0
-            out = np.full((len(order), width), self.pad_value, dtype=self.dtype)
-            target, extra = np.arange(len(order), dtype=np.int64) * width, {f"{self.name}.lengths": length}
-        flat = out.reshape(-1)
-        # order says which row stands in each slot; here each part's rows look for their slots.
-        rows = _rows(parts)
-        slot = np.full(rows, -1, dtype=np.int64)
-        slot[order] = np.arange(len(order))
-        low = 0
-        for part in parts:
-            lists: _Lists = part.blocks[number]
-            high = low + len(part.rows)
-            begin, size = lists.start[part.rows], lists.length[part.rows]
-            step = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)  # 0, 1, … inside each list
-            flat[np.repeat(target[slot[low:high]], size) + step] = lists.values[np.repeat(begin, size) + step]
-            low = high
-        return {self.name: out, **extra}
+            return {self.name: np.array(values, dtype=self.dtype), f"{self.name}.offsets": offsets}
+        length = np.diff(offsets)
+        width = int(length.max()) if len(length) else 0
+        out = np.full((len(order), width), self.pad_value, dtype=self.dtype)
+        out[np.arange(width) < length[:, None]] = values
+        return {self.name: out, f"{self.name}.lengths": length}
 
 
-class _Nested:
+class _Nested(_Arrow):
     """Anything else (lists of structs, say): stays in Arrow."""
 
-    def __init__(self, name: str, arrow: Any) -> None:
-        self.name = name
-        self.type = arrow
-
-    def decode(self, column: Any) -> Any:
-        return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
-
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        picked = [part.blocks[number].take(pa.array(part.rows)) for part in parts]
-        joined = picked[0] if len(picked) == 1 else pa.concat_arrays(picked)
-        return {self.name: ArrowColumn(joined.take(pa.array(order)))}
+        return {self.name: ArrowColumn(_picked(number, parts).take(pa.array(order)))}

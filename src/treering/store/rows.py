@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -62,26 +62,30 @@ class FileReaders:
         self._open_file = open_file
         self._limit = limit
         self.names: Names = lru_cache(maxsize=None)(names)
-        self._readers: OrderedDict[tuple[str, tuple[str, ...]], Any] = OrderedDict()
+        self._readers: OrderedDict[tuple[str, tuple[str, ...]], tuple[Any, Lock]] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, path: str, columns: tuple[str, ...]) -> Any:
-        """A reader of these columns of a data file."""
-        key = (path, columns)
+    def take(self, path: str, columns: tuple[str, ...], rows: list[int]) -> Iterable[pa.RecordBatch]:
+        """These rows (ascending, none twice) of a data file, in batches."""
+        reader, lock = self._get((path, columns))
+        with lock:  # the engine's reader answers one request at a time; what it answers with is on its own
+            return cast("Iterable[pa.RecordBatch]", reader.take_rows(rows, _MESSAGE_ROWS, 1))
+
+    def _get(self, key: tuple[str, tuple[str, ...]]) -> tuple[Any, Lock]:
         with self._lock:
-            reader = self._readers.get(key)
-            if reader is not None:
+            found = self._readers.get(key)
+            if found is not None:
                 self._readers.move_to_end(key)
-                return reader
-        reader = self._open_file(path, columns)
+                return found
+        opened = (self._open_file(*key), Lock())
         with self._lock:
-            self._readers[key] = reader
+            found = self._readers.setdefault(key, opened)
             while len(self._readers) > self._limit:
                 self._readers.popitem(last=False)
-        return reader
+        return found
 
     def close(self) -> None:
-        """Close them all; the next `get` opens again."""
+        """Close them all; the next `take` opens again."""
         with self._lock:
             self._readers.clear()
 
@@ -140,7 +144,7 @@ class RowPlaces:
             if file is None or not self._holds(file, columns, readers.names(file.path)):
                 return None
             rows = (addresses[low:high] & 0xFFFFFFFF).tolist()
-            found = readers.get(file.path, columns).take_rows(rows, _MESSAGE_ROWS, 1)
+            found = readers.take(file.path, columns, rows)
             batches += (batch.select(list(columns)) for batch in found)  # the file gives them in its own order
         table = pa.Table.from_batches(batches)
         if repeats is not None:

@@ -25,6 +25,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
+from treering.mixing.cache import Job, LoaderCache
 from treering.mixing.columns import Columns, Kind, kind_of
 from treering.mixing.lock import MixLock
 from treering.mixing.permute import Int64Array
@@ -61,6 +62,7 @@ class Loader:
         world_size: int | None = None,
         prefetch: int | None = None,
         start_method: str = "forkserver",
+        cache: bool = True,
     ) -> None:
         for number, (locked, found) in enumerate(zip(lock.sources, rows, strict=True)):
             grown = [event.train_rows for event in lock.events if event.kind == "growth" and event.source == number]
@@ -101,6 +103,11 @@ class Loader:
         self._resume: int | None = None
         self._running: weakref.ref[_Iteration] | None = None  # weak: whoever iterates keeps it, and dropping it ends it
         self._closed = False
+        if not isinstance(cache, bool):
+            raise UsageError(f"cache is {cache!r}; it is True or False", code="bad-cache")
+        self._cache = LoaderCache() if cache else None
+        if self._cache is not None:
+            weakref.finalize(self, self._cache.let_go)
         self._served = np.zeros(len(rows), dtype=np.int64)
         self._wait_s = 0.0
         self._run_s = 0.0
@@ -141,6 +148,7 @@ class Loader:
             world_size=self.world_size,
             prefetch=self._prefetch,
             start_method=self._start_method,
+            cache=self._cache is not None,
         )
 
     def __len__(self) -> int:
@@ -161,6 +169,7 @@ class Loader:
         self._stop()
         start, self._resume = self._resume or 0, None
         self._handed = start
+        self._start_cache(start)
         running = _Iteration(self, self._maker(start))
         self._running = weakref.ref(running)
         return running
@@ -211,7 +220,8 @@ class Loader:
         """JSON-ready figures.
 
         `batches` handed out since batch 0; `rows` delivered here and `rows_per_s`, `wait_s` (time the caller was kept
-        waiting) since this loader was made; per source its ref, share, training rows, draws `planned` up to the
+        waiting) since this loader was made; of the snapshot cache (null when off) the `columns` in use, those `built` in
+        this run, the damaged files `dropped`, and why something wasn't built (`skipped`); per source its ref, share, training rows, draws `planned` up to the
         position over all ranks (and `planned_total` to the end), rows `served` by this loader, and `epochs`: passes so
         far, above 1 where rows are repeated.
         """
@@ -226,6 +236,7 @@ class Loader:
             "rows_per_s": rows / self._run_s if self._run_s else 0.0,
             "wait_s": self._wait_s,
             "wait_share": self._wait_s / self._run_s if self._run_s else 0.0,
+            "cache": None if self._cache is None else self._cache.stats(),
             "sources": [
                 {
                     "ref": ref,
@@ -244,6 +255,8 @@ class Loader:
         """End threads and worker processes. Calling it again does nothing; iterating afterwards is refused."""
         self._closed = True
         self._stop()
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -257,9 +270,29 @@ class Loader:
         if running is not None:
             running.cut_short()
 
+    def _start_cache(self, start: int) -> None:
+        """Use what is cached of the snapshots, and build what this run will gain by, beside it."""
+        if self._cache is None:
+            return
+        now = self._plan.taken_before(start)
+        end = None if self._total is None else self._plan.taken_before(max(start, self._total))
+        jobs = []
+        for number, rows in enumerate(self._rows):
+            draws = None if end is None else end[number] - now[number]
+            if not self._lock.units[number] or draws == 0:
+                continue
+            held = np.bincount(rows.segment, np.diff(rows.start), len(rows.segments))
+            jobs += [
+                Job(segment, None if draws is None else int(draws * held[place] / rows.size))
+                for place, segment in enumerate(rows.segments)
+                if held[place]
+            ]
+        # One process of a host builds; the others take up what it has built at their next window.
+        self._cache.start(jobs, self.columns, build=int(os.environ.get("LOCAL_RANK", self.rank)) == 0)
+
     def _maker(self, start: int) -> _Maker:
         share = Share(self.rank, self.world_size, 0, max(1, self._workers), start, self._total)
-        recipe = _Recipe(self._plan, self._rows, self._kinds, share, self._transform)
+        recipe = _Recipe(self._plan, self._rows, self._kinds, share, self._transform, self._cache)
         if self._total is not None and start >= self._total:
             return _Nothing()
         if self._workers:
@@ -292,6 +325,8 @@ class _Iteration(Iterator[Any]):
         loader = self._loader
         asked = time.perf_counter()
         try:
+            if loader._cache is not None:
+                loader._cache.check()
             batch, counts = self._maker.make()
         except BaseException:
             self._done = True
@@ -330,17 +365,19 @@ class _Recipe:
         kinds: Sequence[Kind],
         share: Share,
         transform: Transform | None,
+        cache: LoaderCache | None,
     ) -> None:
         self.plan = plan
         self.rows = rows
         self.kinds = kinds
         self.share = share
         self.transform = transform
+        self.cache = cache
 
     def reader(self, worker: int = 0, *, read_ahead: bool = True) -> BatchReader:
         s = self.share
         share = Share(s.rank, s.world_size, worker, s.workers, s.start, s.stop)
-        return BatchReader(self.plan, self.rows, self.kinds, share, read_ahead=read_ahead)
+        return BatchReader(self.plan, self.rows, self.kinds, share, read_ahead=read_ahead, cache=self.cache)
 
     def batches(self) -> Iterable[int]:
         return (

@@ -244,6 +244,7 @@ class MixLock(_Document):
         ragged: Literal["pad", "values"] | None = None,
         pad_value: float | None = None,
         start_method: str = "forkserver",
+        cache: bool = True,
     ) -> Loader:
         """A loader that gives the batches of this lock again, from `store`; see `Mix.loader` for the arguments.
 
@@ -272,6 +273,7 @@ class MixLock(_Document):
             world_size=world_size,
             prefetch=prefetch,
             start_method=start_method,
+            cache=cache,
         )
 
 

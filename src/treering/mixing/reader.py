@@ -367,8 +367,13 @@ class BatchReader:
         """The cached columns of all segments of a source, or None as long as any of them lacks some."""
         if self._cache is None or not self._columns:
             return None
-        found = [self._mapped_segment(segment) for segment in rows.segments]
-        return None if None in found or not found else found  # type: ignore[return-value]
+        found: list[_Mapped] = []
+        for segment in rows.segments:
+            mapped = self._mapped_segment(segment)
+            if mapped is None:
+                return None
+            found.append(mapped)
+        return found or None
 
     def _mapped_segment(self, segment: SegmentLike) -> _Mapped | None:
         mapped = self._mapped.get(id(segment))

@@ -181,6 +181,7 @@ class Mix:
         ragged: Ragged = "pad",
         pad_value: float = 0,
         start_method: str = "forkserver",
+        cache: bool = True,
     ) -> Loader:
         """Batches of the mix, as dicts of column → torch tensor or list; `batch["_ref"]` holds the source numbers.
 
@@ -197,6 +198,8 @@ class Mix:
         ragged: lists of numbers as "pad" (`name` filled up with `pad_value`, and `name.lengths`) or as "values"
             (`name` flat, and `name.offsets`).
         start_method: how worker processes start; "fork" is refused, since Lance hangs in forked children.
+        cache: read decoded columns of snapshots from memory-mapped files beside the store, and build them, in a thread,
+            where this run will gain by it. The batches are the same either way.
 
         Raises UsageError for arguments that don't fit, NotFoundError for a column that a source lacks.
         """
@@ -221,6 +224,7 @@ class Mix:
             world_size=world_size,
             prefetch=prefetch,
             start_method=start_method,
+            cache=cache,
         )
 
 

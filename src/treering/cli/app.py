@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from treering.cli import (
     adapters,
+    cache,
     capture,
     corpus,
     demo,
@@ -113,7 +114,10 @@ def _start(
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
     if store:
-        context.default_map = {context.invoked_subcommand: {"store": store}}
+        command: Any = context.command
+        verbs = getattr(command.commands.get(context.invoked_subcommand), "commands", {})  # of a noun with verbs
+        given: dict[str, Any] = {"store": store, **{verb: {"store": store} for verb in verbs}}
+        context.default_map = {context.invoked_subcommand: given}
 
 
 for name, command in (
@@ -136,3 +140,4 @@ for name, command in (
     ("demo", demo.demo),
 ):
     app.command(name)(command)
+app.add_typer(cache.app)

@@ -31,10 +31,10 @@ import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from treering.errors import StoreError, TreeringError, UsageError
+from treering.errors import NotFoundError, StoreError, TreeringError, UsageError
 from treering.mixing.columnfile import ColumnWriter, column_in, stored_type
 from treering.mixing.permute import Int64Array
-from treering.mixing.sources import SegmentLike
+from treering.mixing.sources import SegmentLike, SourceLike
 
 __all__ = ["CacheEntry", "CachedSegment", "Job", "LoaderCache", "SnapshotCache", "worth_building"]
 
@@ -152,7 +152,7 @@ class SnapshotCache:
 
     def entries(self) -> list[CacheEntry]:
         """What is cached, by snapshot and column."""
-        return sorted((entry for _, entry in self._entries()), key=lambda entry: (entry.ref, entry.column))
+        return sorted((entry for _, entry in self._entries()), key=_by_name)
 
     def drop(self, keep: Callable[[CacheEntry], bool] | None = None) -> list[CacheEntry]:
         """Remove the entries, or those that `keep` says no to. Processes that use them go on: only the names go."""
@@ -161,7 +161,7 @@ class SnapshotCache:
             self._remove(path, entry.file)
         if keep is None:
             shutil.rmtree(self.folder, ignore_errors=True)  # what isn't an entry too: it may be damaged, or half made
-        return [entry for _, entry in gone]
+        return sorted((entry for _, entry in gone), key=_by_name)
 
     def holds(self, segment: CachedSegment, column: str) -> bool:
         """Whether there is a file for the column. Says nothing about its soundness."""
@@ -209,22 +209,30 @@ class SnapshotCache:
             os.utime(path)  # least recently used goes first
         return array
 
-    def build(self, segment: CachedSegment, columns: Sequence[str], *, stop: Event | None = None) -> list[CacheEntry]:
-        """Make the columns of a snapshot's training rows, reading them once; returns what there was room for.
+    def build(
+        self, source: SourceLike | CachedSegment, columns: Sequence[str], *, stop: Event | None = None
+    ) -> list[CacheEntry]:
+        """Make the columns of the training rows of a snapshot, or of all snapshots of a source, that aren't there yet.
+
+        Each snapshot is read once. Returns what was made: less than was asked for where there is no room.
 
         Raises StoreError when the snapshot's files aren't those that were certified, or hold other rows, and when the
         disk is full; nothing is cached then. UsageError for live, and for a column that can't be cached. Ends early,
         with nothing, once `stop` is set.
         """
+        if isinstance(source, SourceLike):
+            for segment in source.segments:
+                _check_cacheable(segment, columns)
+            return [entry for segment in source.segments for entry in self.build(segment, columns, stop=stop)]
+        return self._build(source, [name for name in columns if self.open(source, name) is None], stop)
+
+    def _build(self, segment: CachedSegment, columns: Sequence[str], stop: Event | None) -> list[CacheEntry]:
+        _check_cacheable(segment, columns)
+        if not columns:
+            return []
         runs, digest = segment.certified_runs(), segment.digest
-        if runs is None or digest is None:
-            raise UsageError(
-                f"{segment.ref} isn't a snapshot: live is never cached", code="not-a-snapshot", hint="seal it first"
-            )
-        for name in columns:
-            if stored_type(segment.schema.field(name).type) is None:
-                kind = segment.schema.field(name).type
-                raise UsageError(f"column {name!r} can't be cached: it is {kind}", code="not-cacheable")
+        assert runs is not None  # live was refused
+        assert digest is not None
         rows = int(runs[:, 1].sum())
         # A damaged file must not become a sound-looking column: Lance itself has no checksums.
         segment.check_files()
@@ -534,6 +542,24 @@ class _Facts:
         return self.runs
 
 
+def _check_cacheable(segment: Any, columns: Sequence[str]) -> None:
+    if not isinstance(segment, CachedSegment) or segment.name == "live":
+        ref = getattr(segment, "ref", segment)
+        raise UsageError(
+            f"{ref} isn't a snapshot of a store: live is never cached", code="not-a-snapshot", hint="seal it first"
+        )
+    for name in columns:
+        if name not in segment.schema.names:
+            raise NotFoundError(
+                f"{segment.ref} has no column {name!r}",
+                code="no-column",
+                hint=f"columns here: {', '.join(segment.schema.names)}",
+            )
+        kind = segment.schema.field(name).type
+        if stored_type(kind) is None:
+            raise UsageError(f"column {name!r} can't be cached: it is {kind}", code="not-cacheable")
+
+
 def _blocks(runs: Int64Array) -> Iterator[Int64Array]:
     """The row ids of all runs, some thousand at a time."""
     start = np.cumsum(runs[:, 1]) - runs[:, 1]
@@ -551,6 +577,10 @@ def _estimate(segment: _Facts, columns: Sequence[str], rows: int) -> int:
     run = np.searchsorted(start, at, side="right") - 1
     sample = segment.take(segment.runs[run, 0] + at - start[run], columns)
     return int(sample.nbytes / len(at) * rows) + 4_096 * len(columns)
+
+
+def _by_name(entry: CacheEntry) -> tuple[str, str]:
+    return (entry.ref, entry.column)
 
 
 def _used(path: Path) -> float:

@@ -102,6 +102,7 @@ class Loader:
         self._handed = 0
         self._resume: int | None = None
         self._running: weakref.ref[_Iteration] | None = None  # weak: whoever iterates keeps it, and dropping it ends it
+        self._at_work: _Maker = _Nothing()
         self._closed = False
         if not isinstance(cache, bool):
             raise UsageError(f"cache is {cache!r}; it is True or False", code="bad-cache")
@@ -170,7 +171,8 @@ class Loader:
         start, self._resume = self._resume or 0, None
         self._handed = start
         self._start_cache(start)
-        running = _Iteration(self, self._maker(start))
+        self._at_work = self._maker(start)
+        running = _Iteration(self, self._at_work)
         self._running = weakref.ref(running)
         return running
 
@@ -269,6 +271,8 @@ class Loader:
         self._running = None
         if running is not None:
             running.cut_short()
+        # A run that was dropped has told its threads to end; this waits for them.
+        self._at_work.close()
 
     def _start_cache(self, start: int) -> None:
         """Use what is cached of the snapshots, and build what this run will gain by, beside it."""

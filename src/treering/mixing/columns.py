@@ -75,17 +75,24 @@ class Part:
     rows: Int64Array  # which rows of it, (k,)
 
 
+class Block(Protocol):
+    """The rows of one window of one column, while they are read."""
+
+    def add(self, array: Any) -> None:
+        """Append the rows of a `pa.Array` of the column's type."""
+
+    def done(self) -> Any:
+        """What `gather` reads from; to be changed no more."""
+
+
 class Kind(Protocol):
     """How one column is decoded and gathered."""
 
     name: str
     type: Any  # pa.DataType
 
-    def decode(self, column: Any, spare: Any = None) -> Any:
-        """The block of a `pa.ChunkedArray` of the column's type; it is only ever read.
-
-        `spare` is a block that nobody reads any more, for its memory.
-        """
+    def block(self, rows: int, spare: Any = None) -> Block:
+        """A block for that many rows, in the memory of `spare`: one that was done, and that nobody reads any more."""
 
     def view(self, array: Any) -> Any:
         """The block of a whole memory-mapped `pa.Array`, taken as it lies: no memory per row."""
@@ -157,19 +164,6 @@ def _numbers(array: Any, name: str) -> Array:
     return values
 
 
-def _joined(chunks: Sequence[Any], kind: Any) -> Any:
-    """One `pa.Array`, with 64-bit offsets where 32 bits can't count its bytes."""
-    if len(chunks) == 1:
-        return chunks[0]
-    if not chunks:
-        return pa.array([], type=kind)
-    if sum(chunk.nbytes for chunk in chunks) >= 2**31:
-        wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind)
-        wide = pa.large_list(kind.value_field) if pa.types.is_list(kind) else wide
-        chunks = [chunk.cast(wide) for chunk in chunks] if wide is not None else chunks
-    return pa.concat_arrays(chunks)
-
-
 def _picked(number: int, parts: Sequence[Part]) -> Any:
     """The rows of all parts, one after the other, of blocks that are Arrow arrays."""
     taken = [part.blocks[number].take(pa.array(part.rows)) for part in parts]
@@ -191,16 +185,9 @@ class _Fixed:
         self.dtype = _dtype(leaf)
         self._scratch: Array = np.empty((0, *shape), dtype=self.dtype)
 
-    def decode(self, column: Any, spare: Any = None) -> Array:
-        rows = len(column)
-        out = spare if isinstance(spare, np.ndarray) else np.empty((0, *self.shape), dtype=self.dtype)
-        if len(out) < rows or len(out) > 2 * rows:
-            out = np.empty((rows, *self.shape), dtype=self.dtype)
-        low = 0
-        for chunk in column.chunks:
-            out[low : low + len(chunk)] = self._decoded(chunk)
-            low += len(chunk)
-        return out
+    def block(self, rows: int, spare: Any = None) -> Block:
+        fits = isinstance(spare, np.ndarray) and rows <= len(spare) <= 2 * rows
+        return _Numbers(self, spare if fits else np.empty((rows, *self.shape), dtype=self.dtype))
 
     def view(self, array: Any) -> Any:
         leaf = array
@@ -210,9 +197,10 @@ class _Fixed:
             leaf = leaf.flatten()
         if leaf.null_count or pa.types.is_boolean(leaf.type):
             return array  # what would have to be made anew is made for the rows of a batch
-        return self._decoded(array)
+        return self.decoded(array)
 
-    def _decoded(self, array: Any) -> Array:
+    def decoded(self, array: Any) -> Array:
+        """One Arrow array of the column as numpy, (rows, *shape)."""
         leaf = array
         for _ in self.shape:
             if leaf.null_count:
@@ -246,7 +234,23 @@ class _Fixed:
             # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
             block.take(rows, axis=0, out=out, mode="clip")
         else:
-            out[:] = self._decoded(block.take(pa.array(rows)))
+            out[:] = self.decoded(block.take(pa.array(rows)))
+
+
+class _Numbers:
+    """A block of `_Fixed`: one numpy array."""
+
+    def __init__(self, kind: _Fixed, out: Array) -> None:
+        self._kind = kind
+        self._out = out
+        self._rows = 0
+
+    def add(self, array: Any) -> None:
+        self._out[self._rows : self._rows + len(array)] = self._kind.decoded(array)
+        self._rows += len(array)
+
+    def done(self) -> Array:
+        return self._out
 
 
 class _Arrow:
@@ -256,21 +260,93 @@ class _Arrow:
         self.name = name
         self.type = arrow
 
-    def decode(self, column: Any, spare: Any = None) -> Any:
-        return _joined(column.chunks, self.type)
+    def block(self, rows: int, spare: Any = None) -> Block:
+        return _Chunks(self.type)
 
     def view(self, array: Any) -> Any:
         return array
 
 
+class _Chunks:
+    """A block of `_Arrow`: one `pa.Array`, joined when all rows are there."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._chunks: list[Any] = []
+
+    def add(self, array: Any) -> None:
+        self._chunks.append(array)
+
+    def done(self) -> Any:
+        chunks = self._chunks
+        if not chunks:
+            return pa.array([], type=self._kind)
+        if pa.types.is_list(self._kind) and sum(len(chunk.flatten()) for chunk in chunks) >= 2**31:
+            chunks = [chunk.cast(pa.large_list(self._kind.value_field)) for chunk in chunks]
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
 class _Text(_Arrow):
     """Text or bytes: a list of `str` (or `bytes`), None where null."""
+
+    def block(self, rows: int, spare: Any = None) -> Block:
+        return _Strings(self.type, rows, spare)
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         # A list, since tokenizers take nothing else. Made in C++ for the rows of the batch: a whole block of objects
         # would take twice the memory, and the garbage collector would walk them.
         picked: Array = _picked(number, parts).to_numpy(zero_copy_only=False)
         return {self.name: picked[order].tolist()}
+
+
+@dataclass(slots=True)
+class _StringsRead:
+    """A block of text: an Arrow array over numpy buffers, which a later block may take over."""
+
+    array: Any  # pa.Array, large_string or large_binary
+    data: Array  # uint8
+
+    def take(self, rows: Any) -> Any:
+        return self.array.take(rows)
+
+
+class _Strings:
+    """Collects text into buffers of its own: a window's worth of it allocated anew each time cost more than the copy."""
+
+    def __init__(self, kind: Any, rows: int, spare: Any) -> None:
+        t = pa.types
+        text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+        self._type = pa.large_string() if text else pa.large_binary()
+        self._offsets = np.zeros(rows + 1, dtype=np.int64)
+        self._data = spare.data if isinstance(spare, _StringsRead) else np.empty(0, dtype=np.uint8)
+        self._valid: Array | None = None
+        self._rows = 0
+
+    def add(self, array: Any) -> None:
+        array = array.cast(self._type)
+        valid, offsets, data = array.buffers()
+        low, end = self._rows, self._rows + len(array)
+        found = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        begin, used = int(self._offsets[low]), int(found[-1] - found[0])
+        if begin + used > len(self._data):
+            # By what the rows so far make likely for all of them; the rest is a margin, so that a spare fits as it is.
+            likely = (begin + used) * (len(self._offsets) - 1) // max(end, 1)
+            grown = np.empty(max(begin + used, likely) * 9 // 8, dtype=np.uint8)
+            grown[:begin] = self._data[:begin]
+            self._data = grown
+        if used:
+            self._data[begin : begin + used] = np.frombuffer(data, np.uint8)[found[0] : found[-1]]
+        np.add(found[1:], begin - found[0], out=self._offsets[low + 1 : end + 1])
+        if valid is not None and array.null_count:
+            if self._valid is None:
+                self._valid = np.ones(len(self._offsets) - 1, dtype=np.bool_)
+            self._valid[low:end] = array.is_valid().to_numpy(zero_copy_only=False)
+        self._rows = end
+
+    def done(self) -> Any:
+        valid = None if self._valid is None else pa.py_buffer(np.packbits(self._valid[: self._rows], bitorder="little"))
+        buffers = [valid, pa.py_buffer(self._offsets), pa.py_buffer(self._data)]
+        return _StringsRead(pa.Array.from_buffers(self._type, self._rows, buffers), self._data)
 
 
 class _Ragged(_Arrow):

@@ -29,6 +29,7 @@ __all__ = ["REF", "SPAN", "BatchReader", "Share"]
 REF = "_ref"  # the batch column of source numbers
 SPAN = 8  # batches in a row that one worker process makes: a message between processes costs about as much as one
 _LOOKUP = 64  # batches whose counts are looked up at once
+_PIECE = 8_192  # rows asked for at once
 _LABELS = 1_024  # kinds of batches, by counts, whose source numbers are kept; a mix of a few sources has a handful
 _NOTHING_KNOWN: tuple[int, list[list[int]], list[int]] = (0, [], [])
 
@@ -395,19 +396,20 @@ class BatchReader:
         """Decode the columns of these rows (ascending positions), in that order, into the memory of `spare` blocks."""
         if not self._columns:
             return []
-        tables = []
-        for segment, row_ids in rows.locate(positions):
-            mapped = self._mapped_segment(segment)
-            if mapped is None:
-                tables.append(segment.take(row_ids, self._columns))
-            else:
-                at = pa.array(mapped.rows(row_ids))
-                tables.append(pa.table({name: column.take(at) for name, column in mapped.columns.items()}))
-        blocks = []
-        for number, kind in enumerate(self._kinds):
-            chunks: list[Any] = []
-            for table in tables:
-                column = table.column(kind.name)
-                chunks += (column if column.type == kind.type else column.cast(kind.type)).chunks
-            blocks.append(kind.decode(pa.chunked_array(chunks, type=kind.type), spare[number] if spare else None))
-        return blocks
+        blocks = [
+            kind.block(len(positions), spare[number] if spare else None) for number, kind in enumerate(self._kinds)
+        ]
+        # A piece at a time: the memory of the engine's answer is used again by the next one, and never large.
+        for low in range(0, len(positions), _PIECE):
+            for segment, row_ids in rows.locate(positions[low : low + _PIECE]):
+                mapped = self._mapped_segment(segment)
+                if mapped is None:
+                    table = segment.take(row_ids, self._columns)
+                else:
+                    at = pa.array(mapped.rows(row_ids))
+                    table = pa.table({name: column.take(at) for name, column in mapped.columns.items()})
+                for block, kind in zip(blocks, self._kinds, strict=True):
+                    column = table.column(kind.name)
+                    for chunk in (column if column.type == kind.type else column.cast(kind.type)).chunks:
+                        block.add(chunk)
+        return [block.done() for block in blocks]

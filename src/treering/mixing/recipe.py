@@ -29,10 +29,11 @@ __all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Mix", "mix"]
 BATCH_SIZE = 256
 
 # Rows read together, and rows shuffled together over all sources. On data sorted by label (30/30/40 of 3 × 300k rows,
-# batches of 256) they keep 0.999 / 0.992 / 0.988 of a full shuffle's label entropy per batch at 10 / 150 / 1,000 labels
-# (benchmarks/shuffle.py), and chunks of 64 rows cost half the reading that chunks of 32 do.
+# batches of 256) they keep 0.998 / 0.989 / 0.983 of a full shuffle's label entropy per batch at 10 / 150 / 1,000 labels
+# (benchmarks/shuffle.py). Chunks of 64 rows cost half the reading that chunks of 32 do; of the pool two are in memory, the
+# one in use and the next: of rows of 920 bytes 180 MB.
 CHUNK_ROWS = 64
-POOL_ROWS = 131_072
+POOL_ROWS = 98_304
 
 
 def mix(*sources: SourceLike, weights: Sequence[float] | None = None, seed: int = 0) -> Mix:

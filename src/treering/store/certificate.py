@@ -50,14 +50,18 @@ def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> np.ndarray[Any, 
     and not by place in the table, because compaction beside appends can change places, and a lock outlives that.
     """
     found = []
-    for batch in splits:
+    for batch in splits:  # as runs at once: of a large snapshot the ids themselves would take 8 bytes a row
         ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
-        found.append(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))])
-    ids = np.sort(np.concatenate(found), kind="stable") if found else np.empty(0, np.int64)
-    if not len(ids):
+        ids = np.sort(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))], kind="stable")
+        if len(ids):
+            starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
+            found.append(np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1))
+    if not found:
         return np.empty((0, 2), np.int64)
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-    return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1)
+    runs = np.concatenate(found)
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    heads = np.flatnonzero(np.concatenate([[True], runs[1:, 0] != runs[:-1].sum(axis=1)]))
+    return np.stack([runs[heads, 0], np.add.reduceat(runs[:, 1], heads)], axis=1)
 
 
 def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:

@@ -99,6 +99,7 @@ class _Window:
     places: Sequence[Sequence[Any]]  # blocks by column, for each place that rows lie in
     place: Int64Array | None = None  # (high - low,): which place each draw's row lies in, when there are several
     read: bool = False  # into blocks of its own, whose memory the next window may take
+    plain: bool = False  # every draw's row is there, in one place
 
 
 class BatchReader:
@@ -190,8 +191,16 @@ class BatchReader:
         moved: list[tuple[int, Int64Array]] = []
         if self._share.world_size == 1:
             for source, count in enumerate(counts):
-                if count:
-                    self._add_all(parts, moved, source, taken[source], after[source])
+                if not count:
+                    continue
+                low, high = taken[source], after[source]
+                held = self._windows[source]
+                window = held[0] if held else None
+                if window is not None and window.plain and window.low <= low and high <= window.high:
+                    # All but a few batches: what follows below, without its cases.
+                    parts.append(Part(window.places[0], window.rows[low - window.low : high - window.low]))
+                else:
+                    self._add_all(parts, moved, source, low, high)
         else:
             mine = order[self._slots]
             chosen = np.sort(mine)
@@ -323,7 +332,7 @@ class BatchReader:
                 held = self._whole.get(source)
                 if held is None or held[0] != size:
                     held = self._whole[source] = (size, self._read(rows_of, np.arange(size, dtype=np.int64)))
-                return _Window(planned, low, high, plan.positions(np.arange(low, high)), [held[1]])
+                return _Window(planned, low, high, plan.positions(np.arange(low, high)), [held[1]], plain=True)
         else:
             self._whole.pop(source, None)
         low, high = max(low, draw), min(high, view.ends[source])
@@ -339,7 +348,7 @@ class BatchReader:
         rows = np.full(high - low, -1, dtype=np.int64)
         rows[draws[by_place] - low] = np.arange(len(draws))
         blocks = self._read(rows_of, positions[by_place], self._spare.pop(source, None))
-        return _Window(planned, low, high, rows, [blocks], read=True)
+        return _Window(planned, low, high, rows, [blocks], read=True, plain=self._share.whole)
 
     def _in_cache(
         self,
@@ -356,7 +365,7 @@ class BatchReader:
         places = [one.blocks for one in mapped]
         if len(mapped) == 1:
             rows[draws - low] = mapped[0].rows(row_ids)
-            return _Window(planned, low, high, rows, places)
+            return _Window(planned, low, high, rows, places, plain=self._share.whole)
         place = np.zeros(high - low, dtype=np.int64)
         place[draws - low] = owner
         for number, one in enumerate(mapped):

@@ -52,7 +52,15 @@ def main() -> None:
     print("| labels | chunk_rows | pool_rows | entropy, mean | worst batch | neighbours' correlation |")
     print("| --- | --- | --- | --- | --- | --- |")
     for labels in (10, 150, 1_000):
-        for chunk, pool in ((1, 65_536), (16, 65_536), (32, 65_536), (64, 65_536), (32, 16_384), (64, 262_144)):
+        for chunk, pool in (
+            (1, 98_304),
+            (32, 65_536),
+            (64, 65_536),
+            (64, 98_304),
+            (64, 131_072),
+            (128, 196_608),
+            (32, 16_384),
+        ):
             mean, worst, correlation = measure(rows, labels, chunk, pool, batches)
             print(f"| {labels} | {chunk} | {pool:,} | {mean:.4f} | {worst:.3f} | {correlation:+.3f} |")
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from treering.capture import Quarantined, Recorder
     from treering.mixing import Mix, Schedule
+    from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
     from treering.store.documents import SelectionRecord, SnapshotRecord
@@ -179,6 +180,16 @@ class Store(BaseStore):
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
         return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
+
+    @property
+    def cache(self) -> SnapshotCache:
+        """The snapshot cache that lies beside this store: `entries()`, `build(source, columns)`, `drop()`.
+
+        Loaders use it, and build what they gain by, on their own.
+        """
+        from treering.mixing.cache import SnapshotCache
+
+        return SnapshotCache(self.cache_dir)
 
     def adapters(self, corpus: str) -> list[AdapterRecord]:
         """All adapters of a corpus with their status, oldest first."""

@@ -271,3 +271,21 @@ def test_colour_is_left_out_when_no_color_is_set(monkeypatch: pytest.MonkeyPatch
         output.render(None, False, lambda: Text("passed", "green"))
         found[no_color] = "\x1b[32m" in screen.getvalue()
     assert found == {"": True, "1": False}
+
+
+def test_columns_are_cached_listed_and_dropped(support: Run, where: Path) -> None:
+    support("capture", "support", jsonl(where / "records.jsonl", labelled(60)))
+    support("snapshot", "live", "--to", "support@v1")
+    built = support("cache", "build", "support@v1", "-c", "text", "-c", "label", "--json").data
+    assert [(entry["ref"], entry["column"]) for entry in built["entries"]] == [
+        ("support@v1", "text"),
+        ("support@v1", "label"),
+    ]
+    shown = support("--store", str(where / ".treering"), "cache", "show", "--json").data
+    assert {entry["column"] for entry in shown["entries"]} == {"text", "label"}
+    assert shown["bytes"] == sum(entry["bytes"] for entry in shown["entries"]) <= shown["limit"]
+    assert "support@v1" in support("cache", "show").out
+    assert support("cache", "drop", "support@v1", "--json").data["entries"] == shown["entries"]
+    assert support("cache", "show", "--json").data["entries"] == []
+    assert "0 columns dropped" in support("cache", "drop").out
+    assert support("cache").code == 2

@@ -447,7 +447,7 @@ def test_rows_sorted_by_label_arrive_mixed() -> None:
         shares = np.bincount(chosen) / len(chosen)
         return float(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
 
-    with mix(source, seed=1).loader(batch, columns=["label"], pool_rows=16_384) as loader:
+    with mix(source, seed=1).loader(batch, columns=["label"], chunk_rows=32, pool_rows=16_384) as loader:
         found = np.mean([entropy(part["label"].numpy()) for part in islice(loader, 60)])
     random_rows = np.random.default_rng(0).integers(0, labels, (60, batch))
     assert found >= 0.98 * np.mean([entropy(row) for row in random_rows])

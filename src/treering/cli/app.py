@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from treering.cli import (
     adapters,
     annotation,
+    cache,
     capture,
     corpus,
     demo,
@@ -115,7 +116,10 @@ def _start(
         typer.echo(context.get_help(), err=True)
         raise typer.Exit(2)
     if store:
-        context.default_map = {context.invoked_subcommand: {"store": store}}
+        command: Any = context.command
+        verbs = getattr(command.commands.get(context.invoked_subcommand), "commands", {})  # of a noun with verbs
+        given: dict[str, Any] = {"store": store, **{verb: {"store": store} for verb in verbs}}
+        context.default_map = {context.invoked_subcommand: given}
 
 
 for name, command in (
@@ -140,3 +144,4 @@ for name, command in (
     ("demo", demo.demo),
 ):
     app.command(name)(command)
+app.add_typer(cache.app)

@@ -1,7 +1,8 @@
 """Turn Arrow columns into batch columns, all rows at once.
 
-A kind of column decodes a block of rows once and then gathers any of its rows into batch after batch. What it hands
-out is always a fresh copy: writing into one batch changes no other. Knows neither plans nor sources.
+A kind of column decodes a block of rows once and then gathers any of its rows into batch after batch. Numbers are decoded
+to numpy arrays; everything else stays Arrow until its rows stand in a batch. What is handed out is always a fresh copy:
+writing into one batch changes no other. Knows neither plans nor sources.
 """
 
 from __future__ import annotations
@@ -66,12 +67,22 @@ class ArrowColumn(Sequence[Any]):
         return values
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """Rows of one decoded block that go into a batch."""
 
     blocks: Sequence[Any]  # what each kind decoded, in the order of the kinds
     rows: Int64Array  # which rows of it, (k,)
+
+
+class Block(Protocol):
+    """The rows of one window of one column, while they are read."""
+
+    def add(self, array: Any) -> None:
+        """Append the rows of a `pa.Array` of the column's type."""
+
+    def done(self) -> Any:
+        """What `gather` reads from; to be changed no more."""
 
 
 class Kind(Protocol):
@@ -80,8 +91,11 @@ class Kind(Protocol):
     name: str
     type: Any  # pa.DataType
 
-    def decode(self, column: Any) -> Any:
-        """Decode a `pa.ChunkedArray` of the column's type; the result is only ever read."""
+    def block(self, rows: int, spare: Any = None) -> Block:
+        """A block for that many rows, in the memory of `spare`: one that was done, and that nobody reads any more."""
+
+    def view(self, array: Any) -> Any:
+        """The block of a whole memory-mapped `pa.Array`, taken as it lies: no memory per row."""
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         """The batch columns made of `parts`, one after the other, then brought into `order` (rows of the batch,).
@@ -158,14 +172,17 @@ def _numbers(array: Any, name: str) -> Array:
     return values
 
 
-def _joined(arrays: Sequence[Array], dtype: Any, shape: tuple[int, ...] = ()) -> Array:
-    if len(arrays) == 1:
-        return arrays[0]
-    return np.concatenate(arrays) if arrays else np.empty((0, *shape), dtype=dtype)
-
-
-def _rows(parts: Sequence[Part]) -> int:
-    return sum(len(part.rows) for part in parts)
+def _picked(number: int, parts: Sequence[Part], arrow: Any) -> Any:
+    """The rows of all parts, one after the other, of blocks that are Arrow arrays of a column of type `arrow`."""
+    if not parts:  # a rank's slice of a short last batch may be empty
+        return pa.array([], arrow)
+    taken = [part.blocks[number].take(pa.array(part.rows)) for part in parts]
+    if len(taken) == 1:
+        return taken[0]
+    if len({one.type for one in taken}) > 1:  # 64-bit offsets here, 32-bit ones there
+        widest = max((one.type for one in taken), key=lambda kind: str(kind).startswith("large"))
+        taken = [one.cast(widest) for one in taken]
+    return pa.concat_arrays(taken)
 
 
 class _Fixed:
@@ -183,64 +200,171 @@ class _Fixed:
         """Elements of this column in a batch."""
         return int(columns[self.name].size)
 
-    def decode(self, column: Any) -> Array:
-        arrays = []
-        for chunk in column.chunks:
-            leaf = chunk
-            for _ in self.shape:
-                if leaf.null_count:
-                    raise UsageError(
-                        f"column {self.name!r} holds nulls, and a tensor can't",
-                        code="null-in-column",
-                        hint="leave it out with columns=[…], or give the field a default",
-                    )
-                leaf = leaf.flatten()
-            arrays.append(_numbers(leaf, self.name).reshape(len(chunk), *self.shape))
-        return _joined(arrays, self.dtype, self.shape)
+    def block(self, rows: int, spare: Any = None) -> Block:
+        fits = isinstance(spare, np.ndarray) and rows <= len(spare) <= 2 * rows
+        return _Numbers(self, spare if fits else np.empty((rows, *self.shape), dtype=self.dtype))
+
+    def view(self, array: Any) -> Any:
+        leaf = array
+        for _ in self.shape:
+            if leaf.null_count:
+                return array
+            leaf = leaf.flatten()
+        if leaf.null_count or pa.types.is_boolean(leaf.type):
+            return array  # what would have to be made anew is made for the rows of a batch
+        return self.decoded(array)
+
+    def decoded(self, array: Any) -> Array:
+        """One Arrow array of the column as numpy, (rows, *shape)."""
+        leaf = array
+        for _ in self.shape:
+            if leaf.null_count:
+                raise UsageError(
+                    f"column {self.name!r} holds nulls, and a tensor can't",
+                    code="null-in-column",
+                    hint="leave it out with columns=[…], or give the field a default",
+                )
+            leaf = leaf.flatten()
+        return _numbers(leaf, self.name).reshape(len(array), *self.shape)
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         out = np.empty((len(order), *self.shape), dtype=self.dtype)
-        # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
         if len(parts) == 1:
-            parts[0].blocks[number].take(parts[0].rows[order], axis=0, out=out, mode="clip")
+            self._take(parts[0].blocks[number], parts[0].rows[order], out)
             return {self.name: out}
-        rows = _rows(parts)
+        rows = sum([len(part.rows) for part in parts])
         if len(self._scratch) < rows:
             self._scratch = np.empty((rows, *self.shape), dtype=self.dtype)
+        scratch = self._scratch
         low = 0
         for part in parts:  # source after source into a buffer that stays in the CPU's cache, then into order
             high = low + len(part.rows)
-            part.blocks[number].take(part.rows, axis=0, out=self._scratch[low:high], mode="clip")
+            self._take(part.blocks[number], part.rows, scratch[low:high])
             low = high
-        self._scratch.take(order, axis=0, out=out, mode="clip")
+        scratch.take(order, axis=0, out=out, mode="clip")
         return {self.name: out}
 
+    def _take(self, block: Any, rows: Int64Array, out: Array) -> None:
+        if isinstance(block, np.ndarray):
+            # mode="clip" because the default checks by way of a buffer, a second copy; the rows are in range by plan.
+            block.take(rows, axis=0, out=out, mode="clip")
+        else:
+            out[:] = self.decoded(block.take(pa.array(rows)))
 
-class _Text:
-    """Text or bytes: a list of `str` (or `bytes`), None where null."""
+
+class _Numbers:
+    """A block of `_Fixed`: one numpy array."""
+
+    def __init__(self, kind: _Fixed, out: Array) -> None:
+        self._kind = kind
+        self._out = out
+        self._rows = 0
+
+    def add(self, array: Any) -> None:
+        self._out[self._rows : self._rows + len(array)] = self._kind.decoded(array)
+        self._rows += len(array)
+
+    def done(self) -> Array:
+        return self._out
+
+
+class _Arrow:
+    """What stays Arrow until its rows stand in a batch."""
 
     def __init__(self, name: str, arrow: Any) -> None:
         self.name = name
         self.type = arrow
 
-    def decode(self, column: Any) -> Array:
-        # Once a block, in C++; a batch then only copies references. Strings can't be written into.
-        arrays = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
-        return _joined(arrays, object)
+    def block(self, rows: int, spare: Any = None) -> Block:
+        return _Chunks(self.type)
+
+    def view(self, array: Any) -> Any:
+        return array
+
+
+class _Chunks:
+    """A block of `_Arrow`: one `pa.Array`, joined when all rows are there."""
+
+    def __init__(self, kind: Any) -> None:
+        self._kind = kind
+        self._chunks: list[Any] = []
+
+    def add(self, array: Any) -> None:
+        self._chunks.append(array)
+
+    def done(self) -> Any:
+        chunks = self._chunks
+        if not chunks:
+            return pa.array([], type=self._kind)
+        if pa.types.is_list(self._kind) and sum(len(chunk.flatten()) for chunk in chunks) >= 2**31:
+            chunks = [chunk.cast(pa.large_list(self._kind.value_field)) for chunk in chunks]
+        return chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks)
+
+
+class _Text(_Arrow):
+    """Text or bytes: a list of `str` (or `bytes`), None where null."""
+
+    def block(self, rows: int, spare: Any = None) -> Block:
+        return _Strings(self.type, rows, spare)
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        picked = _joined([part.blocks[number][part.rows] for part in parts], object)
+        # A list, since tokenizers take nothing else. Made in C++ for the rows of the batch: a whole block of objects
+        # would take twice the memory, and the garbage collector would walk them.
+        picked: Array = _picked(number, parts, self.type).to_numpy(zero_copy_only=False)
         return {self.name: picked[order].tolist()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Lists:
-    values: Array  # all numbers, one after the other
-    start: Int64Array  # (rows,): where each list begins in `values`
-    length: Int64Array  # (rows,)
+@dataclass(slots=True)
+class _StringsRead:
+    """A block of text: an Arrow array over numpy buffers, which a later block may take over."""
+
+    array: Any  # pa.Array, large_string or large_binary
+    data: Array  # uint8
+
+    def take(self, rows: Any) -> Any:
+        return self.array.take(rows)
 
 
-class _Ragged:
+class _Strings:
+    """Collects text into buffers of its own: a window's worth of it allocated anew each time cost more than the copy."""
+
+    def __init__(self, kind: Any, rows: int, spare: Any) -> None:
+        t = pa.types
+        text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+        self._type = pa.large_string() if text else pa.large_binary()
+        self._offsets = np.zeros(rows + 1, dtype=np.int64)
+        self._data = spare.data if isinstance(spare, _StringsRead) else np.empty(0, dtype=np.uint8)
+        self._valid: Array | None = None
+        self._rows = 0
+
+    def add(self, array: Any) -> None:
+        array = array.cast(self._type)
+        valid, offsets, data = array.buffers()
+        low, end = self._rows, self._rows + len(array)
+        found = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        begin, used = int(self._offsets[low]), int(found[-1] - found[0])
+        if begin + used > len(self._data):
+            # By what the rows so far make likely for all of them; the rest is a margin, so that a spare fits as it is.
+            likely = (begin + used) * (len(self._offsets) - 1) // max(end, 1)
+            grown = np.empty(max(begin + used, likely) * 9 // 8, dtype=np.uint8)
+            grown[:begin] = self._data[:begin]
+            self._data = grown
+        if used:
+            self._data[begin : begin + used] = np.frombuffer(data, np.uint8)[found[0] : found[-1]]
+        np.add(found[1:], begin - found[0], out=self._offsets[low + 1 : end + 1])
+        if valid is not None and array.null_count:
+            if self._valid is None:
+                self._valid = np.ones(len(self._offsets) - 1, dtype=np.bool_)
+            self._valid[low:end] = array.is_valid().to_numpy(zero_copy_only=False)
+        self._rows = end
+
+    def done(self) -> Any:
+        valid = None if self._valid is None else pa.py_buffer(np.packbits(self._valid[: self._rows], bitorder="little"))
+        buffers = [valid, pa.py_buffer(self._offsets), pa.py_buffer(self._data)]
+        return _StringsRead(pa.Array.from_buffers(self._type, self._rows, buffers), self._data)
+
+
+class _Ragged(_Arrow):
     """Lists of numbers.
 
     "pad": `name` is (rows, longest list), filled up with `pad_value`, and `name.lengths` int64 (rows,). "values":
@@ -248,8 +372,7 @@ class _Ragged:
     """
 
     def __init__(self, name: str, arrow: Any, ragged: Ragged, pad_value: float) -> None:
-        self.name = name
-        self.type = arrow
+        super().__init__(name, arrow)
         self.dtype = _dtype(arrow.value_type)
         self.ragged = ragged
         self.pad_value = pad_value
@@ -260,59 +383,22 @@ class _Ragged:
         values = columns[self.name]
         return len(values) if self.ragged == "values" else int(columns[f"{self.name}.lengths"].sum())
 
-    def decode(self, column: Any) -> _Lists:
-        values, starts, lengths = [], [], []
-        base = 0
-        for chunk in column.chunks:
-            offsets = chunk.offsets.to_numpy().astype(np.int64)
-            child = chunk.values.slice(offsets[0], offsets[-1] - offsets[0])
-            length = np.diff(offsets)
-            if chunk.null_count:
-                length[chunk.is_null().to_numpy(zero_copy_only=False)] = 0
-            values.append(_numbers(child, self.name))
-            starts.append(offsets[:-1] - offsets[0] + base)
-            lengths.append(length)
-            base += len(child)
-        return _Lists(_joined(values, self.dtype), _joined(starts, np.int64), _joined(lengths, np.int64))
-
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        length = np.concatenate([part.blocks[number].length[part.rows] for part in parts])[order]
-        offsets = np.zeros(len(order) + 1, dtype=np.int64)
-        np.cumsum(length, out=offsets[1:])
+        lists = _picked(number, parts, self.type).take(pa.array(order))
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        offsets -= offsets[0]
+        values = _numbers(lists.flatten(), self.name)
         if self.ragged == "values":
-            out = np.empty(offsets[-1], dtype=self.dtype)
-            target, extra = offsets[:-1], {f"{self.name}.offsets": offsets}
-        else:
-            width = int(length.max()) if len(length) else 0
-            out = np.full((len(order), width), self.pad_value, dtype=self.dtype)
-            target, extra = np.arange(len(order), dtype=np.int64) * width, {f"{self.name}.lengths": length}
-        flat = out.reshape(-1)
-        # order says which row stands in each slot; here each part's rows look for their slots.
-        rows = _rows(parts)
-        slot = np.full(rows, -1, dtype=np.int64)
-        slot[order] = np.arange(len(order))
-        low = 0
-        for part in parts:
-            lists: _Lists = part.blocks[number]
-            high = low + len(part.rows)
-            begin, size = lists.start[part.rows], lists.length[part.rows]
-            step = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)  # 0, 1, … inside each list
-            flat[np.repeat(target[slot[low:high]], size) + step] = lists.values[np.repeat(begin, size) + step]
-            low = high
-        return {self.name: out, **extra}
+            return {self.name: np.array(values, dtype=self.dtype), f"{self.name}.offsets": offsets}
+        length = np.diff(offsets)
+        width = int(length.max()) if len(length) else 0
+        out = np.full((len(order), width), self.pad_value, dtype=self.dtype)
+        out[np.arange(width) < length[:, None]] = values
+        return {self.name: out, f"{self.name}.lengths": length}
 
 
-class _Nested:
+class _Nested(_Arrow):
     """Anything else (lists of structs, say): stays in Arrow."""
 
-    def __init__(self, name: str, arrow: Any) -> None:
-        self.name = name
-        self.type = arrow
-
-    def decode(self, column: Any) -> Any:
-        return pa.concat_arrays(column.chunks) if column.num_chunks != 1 else column.chunk(0)
-
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
-        picked = [part.blocks[number].take(pa.array(part.rows)) for part in parts]
-        joined = picked[0] if len(picked) == 1 else pa.concat_arrays(picked)
-        return {self.name: ArrowColumn(joined.take(pa.array(order)))}
+        return {self.name: ArrowColumn(_picked(number, parts, self.type).take(pa.array(order)))}

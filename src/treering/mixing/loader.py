@@ -28,6 +28,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
+from treering.mixing.cache import Job, LoaderCache
 from treering.mixing.columns import Columns, Kind, kind_of, token_count
 from treering.mixing.events import Agree, Course, Stretch, compact, expand, same_course
 from treering.mixing.lock import MixLock
@@ -69,6 +70,7 @@ class Loader:
         start_method: str = "forkserver",
         follow: bool = False,
         adaptive: bool = False,
+        cache: bool = True,
     ) -> None:
         if transform is not None and not callable(transform):
             raise UsageError(f"transform is {transform!r}; it is called with each batch", code="bad-transform")
@@ -97,7 +99,13 @@ class Loader:
         self._handed = 0
         self._resume: int | None = None
         self._running: weakref.ref[_Iteration] | None = None  # weak: whoever iterates keeps it, and dropping it ends it
+        self._at_work: _Maker = _Nothing()
         self._closed = False
+        if not isinstance(cache, bool):
+            raise UsageError(f"cache is {cache!r}; it is True or False", code="bad-cache")
+        self._cache = LoaderCache() if cache else None
+        if self._cache is not None:
+            weakref.finalize(self, self._cache.let_go)
         self._spans: dict[int, tuple[int, float | None, float | None]] = {}
         self._served = np.zeros(len(lock.sources), dtype=np.int64)
         self._tokens = 0
@@ -179,6 +187,7 @@ class Loader:
             start_method=self._start_method,
             follow=self._follow,
             adaptive=self._course.adaptive,
+            cache=self._cache is not None,
         )
 
     def __len__(self) -> int:
@@ -203,7 +212,9 @@ class Loader:
         start, self._resume = self._resume or 0, None
         self._handed = start
         agree = _agreement(self.world_size) if self._course.adaptive and self.world_size > 1 else None
-        running = _Iteration(self, self._maker(start), agree)
+        self._start_cache(start)
+        self._at_work = self._maker(start)
+        running = _Iteration(self, self._at_work, agree)
         self._running = weakref.ref(running)
         return running
 
@@ -266,6 +277,8 @@ class Loader:
         over all ranks (and `planned_total` to the end), rows `served` by this loader, `epochs` (passes so far), how many
         of its planned draws are `repeats`, beyond one pass, and how many seconds ago its oldest and newest records were
         made (`oldest_s`, `newest_s`; None without the column `ts`, which the first call reads).
+        Of the snapshot cache (None when off) the `columns` in use, those `built` in this run, the damaged files `dropped`,
+        and why something wasn't built (`skipped`).
         """
         course = self._course
         at = self._handed if self._resume is None else self._resume
@@ -304,6 +317,7 @@ class Loader:
             "tokens_per_s": self._tokens / self._run_s if self._run_s else 0.0,
             "wait_s": self._wait_s,
             "wait_share": self._wait_s / self._run_s if self._run_s else 0.0,
+            "cache": None if self._cache is None else self._cache.stats(),
             "events": len(course.lock.events),
             "sources": sources,
         }
@@ -312,6 +326,8 @@ class Loader:
         """End threads and worker processes. Calling it again does nothing; iterating afterwards is refused."""
         self._closed = True
         self._stop()
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -324,6 +340,28 @@ class Loader:
         self._running = None
         if running is not None:
             running.cut_short()
+        # A run that was dropped has told its threads to end; this waits for them.
+        self._at_work.close()
+
+    def _start_cache(self, start: int) -> None:
+        """Use what is cached of the snapshots, and build what this run will gain by, beside it."""
+        if self._cache is None:
+            return
+        now = self._plan.taken_before(start)
+        end = None if self._total is None else self._plan.taken_before(max(start, self._total))
+        jobs = []
+        for number, rows in enumerate(self._course.rows):
+            draws = None if end is None else end[number] - now[number]
+            if not self._lock.units[number] or draws == 0:
+                continue
+            held = np.bincount(rows.segment, np.diff(rows.start), len(rows.segments))
+            jobs += [
+                Job(segment, None if draws is None else int(draws * held[place] / rows.size))
+                for place, segment in enumerate(rows.segments)
+                if held[place]
+            ]
+        # One process of a host builds; the others take up what it has built at their next window.
+        self._cache.start(jobs, self.columns, build=int(os.environ.get("LOCAL_RANK", self.rank)) == 0)
 
     def _ages(self, number: int) -> tuple[float | None, float | None]:
         rows = self._course.rows[number]
@@ -336,7 +374,7 @@ class Loader:
     def _maker(self, start: int) -> _Maker:
         stretch = self._course.stretch
         share = Share(self.rank, self.world_size, 0, max(1, self._workers), start, stretch.stop)
-        recipe = _Recipe(stretch, self._kinds, share, self._transform)
+        recipe = _Recipe(stretch, self._kinds, share, self._transform, self._cache)
         prefetch = PREFETCH if self._prefetch is None else self._prefetch
         self._lead = 0
         if self._total is not None and start >= self._total:
@@ -373,6 +411,8 @@ class _Iteration(Iterator[Any]):
         loader = self._loader
         asked = time.perf_counter()
         try:
+            if loader._cache is not None:
+                loader._cache.check()
             if loader._settle(loader._handed, self._agree):
                 self._maker.learn(loader._course.stretch)
             batch, counts, tokens = self._maker.make()
@@ -407,18 +447,31 @@ class _Iteration(Iterator[Any]):
 class _Recipe:
     """What it takes to make the batches of one run; goes to worker processes, so all of it pickles."""
 
-    def __init__(self, stretch: Stretch, kinds: Sequence[Kind], share: Share, transform: Transform | None) -> None:
+    def __init__(
+        self,
+        stretch: Stretch,
+        kinds: Sequence[Kind],
+        share: Share,
+        transform: Transform | None,
+        cache: LoaderCache | None,
+    ) -> None:
         self.stretch = stretch
         self.kinds = kinds
         self.share = share
         self.transform = transform
+        self.cache = cache
 
     def share_of(self, worker: int) -> Share:
         return dataclasses.replace(self.share, worker=worker)
 
     def reader(self, worker: int = 0, *, read_ahead: bool = True) -> BatchReader:
         return BatchReader(
-            self.stretch.plan, self.stretch.rows, self.kinds, self.share_of(worker), read_ahead=read_ahead
+            self.stretch.plan,
+            self.stretch.rows,
+            self.kinds,
+            self.share_of(worker),
+            read_ahead=read_ahead,
+            cache=self.cache,
         )
 
     def make(self, reader: BatchReader, batch: int) -> _Made:

@@ -352,6 +352,7 @@ class MixLock(_Document):
         start_method: str = "forkserver",
         follow: bool = False,
         adaptive: bool = False,
+        cache: bool = True,
     ) -> Loader:
         """A loader that gives the batches of this lock again, from `store`; see `Mix.loader` for the arguments.
 
@@ -380,6 +381,7 @@ class MixLock(_Document):
             start_method=start_method,
             follow=follow,
             adaptive=adaptive,
+            cache=cache,
         )
 
 

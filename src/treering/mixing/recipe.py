@@ -33,10 +33,11 @@ Exhaustion = Literal["repeat", "stop", "error"]
 BATCH_SIZE = 256
 
 # Rows read together, and rows shuffled together over all sources. On data sorted by label (30/30/40 of 3 × 300k rows,
-# batches of 256) they keep 0.998 / 0.993 / 0.988 of a full shuffle's label entropy per batch at 10 / 150 / 1,000 labels
-# (benchmarks/shuffle.py), and Lance reads chunks of 32 about 20 times as fast as single rows.
-CHUNK_ROWS = 32
-POOL_ROWS = 65_536
+# batches of 256) they keep 0.998 / 0.989 / 0.983 of a full shuffle's label entropy per batch at 10 / 150 / 1,000 labels
+# (benchmarks/shuffle.py). Chunks of 64 rows cost half the reading that chunks of 32 do; of the pool two are in memory, the
+# one in use and the next: of rows of 920 bytes 180 MB.
+CHUNK_ROWS = 64
+POOL_ROWS = 98_304
 
 # The same where a source lies on an object store: a chunk is a request there, or a part of one. Sorted by label they keep
 # 0.998 / 0.990 / 0.986 of a full shuffle's entropy, and at 20 ms a request they are read 2.6 times as fast as the sizes
@@ -314,6 +315,7 @@ class Mix:
         exhaustion: Exhaustion = "repeat",
         follow: bool = False,
         adaptive: bool = False,
+        cache: bool = True,
     ) -> Loader:
         """Batches of the mix, as dicts of column → torch tensor or list; `batch["_ref"]` holds the source numbers.
 
@@ -336,6 +338,8 @@ class Mix:
         follow: let records that are captured during the run enter it: every 64 batches live and new sources are looked
             at, and what came is shuffled into the rest of their epoch (at most 16 times an epoch). An event in the lock.
         adaptive: let `loader.reweigh()` and `loader.set_replay()` change the weights, as an event in the lock.
+        cache: read decoded columns of snapshots from memory-mapped files beside the store, and build them, in a thread,
+            where this run will gain by it. The batches are the same either way.
 
         Raises UsageError for arguments that don't fit, NotFoundError for a column that a source lacks.
         """
@@ -363,6 +367,7 @@ class Mix:
             start_method=start_method,
             follow=follow,
             adaptive=adaptive,
+            cache=cache,
         )
 
 

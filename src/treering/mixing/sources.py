@@ -16,7 +16,7 @@ import numpy as np
 from treering.mixing.permute import Int64Array
 from treering.mixing.sampling import Sampled
 
-__all__ = ["SegmentLike", "SourceLike", "TrainRows", "is_growing"]
+__all__ = ["Releasing", "SegmentLike", "SourceLike", "TrainRows", "is_growing"]
 
 
 class SegmentLike(Protocol):
@@ -31,6 +31,14 @@ class SegmentLike(Protocol):
 
     def take(self, row_ids: Int64Array, columns: Sequence[str]) -> Any:
         """The `pa.Table` of these rows (int64 ids), in the order asked."""
+
+
+@runtime_checkable
+class Releasing(Protocol):
+    """A segment that keeps files open between reads."""
+
+    def release(self) -> None:
+        """Close them; the next read opens them again."""
 
 
 @runtime_checkable
@@ -102,14 +110,17 @@ class TrainRows:
         """How many training rows there are."""
         return int(self.start[-1])
 
+    def find(self, positions: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """(number of the segment, row id) of each of `positions`, in any order: two int64 arrays (k,)."""
+        run = np.searchsorted(self.start, positions, side="right") - 1
+        return self.segment[run], self.first[run] + (positions - self.start[run])
+
     def locate(self, positions: Int64Array) -> list[tuple[SegmentLike, Int64Array]]:
         """The segments and row ids that hold ascending `positions` (k,), one pair per segment, in order.
 
         Concatenated, the row ids stand in the order of the positions.
         """
-        run = np.searchsorted(self.start, positions, side="right") - 1
-        row_ids = self.first[run] + (positions - self.start[run])
-        owner = self.segment[run]
+        owner, row_ids = self.find(positions)
         cuts = np.flatnonzero(np.diff(owner)) + 1
         bounds = [0, *cuts.tolist(), len(positions)]
         return [(self.segments[int(owner[a])], row_ids[a:b]) for a, b in pairwise(bounds) if b > a]

@@ -22,7 +22,7 @@ from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
 from treering.store.annotations import KEYS, row_ids_of
-from treering.store.certificate import split_runs
+from treering.store.certificate import check_files, split_runs
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
 from treering.store.runs import RowIds, Runs, drop_ids, expand, keep_ids
@@ -30,6 +30,8 @@ from treering.store.snapshot import Snapshot, check_record, list_records
 from treering.store.table import ROW_ID, created_after, rows_between, text_in
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
     from treering.store.documents import SelectionRecord, SnapshotRecord
@@ -314,6 +316,36 @@ class Segment:
         if not len(ids):
             return np.empty(0, np.int64), []
         return row_ids_of(self._places(again=self.name == "live"), ids)
+
+    def certified_runs(self) -> RowIds | None:
+        """Every training row of the snapshot, whatever this source is narrowed to; None for live.
+
+        As the certificate lists them: int64 (k, 2) of (first stable row id, length), in record order.
+        """
+        record = self._record()
+        if record is None:
+            return None
+        return np.array(Snapshot(self._corpus, record).certificate.train_runs, dtype=np.int64).reshape(-1, 2)
+
+    def check_files(self) -> None:
+        """Compare the snapshot's files with its certificate. Raises StoreError for one that isn't as it was certified."""
+        record = self._record()
+        if record is not None:
+            check_files(self._corpus, record, Snapshot(self._corpus, record).certificate)
+
+    @property
+    def cache_dir(self) -> Path:
+        """A local directory whose content may be dropped at any time."""
+        return self._corpus.store.cache_dir
+
+    @property
+    def incarnation(self) -> str:
+        """Which corpus of that name it belongs to: dropped and made again, it is another one."""
+        return self._corpus.record.incarnation
+
+    def release(self) -> None:
+        """Close the data files that reading keeps open; the next read opens them again."""
+        self._corpus.table.release()
 
     def take(self, row_ids: RowIds, columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Raises StoreError when any of them is gone."""

@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import product
 from urllib.parse import urlsplit
 
@@ -35,12 +36,24 @@ BATCH = 256
 NAMES = ("one", "two", "three")
 
 
+@dataclass
+class Traffic:
+    """What has passed since the last look: unlike rates, these figures don't depend on who else uses the machine."""
+
+    requests: int = 0
+    read_mb: float = 0.0
+
+    def taken(self) -> dict[str, float]:
+        """The figures, which start at 0 again."""
+        found = {"requests": float(self.requests), "read_mb": self.read_mb}
+        self.requests, self.read_mb = 0, 0.0
+        return found
+
+
 @contextmanager
-def slowed(endpoint: str, latency_s: float) -> Iterator[str]:
+def slowed(endpoint: str, latency_s: float) -> Iterator[tuple[str, Traffic]]:
     """An endpoint before `endpoint` that passes each request on after `latency_s` seconds, and answers at once."""
-    if not latency_s:
-        yield endpoint
-        return
+    traffic = Traffic()
     target = urlsplit(endpoint)
     loop = asyncio.new_event_loop()
     open_: set[asyncio.Task[None]] = set()
@@ -52,16 +65,20 @@ def slowed(endpoint: str, latency_s: float) -> Iterator[str]:
             open_.add(task)
             task.add_done_callback(open_.discard)
         try:
-            await asyncio.gather(pump(client, requests, latency_s), pump(server, answers, 0.0))
+            await asyncio.gather(pump(client, requests, sends=True), pump(server, answers, sends=False))
         finally:
             requests.close()
             answers.close()
 
-    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, wait_s: float) -> None:
+    async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, sends: bool) -> None:
         last = 0.0
         while data := await source.read(1 << 18):
-            if wait_s and time.monotonic() - last > wait_s / 2:  # the next pieces of a large request follow at once
-                await asyncio.sleep(wait_s)
+            if not sends:
+                traffic.read_mb += len(data) / 1e6
+            else:
+                traffic.requests += data.count(b" HTTP/1.1\r\n")
+                if latency_s and time.monotonic() - last > latency_s / 2:  # what belongs to a request follows at once
+                    await asyncio.sleep(latency_s)
             last = time.monotonic()
             sink.write(data)
             await sink.drain()
@@ -92,7 +109,7 @@ def slowed(endpoint: str, latency_s: float) -> Iterator[str]:
     thread.start()
     ready.wait()
     try:
-        yield started[0]
+        yield started[0], traffic
     finally:
         loop.call_soon_threadsafe(main_task[0].cancel)
         thread.join()
@@ -177,17 +194,24 @@ def main() -> None:
         took = build(uri, server.storage_options, rows)
         captured = "smoke" if options.smoke else f"captured at {3 * rows / took / 1e3:,.0f}k rows/s"
         print(f"{rows:,} rows × 3 on SeaweedFS, batch {BATCH}, {rounds} interleaved rounds; {captured}\n")
-        print("| latency, ms | chunk_rows | pool_rows | rows/s | first batch, s |\n| --- | --- | --- | --- | --- |")
+        print(
+            "| latency, ms | chunk_rows | pool_rows | rows/s | first batch, s | requests | MB read |\n"
+            "| --- | --- | --- | --- | --- | --- | --- |"
+        )
         for latency in latencies:
-            with slowed(server.endpoint, latency / 1e3) as endpoint:
+            with slowed(server.endpoint, latency / 1e3) as (endpoint, traffic):
                 given = {**server.storage_options, "aws_endpoint": endpoint}
                 found: list[list[dict[str, float]]] = [[] for _ in settings]
                 for _ in range(rounds):
                     for figures, setting in zip(found, settings, strict=True):
-                        figures.append(measure(uri, given, setting, batches))
+                        traffic.taken()
+                        figures.append({**measure(uri, given, setting, batches), **traffic.taken()})
             for figures, setting in zip(found, settings, strict=True):
-                rate, first = (statistics.median(one[name] for one in figures) for name in ("rate", "first"))
-                shown = "smoke | –" if options.smoke else f"{rate / 1e3:,.0f}k | {first:.2f}"
+                rate, first, requests, read_mb = (
+                    statistics.median(one[name] for one in figures) for name in ("rate", "first", "requests", "read_mb")
+                )
+                shown = f"{rate / 1e3:,.0f}k | {first:.2f} | {requests:,.0f} | {read_mb:,.0f}"
+                shown = "smoke | – | – | –" if options.smoke else shown
                 print(f"| {latency:g} | {setting['chunk_rows']} | {setting['pool_rows']} | {shown} |", flush=True)
 
 

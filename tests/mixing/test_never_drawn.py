@@ -15,9 +15,14 @@ from hypothesis import strategies as st
 import treering
 from treering.mixing.recipe import Mix
 from treering.mixing.sources import TrainRows
+from treering.schema import Labelled
 from treering.store.source import Source
 
 DOMAINS = ["billing", "returns", "login", None]
+
+
+class Evolved(Labelled):
+    channel: str = "web"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,10 @@ class Forbidden:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Forbidden:
-    """Three snapshots and live, compacted in between, a fifth held out, every 17th record excluded (and some back in)."""
+    """Three snapshots and live, a fifth held out, every 17th record excluded (and some back in), columns in the cache.
+
+    The corpus evolves after the first two: they are read by a rule, and have the channel that records now have.
+    """
     store = treering.open(tmp_path_factory.mktemp("never") / "store")
     corpus = store.create("support", "labelled", heldout=0.2)
     for part in range(4):
@@ -55,7 +63,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Forbidden:
         corpus.annotate_many([{"id": f"{part}-0-{n}", "quality": n % 4} for n in range(400)])
         if part < 3:
             corpus.snapshot()
+        if part == 1:
+            corpus.evolve(Evolved)
     corpus.compact()
+    for ref in ("support@v1", "support@v1..v3"):
+        store.cache.build(store.load(ref), ["id", "label"])
     out = {f"{part}-{piece}-{n}": True for part in range(4) for piece in range(2) for n in range(0, 400, 17)}
     for part in range(4):
         for one in [f"{part}-{piece}-{n}" for piece in range(2) for n in range(0, 400, 17)][::5]:
@@ -78,6 +90,7 @@ STEPS: dict[str, Callable[[Source, int], Source]] = {
     "as it is": lambda source, k: source,
     "where a domain": lambda source, k: source.where(domain=DOMAINS[k % 4]),
     "where domains and a label": lambda source, k: source.where(domain=DOMAINS[: 1 + k % 4], label=f"l{k % 5}"),
+    "where a column that came later": lambda source, k: source.where(channel=["web", None][: 1 + k % 2]),
     "reservoir": lambda source, k: source.select(rows=40 + 13 * k, seed=k),
     "balanced selection": lambda source, k: source.select(mb=0.004 + k / 1e3, strategy="balanced", by="label"),
     "diverse": lambda source, k: source.select(strategy="diverse", rows=30 + k),
@@ -106,6 +119,7 @@ SERVED = st.fixed_dictionaries(
         "pool_rows": st.sampled_from([64, 1024, 65_536]),
     }
 )
+COLUMNS = st.sampled_from([["id"], ["id", "label"], ["id", "text"]])  # all in the cache, or not
 
 
 def mixed(world: Forbidden, members: list[tuple[str, list[tuple[str, int]], str, int]], seed: int) -> Mix | None:
@@ -141,14 +155,21 @@ def check_never_drawn(world: Forbidden, examples: int, draws: int) -> None:
     @settings(
         max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
     )
-    @given(members=st.lists(Member, min_size=1, max_size=3), seed=st.integers(0, 2**32), served=SERVED)
-    def search(members: Any, seed: int, served: dict[str, int]) -> None:
+    @given(
+        members=st.lists(Member, min_size=1, max_size=3),
+        seed=st.integers(0, 2**32),
+        served=SERVED,
+        columns=COLUMNS,
+        cache=st.booleans(),
+    )
+    def search(members: Any, seed: int, served: dict[str, int], columns: list[str], cache: bool) -> None:
         nonlocal total
         mix = mixed(world, members, seed)
         if mix is None:
             return
         total += draw(world, mix, served, draws)
-        with mix.loader(columns=["id"], epochs=None, **served) as loader:  # and through all that reads and hands out
+        # And through all that reads and hands out.
+        with mix.loader(columns=columns, epochs=None, cache=cache, **served) as loader:
             for batch in islice(loader, 2):
                 assert world.ids.issuperset(batch["id"])
 

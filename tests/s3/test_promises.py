@@ -37,7 +37,7 @@ with support.capture() as live:
         if random.random() < 0.3:
             try:
                 support.compact(wait_s=5)
-                support.clean_up(older_than_s=2, wait_s=5)
+                support.clean_up(older_than_s=30, wait_s=5)  # a commit may take seconds here, and needs its version
             except treering.ConflictError:
                 pass
 """

@@ -193,6 +193,26 @@ def test_batches_with_the_cache_are_those_without_it(
     assert skipped is None
 
 
+def test_narrowed_and_weighted_sources_are_served_from_the_cache_as_well(tmp_path: Path) -> None:
+    store = treering.open(tmp_path / "store")
+    corpus = store.create("support", schema=SCHEMA)
+    for prefix in "ab":
+        fill(corpus, prefix, 200)
+        corpus.snapshot()
+    for n in (3, 4, 50):
+        corpus.annotate(f"a-{n}", exclude=True, by="ann")
+    whole = store.load("support@v1..v2")
+    replay = whole.select(rows=60, strategy="reservoir", name="replay")
+    mix = treering.mix(whole.where(flag=True), whole.balanced("flag"), replay, store.load("support@v1"), seed=5)
+    options: dict[str, Any] = {"batch_size": 24, "epochs": None, "columns": COLUMNS, "pool_rows": 64, "chunk_rows": 4}
+    want = batches(mix.loader(**options, cache=False), 60)
+    build(store, "support@v1..v2")
+    with mix.loader(**options) as loader:
+        assert [plain(batch) for batch in islice(loader, 60)] == want
+        assert loader.stats()["cache"]["built"] == 0
+    assert not any(f"'a-{n}'" in batch["id"] for batch in want for n in (3, 4, 50))
+
+
 def test_once_all_is_cached_neither_the_reader_nor_workers_open_lance(empty: treering.Store) -> None:
     mix = empty.mix("support@v1..v3", seed=3)
     options: dict[str, Any] = {"batch_size": 16, "epochs": None, "columns": COLUMNS, "chunk_rows": 1}

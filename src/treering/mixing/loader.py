@@ -352,7 +352,7 @@ class Loader:
         jobs = []
         for number, rows in enumerate(self._course.rows):
             draws = None if end is None else end[number] - now[number]
-            if not self._lock.units[number] or draws == 0:
+            if draws == 0 or not rows.size or not (self._lock.units[number] or self._course.adaptive):
                 continue
             held = np.bincount(rows.segment, np.diff(rows.start), len(rows.segments))
             jobs += [

@@ -135,7 +135,7 @@ class BatchReader:
         self._passed: list[int] = []  # sources whose first window the draws have left behind
         self._whole: dict[int, tuple[int, Sequence[Any]]] = {}
         self._cache = cache
-        self._mapped: dict[int, _Mapped] = {}  # by the identity of the segment, which `_view` keeps
+        self._mapped: dict[int, _Mapped] = {}  # by the identity of the segment
         self._spare: dict[int, Sequence[Any]] = {}  # by source: blocks that nobody reads any more
         self._labels: dict[tuple[int, ...], Int64Array] = {}  # source numbers of a batch's rows, by its counts
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="treering-read") if read_ahead else None

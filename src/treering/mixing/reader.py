@@ -30,6 +30,7 @@ __all__ = ["REF", "SPAN", "BatchReader", "Share"]
 REF = "_ref"  # the batch column of source numbers
 SPAN = 8  # batches in a row that one worker process makes: a message between processes costs about as much as one
 _LOOKUP = 64  # batches whose counts are looked up at once
+_READERS = 2  # threads that read ahead, each another source's window: mostly they wait for the engine
 _PIECE = 8_192  # rows asked for at once
 _LABELS = 1_024  # kinds of batches, by counts, whose source numbers are kept; a mix of a few sources has a handful
 _NOTHING_KNOWN: tuple[int, list[list[int]], list[int]] = (0, [], [])
@@ -138,9 +139,10 @@ class BatchReader:
         self._mapped: dict[int, _Mapped] = {}  # by the identity of the segment
         self._spare: dict[int, Sequence[Any]] = {}  # by source: blocks that nobody reads any more
         self._labels: dict[tuple[int, ...], Int64Array] = {}  # source numbers of a batch's rows, by its counts
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="treering-read") if read_ahead else None
+        self._reader = ThreadPoolExecutor(_READERS, thread_name_prefix="treering-read") if read_ahead else None
         self._view = self._seen(plan, rows)
         self._known = _NOTHING_KNOWN
+        self._held_once = False
         share_rows = plan.batch_size // self._share.world_size
         self._slots = slice(self._share.rank * share_rows, (self._share.rank + 1) * share_rows)
 
@@ -202,6 +204,8 @@ class BatchReader:
         order = self._plan.order(batch, turn, rows=sum(counts), slots=self._slots)
         parts: list[Part] = []
         moved: list[tuple[int, Int64Array]] = []
+        if not self._held_once:
+            self._begin(taken, counts)
         if self._share.world_size == 1:
             for source, count in enumerate(counts):
                 if not count:
@@ -241,6 +245,15 @@ class BatchReader:
         columns[REF] = labels
         self._go_on()
         return columns, np.array(counts, dtype=np.int64)
+
+    def _begin(self, taken: Sequence[int], counts: Sequence[int]) -> None:
+        """Read the first windows of all sources at once: the first batch waits for every one of them."""
+        self._held_once = True
+        if self._reader is not None and self._share.world_size == 1:
+            for source, (draw, count) in enumerate(zip(taken, counts, strict=True)):
+                if count:
+                    planned = self._plan.sources[source].window(draw)
+                    self._coming[source, planned] = self._reader.submit(self._load, self._view, source, draw, planned)
 
     def _go_on(self) -> None:
         """With the batch in hand: let go of windows that were passed, and read ahead.

@@ -235,6 +235,9 @@ class LanceTable:
         """
         with self._translated(f"committing {len(rows)} records"):
             merge = head.merge_insert("id").when_not_matched_insert_all().conflict_retries(0)
+            # Without the index: the engine's plan over it doesn't note which ids it inserts, so that two writers of the
+            # same id don't conflict, and both insert it. (Nor is it faster: 165 ms against 81 for 24k new rows into 1M.)
+            merge = merge.use_index(False)
             return int(merge.execute(rows)["num_inserted_rows"])
 
     def add_columns(self, head: Dataset, fields: Sequence[pa.Field]) -> None:

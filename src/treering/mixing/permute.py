@@ -105,7 +105,9 @@ def _walk(x: UInt64Array, a: Any, b: Any, keys: list[UInt64Array], inverse: bool
             row = _shift(row, column, keys[r], a, inverse)
         else:
             column = _shift(column, row, keys[r], b, inverse)
-    moved: UInt64Array = row * b + column
+    row *= b
+    row += column
+    moved: UInt64Array = row
     return moved
 
 
@@ -118,7 +120,7 @@ def _shift(half: UInt64Array, other: UInt64Array, key: UInt64Array, modulus: Any
     h *= modulus
     h >>= _U32  # 0 ≤ h < modulus: the hash scaled, not its remainder (a division would cost more than the round)
     if inverse:
-        h = modulus - h
+        np.subtract(modulus, h, out=h)
     h += half
-    h -= modulus * (h >= modulus)
+    np.minimum(h, h - modulus, out=h)  # below the modulus the difference wraps around and is the larger one
     return h

@@ -98,11 +98,21 @@ class SourcePlan:
     def positions(self, draws: Int64Array) -> Int64Array:
         """Which training row (0 ≤ position < size) each draw is: int64 (k,) → int64 (k,); in any order, repeats too."""
         draws = np.asarray(draws, dtype=np.int64)
-        out = np.empty(len(draws), dtype=np.int64)
-        era_of = np.searchsorted(self._firsts, draws, side="right") - 1
-        for number in np.unique(era_of):
-            here = era_of == number
-            out[here] = self._in_era(int(number), draws[here] - self._eras[number].start)
+        if not len(draws):
+            return np.empty(0, dtype=np.int64)
+        lowest, highest = int(draws.min()), int(draws.max())
+        era = self._era_at(lowest)
+        whole = era.start + era.rest
+        epoch = (lowest - whole) // era.size if era.size else 0
+        if lowest >= whole and era is self._era_at(highest) and (highest - whole) // era.size == epoch:
+            # All of one epoch, as the windows of a large source are: no need to look at each draw.
+            out = self._of_epoch(era.size, era.epoch + epoch, draws - (whole + epoch * era.size))
+        else:
+            out = np.empty(len(draws), dtype=np.int64)
+            era_of = np.searchsorted(self._firsts, draws, side="right") - 1
+            for number in np.unique(era_of):
+                here = era_of == number
+                out[here] = self._in_era(int(number), draws[here] - self._eras[number].start)
         if self.cumulative is not None:
             return weighted_rows(out, draws // self.size, self.cumulative, derive_key("phase", self.key))
         return out
@@ -231,9 +241,12 @@ class SourcePlan:
         out = np.empty(len(offset), dtype=np.int64)
         for one in np.unique(epoch):
             here = epoch == one
-            key = hash64(one, self.key).item()
-            out[here] = self._stream(self._shuffled(offset[here], size, key), size, key)
+            out[here] = self._of_epoch(size, int(one), offset[here])
         return out
+
+    def _of_epoch(self, size: int, epoch: int, offset: Int64Array) -> Int64Array:
+        key = hash64(np.array(epoch), self.key).item()
+        return self._stream(self._shuffled(offset, size, key), size, key)
 
     def _rest(self, number: int, offset: Int64Array) -> Int64Array:
         """Positions at these offsets of the order that a growth began, before its blocks are shuffled."""
@@ -278,7 +291,7 @@ class SourcePlan:
             edge = permute(chunks - 1, chunks, key, inverse=True).item() * rows  # where the short chunk begins
             after = offset >= edge + short
             rank, inside = np.divmod(offset + (rows - short) * after, rows)
-        return permute(rank, chunks, key) * rows + inside
+        return _permute_ranks(rank, chunks, key) * rows + inside
 
     def _shuffled(self, offset: Int64Array, length: int, key: int) -> Int64Array:
         """Permute the rows inside each block: offset → offset of the same block."""
@@ -294,6 +307,15 @@ class SourcePlan:
         if (number == first).all():
             keys, sizes = hash64(np.array(first), base).item(), length - last * block if first == last else block
         return number * block + permute(inside, sizes, keys)
+
+
+def _permute_ranks(ranks: Int64Array, chunks: int, key: int) -> Int64Array:
+    """`permute`, for ranks that are mostly repeats: the rows of a block have few chunks among them."""
+    low, high = int(ranks.min()), int(ranks.max())
+    if (high - low + 1) * 4 > len(ranks):
+        return permute(ranks, chunks, key)
+    places: Int64Array = permute(np.arange(low, high + 1), chunks, key)[ranks - low]
+    return places
 
 
 def block_rows_for(units: Sequence[int], batch_size: int, chunk_rows: int, pool_rows: int) -> tuple[int, ...]:

@@ -83,6 +83,10 @@ class _Mapped:
     runs: Int64Array  # (k, 2): first row id and length, in the order of the columns' rows
     start: Int64Array  # (k,): row of the columns at which each run begins
 
+    def holds_all_of(self, rows: TrainRows) -> bool:
+        """Whether a source of this one segment has all its certified rows: then positions are rows of the columns."""
+        return bool(np.array_equal(rows.first, self.runs[:, 0]) and np.array_equal(rows.start[:-1], self.start))
+
     def rows(self, row_ids: Int64Array) -> Int64Array:
         """Where these rows stand in the columns."""
         run = np.searchsorted(self.runs[:, 0], row_ids, side="right") - 1
@@ -389,9 +393,11 @@ class BatchReader:
         rows_of: TrainRows,
         mapped: Sequence[_Mapped],
     ) -> _Window:
+        places = [one.blocks for one in mapped]
+        if len(mapped) == 1 and mapped[0].holds_all_of(rows_of) and len(draws) == high - low:
+            return _Window(planned, low, high, positions, places, plain=self._share.whole)
         owner, row_ids = rows_of.find(positions)
         rows = np.full(high - low, -1, dtype=np.int64)
-        places = [one.blocks for one in mapped]
         if len(mapped) == 1:
             rows[draws - low] = mapped[0].rows(row_ids)
             return _Window(planned, low, high, rows, places, plain=self._share.whole)

@@ -51,7 +51,7 @@ def start(code: str, *arguments: str, server: LocalS3, state: Path, **environmen
 
 
 def assert_ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     return out
 
@@ -89,8 +89,9 @@ def test_writers_on_two_hosts_that_also_seal_and_compact_store_every_record_once
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_eight_writers_on_four_hosts_store_every_record_once(remote: treering.Store, s3: LocalS3, host: Path) -> None:
-    check_writers(remote, s3, host, writers=8, rounds=50)
+    check_writers(remote, s3, host, writers=8, rounds=40)
 
 
 CRASH = """

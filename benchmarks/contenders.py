@@ -204,8 +204,8 @@ def ours(data: Data, *, text: bool = False, warm: bool = False, **options: Any) 
             yield batch["tokens"], batch["target"], batch.get("text")
 
 
-def warm_up(data: Data) -> None:
-    """Build the snapshot cache of the two columns; its time stands in the table."""
+def warm_up(data: Data, *, text: bool = False) -> None:
+    """Build the snapshot cache of the two columns, or of the text; its time stands in the table."""
     import treering
 
     store = treering.open(data.root / "store")
@@ -213,8 +213,8 @@ def warm_up(data: Data) -> None:
     if cache is None:
         raise Unavailable("this treering has no snapshot cache")
     for name in NAMES:
-        cache.build(store.load(f"{name}@v1"), ["tokens", "target"])
-    data.own("cached").mkdir()
+        cache.build(store.load(f"{name}@v1"), ["tokens", "target", *(["text"] if text else [])])
+    data.own("cached-text" if text else "cached").mkdir()
 
 
 # ---- torchdata
@@ -596,6 +596,10 @@ CONTENDERS = (
               modules=OURS, packages=("treering",), prepare=warm_up, shared="cached"),
     Contender("treering-text", "treering, cold, with text", "treering",
               lambda data: ours(data, text=True), "exact", modules=OURS, packages=("treering",), text=True),
+    Contender("treering-text-warm", "treering, warm cache, full shuffle, with text", "treering",
+              lambda data: ours(data, warm=True, text=True, chunk_rows=1), "exact",
+              modules=OURS, packages=("treering",), prepare=lambda data: warm_up(data, text=True), shared="cached-text",
+              text=True),
     Contender("torchdata", "torchdata StatefulDataLoader over numpy memmaps", "peer", torchdata, "in expectation",
               modules=("torchdata.stateful_dataloader",), packages=("torchdata",),
               prepare=write_arrays, shared="arrays", stored=False),

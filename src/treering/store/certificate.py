@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -51,19 +51,24 @@ def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> Runs:
     Takes batches with the columns `split` and `_rowid`. Commits are sorted by split, so k is about their number. By id
     and not by place in the table, because compaction beside appends can change places, and a lock outlives that.
     """
-    found = []
-    for batch in splits:  # as runs at once: of a large snapshot the ids themselves would take 8 bytes a row
-        ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
-        ids = np.sort(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))], kind="stable")
-        if len(ids):
-            starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
-            found.append(np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1))
+    return _joined([_runs(batch, split) for batch in splits])
+
+
+def _runs(batch: pa.RecordBatch, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The runs of one batch. Copies: a column that is kept would keep the whole batch that it was read with."""
+    ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
+    ids = np.sort(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))], kind="stable")
+    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 2) != 1)
+    return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1)
+
+
+def _joined(found: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> np.ndarray[Any, np.dtype[np.int64]]:
     if not found:
         return np.empty((0, 2), np.int64)
     runs = np.concatenate(found)
     runs = runs[np.argsort(runs[:, 0], kind="stable")]
-    heads = np.flatnonzero(np.concatenate([[True], runs[1:, 0] != runs[:-1].sum(axis=1)]))
-    return np.stack([runs[heads, 0], np.add.reduceat(runs[:, 1], heads)], axis=1)
+    heads = np.flatnonzero(np.concatenate([[True], runs[1:, 0] != runs[:-1].sum(axis=1)]))[: len(runs)]
+    return np.stack([runs[heads, 0], np.add.reduceat(runs[:, 1], heads) if len(runs) else runs[:, 1]], axis=1)
 
 
 def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:
@@ -87,8 +92,10 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         name: Counter() for name in _COUNTED if name in schema.names and _is_countable(schema.field(name).type)
     }
     bloom = Bloom(record.rows, 1e-4, _identity)
-    splits = []
+    runs = []
     rows = 0
+    low, high = record.row_ids
+    first, last = high, low - 1
     for batch in place.scan([*schema.names, ROW_ID]):
         digest.update(batch)
         rows += len(batch)
@@ -98,10 +105,10 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
             if len(counter) > _MOST_VALUES:
                 del counts[name]
         bloom.update(map(stable_hash, batch.column("id").to_pylist()))
-        splits.append(batch.select(["split", ROW_ID]))
-    low, high = record.row_ids
-    ids = np.concatenate([np.asarray(batch.column(ROW_ID)) for batch in splits]) if splits else np.empty(0)
-    first, last = (int(ids.min()), int(ids.max())) if rows else (low, low - 1)
+        runs.append(_runs(batch, "train"))
+        if len(batch):
+            ids = np.asarray(batch.column(ROW_ID))
+            first, last = min(first, int(ids.min())), max(last, int(ids.max()))
     if rows != record.rows or first < low or last >= high:
         raise StoreError(
             f"{record.ref} holds {rows} rows with row ids {first}..{last}, "
@@ -118,7 +125,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         edition=record.edition,
         digest=digest.hexdigest(),
         rows=rows,
-        train_runs=[(int(a), int(n)) for a, n in split_runs(splits, "train")],
+        train_runs=[(int(a), int(n)) for a, n in _joined(runs)],
         counts={k: dict(sorted(c.items())) for k, c in counts.items()},  # type: ignore[misc]
         files={path: table.file_sha256(path) for path in table.files(place.dataset)},
         id_filter=filter_path,

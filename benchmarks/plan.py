@@ -74,7 +74,7 @@ class Numbers:
         """It is never locked."""
         raise NotImplementedError
 
-    def up_to(self, end: int | None = None) -> Numbers:
+    def up_to(self, end: int | None = None, annotations: int = 0) -> Numbers:
         """It never grows."""
         return self
 

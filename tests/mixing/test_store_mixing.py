@@ -261,3 +261,60 @@ def test_stats_tell_how_old_the_records_of_a_source_are(store: treering.Store, g
         list(islice(loader, 3))
         for source in loader.stats()["sources"]:
             assert 0 <= source["newest_s"] <= source["oldest_s"] < 60
+
+
+def test_a_live_that_is_empty_or_excluded_whole_grows_in_and_can_be_given_weight_then(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    fill(support, "a", 100)
+    support.snapshot()
+    mix = store.mix("support@v1", "support@live", weights=[1, 0])
+    with mix.loader(4, follow=True, epochs=None, **SMALL) as loader:
+        batches = iter(loader)
+        list(islice(batches, 70))
+        with pytest.raises(UsageError, match="no training rows"):
+            loader.reweigh([1, 1])
+        fill(support, "b", 50)
+        list(islice(batches, 70))
+        loader.reweigh([1, 1])
+        seen = {one for batch in islice(batches, 130) for one in ids(batch)}
+        drawn, lock = loader.state_dict()["batch"], loader.lock()
+    assert {one[0] for one in seen} == {"a", "b"}
+    assert [event.kind for event in lock.events] == ["growth", "weights"]
+    with lock.loader(store) as again:
+        assert {one for batch in islice(again, drawn) for one in ids(batch)} >= seen
+
+
+def test_what_was_excluded_before_it_grew_in_is_never_drawn_and_what_is_later_stays_in_the_lock(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    fill(support, "a", 200)
+    with store.mix("support@live").loader(4, follow=True, epochs=None, **SMALL) as loader:
+        batches = iter(loader)
+        next(batches)
+        for part in "bc":
+            fill(support, part, 100)
+            support.annotate_many([{"id": f"{part}-{n}", "exclude": True} for n in range(0, 100, 10)])
+            seen = {one for batch in islice(batches, 200) for one in ids(batch)}
+        lock = loader.lock()
+    assert {one[0] for one in seen} == set("abc")
+    assert not seen & {f"{part}-{n}" for part in "bc" for n in range(0, 100, 10)}
+    support.annotate_many([{"id": one, "exclude": True} for one in sorted(seen)])
+    expected = first(lock.loader(store), 300)
+    assert first(lock.loader(store, num_workers=2), 300) == expected
+    assert {one for batch in expected for one in batch} >= {one for one in seen if one[0] == "b"}
+
+
+def test_closing_ends_what_tells_workers_of_events(store: treering.Store, support: treering.Corpus) -> None:
+    with support.capture() as live:  # of every fifth label: a run each, so that what is told is large
+        live.extend([{"id": f"a-{n}", "text": "t", "label": f"l{n % 5}"} for n in range(20_000)])
+    narrowed = store.live("support").where(label="l0")
+    threads = threading.active_count()
+    loader = treering.mix(narrowed, seed=1).loader(20, columns=["id"], epochs=None, follow=True, num_workers=2)
+    batches = iter(loader)
+    list(islice(batches, 30))
+    with support.capture() as live:
+        live.extend([{"id": f"b-{n}", "text": "t", "label": f"l{n % 5}"} for n in range(20_000)])
+    list(islice(batches, 10))
+    loader.close()
+    assert threading.active_count() == threads

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from treering import Source, Store
     from treering.schema import ColumnRule
+    from treering.store.documents import SelectionRecord
 
 __all__ = ["head", "show"]
 
@@ -52,6 +53,21 @@ class AlignmentView:
 
 
 @dataclass(frozen=True)
+class SelectionView:
+    """How the rows of a selection were chosen. `parts` then say what they were chosen from."""
+
+    digest: str
+    chosen_from: str
+    strategy: str
+    by: str
+    budget: int
+    used: int
+    unit: str
+    rows: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
 class SourceView:
     """What a ref names. `counts` gives rows per value of each counted column ("" for none); null when live is part of it."""
 
@@ -64,6 +80,7 @@ class SourceView:
     parts: list[PartView]
     schema_version: int
     alignments: list[AlignmentView] | None = None
+    selection: SelectionView | None = None
 
 
 def show(
@@ -158,6 +175,21 @@ def _view(store: Store, source: Source, *, align: bool = False) -> SourceView:
         parts=parts,
         schema_version=source.schema_version,
         alignments=_alignments(source) if align else None,
+        selection=_selection(source.selection) if source.selection is not None else None,
+    )
+
+
+def _selection(record: SelectionRecord) -> SelectionView:
+    return SelectionView(
+        digest=record.digest,
+        chosen_from=str(record.source["ref"]),
+        strategy=record.strategy,
+        by=record.by,
+        budget=record.budget,
+        used=record.used,
+        unit=record.unit,
+        rows=record.rows,
+        created_at=record.created_at,
     )
 
 
@@ -196,6 +228,16 @@ def _details(view: SourceView) -> RenderableType:
     for name, values in (view.counts or {}).items():
         if name != "split" and set(values) != {""}:
             pairs.append((name, _most(values)))
+    if view.selection is not None:
+        chosen = view.selection
+        by = f" by {chosen.by}" if chosen.by else ""
+        pairs += [
+            ("selection", f"{chosen.strategy}{by}, {number(chosen.rows)} rows of {chosen.chosen_from}"),
+            ("budget", f"{number(chosen.used)} of {number(chosen.budget)} {chosen.unit}"),
+            ("digest", chosen.digest),
+            ("chosen", when(chosen.created_at)),
+        ]
+        return facts(pairs)
     if len(view.parts) == 1:
         part = view.parts[0]
         pairs += [

@@ -7,7 +7,7 @@ depends on when a worker looked. Draws no rows (plan) and moves no batches (load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,13 +84,12 @@ class Course:
         """Take on a lock of the same recipe with other events. Raises ConflictError when the rows they name are gone."""
         rows = list(self._pinned)
         for number, source in enumerate(self.sources):
-            event = lock.grown_to(number)
-            if event is not None:
-                grown = source.up_to(event.end)
-                rows[number] = TrainRows.of(grown)
+            for event in lock.growths(number):
+                source = source.up_to(event.end, event.annotations)
+                rows[number] = TrainRows.of(source)
                 _check_rows(source.ref, event.train_rows, rows[number].size)
                 if number in self._latest:
-                    self._latest[number] = grown
+                    self._latest[number] = source
         self._take(lock, tuple(rows))
 
     def _take(self, lock: MixLock, rows: tuple[TrainRows, ...]) -> None:
@@ -100,8 +99,10 @@ class Course:
 
     def source(self, number: int) -> SourceLike:
         """A source with what it has grown by, as far as this run knows."""
-        event = self.lock.grown_to(number)
-        return self.sources[number] if event is None else self.sources[number].up_to(event.end)
+        source = self.sources[number]
+        for event in self.lock.growths(number):
+            source = source.up_to(event.end, event.annotations)
+        return source
 
     @property
     def stretch(self) -> Stretch:
@@ -113,12 +114,19 @@ class Course:
 
     def want(self, weights: Sequence[float]) -> None:
         """Ask for other weights from the next checkpoint on. Raises UsageError for weights that don't fit."""
+        if isinstance(weights, str) or not isinstance(weights, Iterable):
+            raise UsageError(f"weights is {weights!r}; it is a list of numbers", code="bad-weights")
+        weights = list(weights)
         if len(weights) != len(self.sources):
             raise UsageError(f"{len(weights)} weights for {len(self.sources)} sources", code="weights-length")
         units = self._units(weights)
         for source, rows, unit in zip(self.sources, self.rows, units, strict=True):
             if unit and not rows.size:
-                raise UsageError(f"{source.ref} has no training rows to give weight to", code="empty-source")
+                raise UsageError(
+                    f"{source.ref} has no training rows to give weight to",
+                    code="empty-source",
+                    hint="ask again once some have come: with follow=True they are taken in at the next checkpoint",
+                )
         if not units[self.lock.anchor]:
             raise UsageError(
                 f"{self.sources[self.lock.anchor].ref} measures the epochs of this mix and can't lose all its weight",
@@ -162,7 +170,7 @@ class Course:
         """Look up the rows that another rank saw."""
         for event in events:
             if event.kind == "growth":
-                source = self._latest[event.source].up_to(event.end)
+                source = self._latest[event.source].up_to(event.end, event.annotations)
                 _check_rows(source.ref, event.train_rows, TrainRows.of(source).size)
                 self._latest[event.source] = source
 
@@ -196,8 +204,10 @@ class Course:
         if size == self.rows[number].size:  # held-out records only
             return None
         self._latest[number] = source
-        end = source.segments[-1].row_ids[1]
-        return GrowthEvent(batch=batch, source=number, draw=draw, train_rows=size, end=end)
+        live = source.segments[-1]
+        return GrowthEvent(
+            batch=batch, source=number, draw=draw, train_rows=size, end=live.row_ids[1], annotations=live.said
+        )
 
     def _units(self, weights: Sequence[float]) -> tuple[int, ...]:
         tokens = [source.tokens_per_row or 1.0 for source in self.lock.sources]
@@ -233,11 +243,11 @@ def planned_batches(lock: MixLock, plan: MixPlan) -> int | None:
 
 
 def compact(events: Sequence[Event]) -> list[list[int]]:
-    """Events as short rows of numbers, for a state: [batch, units…] or [-1, batch, source, draw, train rows, end]."""
+    """Events as short rows of numbers, for a state: [batch, units…] or [-1, batch, source, draw, train rows, end, …]."""
     return [
         [event.batch, *event.units]
         if event.kind == "weights"
-        else [-1, event.batch, event.source, event.draw, event.train_rows, event.end]
+        else [-1, event.batch, event.source, event.draw, event.train_rows, event.end, event.annotations]
         for event in events
     ]
 
@@ -248,12 +258,14 @@ def expand(rows: Any, lock: MixLock) -> list[Event]:
     try:
         for row in rows:
             if row[0] == -1:
-                _, batch, source, draw, size, end = row
-                events.append(GrowthEvent(batch=batch, source=source, draw=draw, train_rows=size, end=end))
+                _, batch, source, draw, size, end, said = row
+                events.append(
+                    GrowthEvent(batch=batch, source=source, draw=draw, train_rows=size, end=end, annotations=said)
+                )
             else:
                 taken = lock.with_events(events, 0).plan().taken_before(row[0])
                 events.append(WeightEvent(batch=row[0], units=tuple(row[1:]), taken=taken))
-    except (TypeError, ValueError, IndexError, ValidationError) as exc:
+    except (TypeError, ValueError, IndexError, ValidationError, UsageError) as exc:
         raise UsageError("the events of this state aren't those of a treering loader", code="bad-state") from exc
     return events
 

@@ -342,6 +342,7 @@ class Loader:
             running.cut_short()
         # A run that was dropped has told its threads to end; this waits for them.
         self._at_work.close()
+        self._at_work = _Nothing()
 
     def _start_cache(self, start: int) -> None:
         """Use what is cached of the snapshots, and build what this run will gain by, beside it."""
@@ -508,7 +509,7 @@ class _Track:
 
     def learn(self, stretch: Stretch) -> None:
         """Take on what was settled since."""
-        if (stretch.plan.changes, stretch.plan.growth) != (self._stretch.plan.changes, self._stretch.plan.growth):
+        if not _same_events(stretch.plan, self._stretch.plan):
             self._share = dataclasses.replace(self._share, stop=stretch.stop)
             self._reader.replan(stretch.plan, stretch.rows, share=self._share)
         self._stretch = stretch
@@ -627,6 +628,31 @@ def _produce(
         ready.put(exc)
 
 
+def _same_events(one: MixPlan, other: MixPlan) -> bool:
+    return (one.changes, one.growth) == (other.changes, other.growth)
+
+
+class _Hearing:
+    """In a worker process: what `_Processes.learn` tells, put together with what was known."""
+
+    def __init__(self, stretch: Stretch, news: Any) -> None:
+        self._stretch = stretch
+        self._news = news
+
+    def __call__(self) -> Stretch | None:
+        told = self._news.get() if self._news is not None else None
+        if told is None:
+            return None
+        until, stop, events, grown = told
+        plan, rows = self._stretch.plan, self._stretch.rows
+        if events is not None:
+            plan = dataclasses.replace(plan, changes=events[0], growth=events[1])
+        if grown:
+            rows = tuple(grown.get(number, old) for number, old in enumerate(rows))
+        self._stretch = Stretch(until, stop, plan, rows)
+        return self._stretch
+
+
 class _Failure:
     """An error of ours on its way out of a worker: torch would rebuild it from its text and lose code and hint."""
 
@@ -647,7 +673,9 @@ class _Spans(IterableDataset[Any]):
         recipe, share = self._recipe, self._recipe.share
         try:
             with recipe.reader(worker) as reader:
-                track = _Track(recipe, reader, self._news[worker].get if self._news else lambda: None, worker)
+                track = _Track(
+                    recipe, reader, _Hearing(recipe.stretch, self._news[worker] if self._news else None), worker
+                )
                 for first in itertools.count(share.start + worker * SPAN, SPAN * share.workers):
                     span = [recipe.make(reader, n) for n in range(first, first + SPAN) if track.reaches(n)]
                     if span:
@@ -679,7 +707,10 @@ class _Processes:
             # Without "__main__", which is there by default: the user's script may have used Lance when it is imported,
             # and what the server has used, its forked children hang on.
             context.set_forkserver_preload(["treering.mixing.loader"])
+        self._known = recipe.stretch
         self._news: list[Any] = [context.Queue() for _ in range(workers)] if learns else []
+        for news in self._news:
+            news._ignore_epipe = True  # as concurrent.futures does: what a worker that ended doesn't read is no error
         spans: DataLoader[Any] = DataLoader(
             _Spans(recipe, self._news),
             batch_size=None,
@@ -710,8 +741,12 @@ class _Processes:
         return next(self._span)
 
     def learn(self, stretch: Stretch) -> None:
+        # Only what is new, which is mostly one number: plans may hold a weight for each row, and rows a run for each.
+        before, self._known = self._known, stretch
+        events = None if _same_events(before.plan, stretch.plan) else (stretch.plan.changes, stretch.plan.growth)
+        grown = {n: new for n, (old, new) in enumerate(zip(before.rows, stretch.rows, strict=True)) if new is not old}
         for news in self._news:
-            news.put(stretch)
+            news.put((stretch.until, stretch.stop, events, grown))
 
     def close(self) -> None:
         self.let_go()
@@ -724,8 +759,9 @@ class _Processes:
         if hasattr(spans, "_shutdown_workers"):  # what torch itself calls when the iterator is collected
             spans._shutdown_workers()
         for news in queues:
+            news._reader.close()  # else the thread that writes would wait for a reader for ever
             news.close()
-            news.cancel_join_thread()  # what nobody reads any more needn't be written
+            news.join_thread()
         self._span = iter(())
 
 

@@ -147,6 +147,7 @@ class GrowthEvent(_Document):
     draw: int = Field(ge=0)
     train_rows: int = Field(ge=1)
     end: int = Field(ge=0, description="stable row id that the last segment now ends before")
+    annotations: int = Field(default=0, ge=0, description="version of the annotations that excluded some of them")
 
 
 Event = WeightEvent | GrowthEvent
@@ -242,10 +243,9 @@ class MixLock(_Document):
         """The same mix with these events, settled up to batch `decided`."""
         return self.model_copy(update={"events": tuple(events), "decided": decided})
 
-    def grown_to(self, source: int) -> GrowthEvent | None:
-        """The last growth of a source."""
-        grown = [event for event in self.events if event.kind == "growth" and event.source == source]
-        return grown[-1] if grown else None
+    def growths(self, source: int) -> list[GrowthEvent]:
+        """The growths of a source, in order."""
+        return [event for event in self.events if event.kind == "growth" and event.source == source]
 
     def plan(self, rows: Sequence[TrainRows] = ()) -> MixPlan:
         """The plan this lock decides; which rows sources drawn by weight give, it knows with their `rows` alone."""

@@ -92,7 +92,10 @@ class SourcePlan:
             raise UsageError("a source that is drawn by weight can't grow", code="bad-event")
         eras = [_Era(start=0, size=self.size, rest=0, epoch=0, left=0, offset=0, depth=0)]
         for event in self.growth:
-            eras.append(self._next_era(eras[-1], event))
+            if eras[-1].size == 0 and event.draw == 0:  # it was empty: as if it had begun with these
+                eras = [_Era(start=0, size=event.size, rest=0, epoch=0, left=0, offset=0, depth=0)]
+            else:
+                eras.append(self._next_era(eras[-1], event))
         object.__setattr__(self, "_eras", tuple(eras))
 
     def positions(self, draws: Int64Array) -> Int64Array:
@@ -163,6 +166,8 @@ class SourcePlan:
 
     def next_boundary(self, draw: int) -> int:
         """The first draw from this one on where a growth may be entered."""
+        if self._eras[-1].size == 0:
+            return 0
         era = self._era_at(draw)
         ahead = draw - era.start - era.rest
         base, length = (era.start, era.rest) if ahead < 0 else (draw - ahead % era.size, era.size)

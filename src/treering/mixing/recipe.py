@@ -148,7 +148,8 @@ class Mix:
                 raise UsageError(
                     f"{source.ref} has no training rows",
                     code="empty-source",
-                    hint="held-out records are never drawn; capture some more, or give it weight 0",
+                    hint="held-out and excluded records are never drawn, nor what `where` leaves out; capture some more, or "
+                    "give it weight 0 (with follow=True, and reweigh() once some have come)",
                 )
 
     @property
@@ -323,6 +324,7 @@ class Mix:
         transform: called with each batch; what it returns is delivered instead.
         num_workers: 0 reads in a thread beside the training step; more are processes, for heavy transforms.
         epochs: passes over the live (or new) source, without one over the source with the largest share; None: endless.
+            The last batch is filled up from the next pass, so a few records come once more (`replay_ratio`: never).
         rank, world_size: deliver only this slice of each global batch; RANK and WORLD_SIZE (torchrun) when left out.
         chunk_rows: neighbours that are read together; 1 is a full shuffle, at the price of random reads. When left out,
             it depends on where the sources lie: more on an object store than on a disk (`read_sizes`).
@@ -330,7 +332,8 @@ class Mix:
         prefetch: batches made ahead in a thread; 0 reads and makes everything in the calling thread. When left out, 8
             with a `transform` or workers; else only reading goes on in a thread, and batches are made when asked for.
         ragged: lists of numbers as "pad" (`name` filled up with `pad_value`, and `name.lengths`) or as "values"
-            (`name` flat, and `name.offsets`).
+            (`name` flat, and `name.offsets`). Nulls: NaN for a float, the smallest int64 (numpy's NaT) for a time, an
+            empty list for a list, None for text; an integer or boolean column that holds some is refused.
         start_method: how worker processes start; "fork" is refused, since Lance hangs in forked children.
         exhaustion: when a source other than the one that measures epochs has been passed over once: "repeat" it, "stop"
             the run before the batch that would, or "error": refuse to begin.

@@ -39,9 +39,9 @@ def quantise(weights: Sequence[float]) -> tuple[int, ...]:
         raise UsageError("a mix needs at least one source", code="no-sources")
     for number, weight in enumerate(weights):
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
-            raise UsageError(f"weight {number} is {weight!r}; a weight is a number ≥ 0", code="bad-weight")
+            raise UsageError(f"weight number {number} is {weight!r}; a weight is a number ≥ 0", code="bad-weight")
         if not 0 <= weight <= _MOST:  # NaN isn't either
-            raise UsageError(f"weight {number} isn't between 0 and {_MOST:g}", code="bad-weight")
+            raise UsageError(f"weight number {number} is {weight}; it lies between 0 and {_MOST:g}", code="bad-weight")
     weights = [float(weight) for weight in weights]
     total = math.fsum(weights)
     if total == 0:

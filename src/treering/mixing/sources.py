@@ -68,10 +68,11 @@ class SourceLike(Protocol):
     def pin(self) -> dict[str, Any]:
         """JSON that resolves to the same rows again, or fails."""
 
-    def up_to(self, end: int | None = None) -> SourceLike:
+    def up_to(self, end: int | None = None, annotations: int = 0) -> SourceLike:
         """The same source with what came after it was pinned: up to row id `end`, or all there is by now.
 
-        Only for a source whose last segment is live. Gives itself when nothing came.
+        Of what came, what version `annotations` of the corpus's annotations excludes is left out; without `end` it is the
+        newest version, and `segments[-1].said` tells which. Only for a source whose last segment is live. Gives itself when nothing came.
         """
 
 

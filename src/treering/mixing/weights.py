@@ -70,13 +70,17 @@ def regroup(weights: Sequence[float], replayed: Sequence[bool], share: float) ->
 
     Raises UsageError when the share isn't in [0, 1] or one of the groups has no weight to scale.
     """
-    if not 0 <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
         raise UsageError(f"the share of replay is {share!r}; it lies in [0, 1]", code="bad-share")
     past = sum(weight for weight, old in zip(weights, replayed, strict=True) if old)
     new = sum(weights) - past
     if (share > 0 and not past) or (share < 1 and not new):
         missing = "replayed" if not past else "new"
-        raise UsageError(f"no {missing} source of the mix has a weight", code="bad-share")
+        raise UsageError(
+            f"no {missing} source of the mix has a weight that could be scaled",
+            code="bad-share",
+            hint="give one a weight first: loader.reweigh([…])",
+        )
     return tuple(
         weight * (share / past if old else (1 - share) / new) if weight else 0.0
         for weight, old in zip(weights, replayed, strict=True)

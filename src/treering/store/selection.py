@@ -333,6 +333,9 @@ class _Candidates:
         self._columns = list(dict.fromkeys(["id", self._domain, *self.measured, *extra]))
         for segment in source.segments:
             segment.check_columns(self._columns)
+            if self._by in segment.schema.names and pa.types.is_nested(segment.schema.field(self._by).type):
+                kind = segment.schema.field(self._by).type
+                raise UsageError(f"{self._by} is of type {kind}; groups are made of plain values", code="bad-groups")
         self.groups = _Groups()
         self.domains = _Groups()
         self._available: Counter[int] = Counter()

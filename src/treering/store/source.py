@@ -98,6 +98,7 @@ class Segment:
         self._runs: dict[str, Runs] = {}
         self._before: Segment | None = None  # the shorter one that this one grew from
         self._version = -1  # of the table when it was last seen to hold nothing new
+        self.said = self.narrowing.annotations  # version of the annotations that excludes of what it grew by
         self._excluded: RowIds | None = None
 
     def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]:
@@ -248,7 +249,7 @@ class Segment:
                 self._runs[split] = self._drawable(split)
             else:
                 span = (before.row_ids[1], self.row_ids[1])
-                new = Segment(self._corpus, self.name, span, 0, self.narrowing)
+                new = Segment(self._corpus, self.name, span, 0, replace(self.narrowing, annotations=self.said))
                 self._runs[split] = np.concatenate([before.runs(split), new.runs(split)])
         return self._runs[split]
 
@@ -261,12 +262,13 @@ class Segment:
                 found = keep_ids(found, self.narrowing.rows)
         return drop_ids(found, self.excluded())
 
-    def up_to(self, end: int | None = None) -> Segment:
+    def up_to(self, end: int | None = None, annotations: int = 0) -> Segment:
         """The same interval of live, grown to end before row id `end`, or to all that has been committed by now.
 
         What was sealed meanwhile counts: it came after the pinned rows all the same. When the corpus evolves, growth ends
-        before the first record of the later schema: it may hold what the columns of this one can't. Gives itself when
-        nothing came.
+        before the first record of the later schema: it may hold what the columns of this one can't. Of what came, what
+        version `annotations` of the annotations excludes isn't drawn; without `end` that is the newest, and `said` tells
+        which. Gives itself when nothing came.
         Raises UsageError for a snapshot.
         """
         if self.name != "live":
@@ -284,6 +286,8 @@ class Segment:
             end = self._readable_to(end)
             if end <= self.row_ids[1]:
                 self._version = version
+            else:
+                annotations = self._corpus.annotation_log.version()
         if end <= self.row_ids[1]:
             return self
         grown = Segment(self._corpus, self.name, (self.row_ids[0], end), 0, self.narrowing)
@@ -295,6 +299,7 @@ class Segment:
             if last > low
         )
         grown._before = self
+        grown.said = annotations
         return grown
 
     def _readable_to(self, end: int) -> int:
@@ -466,12 +471,13 @@ class Source:
         schema = pa.schema([self.schema.field(name) for name in names])
         return pa.Table.from_batches([batch.cast(schema) for batch in self.scan(names)], schema)
 
-    def up_to(self, end: int | None = None) -> Source:
+    def up_to(self, end: int | None = None, annotations: int = 0) -> Source:
         """The same source with what has been captured since: up to row id `end`, or all that is committed by now.
 
+        Of that, what version `annotations` of the annotations excludes isn't drawn; without `end` the newest version.
         Gives itself when nothing came. Raises UsageError when its last segment is a snapshot, which doesn't grow.
         """
-        grown = self.segments[-1].up_to(end)
+        grown = self.segments[-1].up_to(end, annotations)
         if grown is self.segments[-1]:
             return self
         return self._like(segments=[*self.segments[:-1], grown])
@@ -580,6 +586,11 @@ class Source:
                 f"{self.ref} has no column {sampling.by!r}, and it isn't an annotation key either",
                 code="no-column",
                 hint=f"columns here: {', '.join(self.schema.names)}; annotation keys: {', '.join(KEYS)}",
+            )
+        if sampling.by in self.schema.names and pa.types.is_nested(self.schema.field(sampling.by).type):
+            raise UsageError(
+                f"{sampling.by} is of type {self.schema.field(sampling.by).type}; rows are drawn by plain values",
+                code="bad-weights",
             )
         return self._like(sampling=sampling)
 

@@ -108,6 +108,12 @@ def importance_shares(names: Sequence[str], forgetting: Mapping[str, float], flo
         raise UsageError(
             f"forgetting of {bad[0]!r} is {forgetting[bad[0]]!r}; it is a number ≥ 0", code="bad-forgetting"
         )
+    if forgetting and not set(forgetting) & set(names):
+        raise UsageError(
+            f"none of the domains that were forgotten ({', '.join(sorted(forgetting))[:80]}) is in the source",
+            code="bad-forgetting",
+            hint="domains there: " + ", ".join(names)[:120],
+        )
     if floor * len(names) > 1:
         raise UsageError(
             f"{len(names)} domains can't each get {floor:g} of the budget",

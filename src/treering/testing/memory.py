@@ -48,6 +48,8 @@ class MemorySegment:
         shorter._newest = self._newest
         return shorter
 
+    said = 0  # there are no annotations in memory
+
     def up_to(self, end: int | None = None) -> MemorySegment:
         """The same stretch of live, grown to end before row id `end`, or to all there is. Gives itself when nothing came."""
         newest = self._newest[0]
@@ -123,7 +125,7 @@ class MemorySource:
             table = table.filter(pa.array([value == self.split for value in table.column("split").to_pylist()]))
         return table if columns is None else table.select(list(columns))
 
-    def up_to(self, end: int | None = None) -> MemorySource:
+    def up_to(self, end: int | None = None, annotations: int = 0) -> MemorySource:
         """The same source with what was appended since. Gives itself when nothing was."""
         grown = self.segments[-1].up_to(end)
         return (

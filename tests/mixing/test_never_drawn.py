@@ -19,6 +19,7 @@ from treering.schema import Labelled
 from treering.store.source import Source
 
 DOMAINS = ["billing", "returns", "login", None]
+FORGOTTEN = {"billing": 0.1, "returns": 0.0, "": 0.2}
 
 
 class Evolved(Labelled):
@@ -94,7 +95,9 @@ STEPS: dict[str, Callable[[Source, int], Source]] = {
     "reservoir": lambda source, k: source.select(rows=40 + 13 * k, seed=k),
     "balanced selection": lambda source, k: source.select(mb=0.004 + k / 1e3, strategy="balanced", by="label"),
     "diverse": lambda source, k: source.select(strategy="diverse", rows=30 + k),
-    "importance": lambda source, k: source.select(tokens=90 + k, strategy="importance", forgetting={"login": 0.1 * k}),
+    "importance": lambda source, k: source.select(
+        tokens=90 + k, strategy="importance", forgetting=FORGOTTEN | {"login": k}
+    ),
     "pinned and found again": lambda source, k: Source.from_pin(source.segments[0]._corpus.store, source.pin()),
 }
 SAMPLINGS: dict[str, Callable[[Source], Source]] = {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from treering.errors import AlreadyExistsError, NotFoundError, StoreError
 from treering.store.digest import ContentDigest
 from treering.store.documents import Certificate, SnapshotRecord
 from treering.store.place import sealed_in
-from treering.store.runs import Runs
+from treering.store.runs import Runs, join_runs, runs_of
 from treering.store.table import ROW_ID
 
 if TYPE_CHECKING:
@@ -51,24 +51,14 @@ def split_runs(splits: Iterable[pa.RecordBatch], split: str) -> Runs:
     Takes batches with the columns `split` and `_rowid`. Commits are sorted by split, so k is about their number. By id
     and not by place in the table, because compaction beside appends can change places, and a lock outlives that.
     """
-    return _joined([_runs(batch, split) for batch in splits])
+    return join_runs([_runs(batch, split) for batch in splits])
 
 
-def _runs(batch: pa.RecordBatch, split: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _runs(batch: pa.RecordBatch, split: str) -> Runs:
     """The runs of one batch. Copies: a column that is kept would keep the whole batch that it was read with."""
     ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
     ids = np.sort(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))], kind="stable")
-    starts = np.flatnonzero(np.diff(ids, prepend=ids[:1] - 2) != 1)
-    return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1)
-
-
-def _joined(found: Sequence[np.ndarray[Any, np.dtype[np.int64]]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if not found:
-        return np.empty((0, 2), np.int64)
-    runs = np.concatenate(found)
-    runs = runs[np.argsort(runs[:, 0], kind="stable")]
-    heads = np.flatnonzero(np.concatenate([[True], runs[1:, 0] != runs[:-1].sum(axis=1)]))[: len(runs)]
-    return np.stack([runs[heads, 0], np.add.reduceat(runs[:, 1], heads) if len(runs) else runs[:, 1]], axis=1)
+    return runs_of(ids)
 
 
 def find_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate | None:
@@ -125,7 +115,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
         edition=record.edition,
         digest=digest.hexdigest(),
         rows=rows,
-        train_runs=[(int(a), int(n)) for a, n in _joined(runs)],
+        train_runs=[(int(a), int(n)) for a, n in join_runs(runs)],
         counts={k: dict(sorted(c.items())) for k, c in counts.items()},  # type: ignore[misc]
         files={path: table.file_sha256(path) for path in table.files(place.dataset)},
         id_filter=filter_path,

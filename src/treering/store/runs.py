@@ -5,11 +5,12 @@ Training rows are few runs however many they are, so narrowing costs by what is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["RowIds", "Runs", "drop_ids", "expand", "inside", "keep_ids", "runs_of"]
+__all__ = ["RowIds", "Runs", "drop_ids", "expand", "inside", "join_runs", "keep_ids", "runs_of"]
 
 RowIds = np.ndarray[Any, np.dtype[np.int64]]
 Runs = np.ndarray[Any, np.dtype[np.int64]]
@@ -21,6 +22,16 @@ def runs_of(ids: RowIds) -> Runs:
         return np.empty((0, 2), np.int64)
     starts = np.flatnonzero(np.diff(ids, prepend=ids[0] - 2) != 1)
     return np.stack([ids[starts], np.diff(starts, append=len(ids))], axis=1).astype(np.int64)
+
+
+def join_runs(parts: Sequence[Runs]) -> Runs:
+    """The runs of all parts, which have no id in common; neighbours become one."""
+    runs = np.concatenate([np.empty((0, 2), np.int64), *parts])
+    if not len(runs):
+        return runs
+    runs = runs[np.argsort(runs[:, 0], kind="stable")]
+    heads = np.flatnonzero(np.concatenate([[True], runs[1:, 0] != runs[:-1].sum(axis=1)]))
+    return np.stack([runs[heads, 0], np.add.reduceat(runs[:, 1], heads)], axis=1)
 
 
 def expand(runs: Runs) -> RowIds:

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import IO, Any
 
 import pyarrow as pa
-from pydantic_core import from_json
 
 from treering.capture.commit import FILTERS
 from treering.capture.importer import read_lines
 from treering.capture.recorder import flush_spools
 from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageError
+from treering.schema import parse_json
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
@@ -80,8 +80,8 @@ def annotate_file(corpus: BaseCorpus, source: str | IO[bytes]) -> int:
     rows: list[Any] = []
     for number, line in enumerate(read_lines(source), start=1):
         try:
-            rows.append(from_json(line, allow_inf_nan=False) if line.strip() else {})
-        except (ValueError, RecursionError) as exc:
+            rows.append(parse_json(line) if line.strip() else {})
+        except ValueError as exc:
             problem = Problem((number,), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
             raise _refusal([problem], "line") from exc
     return _annotate(corpus, rows, "line", 1, blank_ok=True)

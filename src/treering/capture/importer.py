@@ -15,15 +15,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from pydantic_core import from_json
-
 from treering.capture.recorder import Recorder
 from treering.errors import NotFoundError, Problem, StoreError
+from treering.schema import parse_json
+from treering.schema.strict_json import MOST_BYTES
 from treering.store.corpus import BaseCorpus
 
 __all__ = ["ImportSummary", "import_file", "read_lines"]
 
-_LINES = 8_192  # lines read, checked and spooled at a time: a few MB
+_LINES = 8_192  # lines read, checked and spooled at a time …
+_BYTES = 16 << 20  # … or so many bytes of them
+_KEPT = 1_000_000  # bytes that quarantine keeps of a line that doesn't parse
+_LONGEST = MOST_BYTES + 1  # of a longer line no more is read than what shows that it is too long
 _SHOWN = 20
 
 
@@ -55,13 +58,15 @@ def import_file(
     origin = None if not isinstance(source, str) else (source if "://" in source else os.path.abspath(source))
     with stream, Recorder(corpus) as recorder:
         lines: list[tuple[int, bytes]] = []
+        size = 0
         for line in _lines(stream, name):
             summary.read += 1
             if line.strip():
                 lines.append((summary.read, line))
-            if len(lines) >= _LINES:
+                size += len(line)
+            if len(lines) >= _LINES or size >= _BYTES:
                 _capture(recorder, name, origin, lines, seen, summary)
-                lines = []
+                lines, size = [], 0
                 if progress is not None:
                     progress(summary.read)
         _capture(recorder, name, origin, lines, seen, summary)
@@ -98,8 +103,14 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
     try:
-        for number, line in enumerate(stream):
-            yield line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        line = stream.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)
+        while line:
+            yield line
+            while len(line) >= _LONGEST and not line.endswith(
+                b"\n"
+            ):  # too long for a record: the rest of it is passed over
+                line = stream.readline(_LONGEST)
+            line = stream.readline(_LONGEST)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
         raise StoreError(f"can't read {name}: {exc}", code="read-failed") from exc
 
@@ -116,10 +127,11 @@ def _capture(
     records: list[dict[str, Any]] = []
     for number, line in lines:
         try:
-            record = from_json(line, allow_inf_nan=False)
-        except (ValueError, RecursionError) as exc:
+            record = parse_json(line)
+        except ValueError as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
-            recorder.refuse(line.decode("utf-8", "replace").rstrip("\r\n"), [problem], f"{name}:{number}")
+            kept = line[:_KEPT].decode("utf-8", "replace").rstrip("\r\n")
+            recorder.refuse(kept, [problem], f"{name}:{number}")
             _note(summary, number, (problem,))
             continue
         if origin is not None and isinstance(record, dict) and record.get("id") is None:

@@ -15,6 +15,7 @@ from treering.schema.records import (
     Tokens,
     ToolCall,
 )
+from treering.schema.strict_json import parse_json
 
 __all__ = [
     "BUILT_IN",
@@ -42,4 +43,5 @@ __all__ = [
     "Validated",
     "Version",
     "fingerprint",
+    "parse_json",
 ]

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from treering.schema.strict_json import parse_json
+
 __all__ = ["Arguments", "Int32", "Json", "JsonArray", "JsonObject", "Origin", "Split", "Timestamp", "dump_json"]
 
 
@@ -23,17 +25,13 @@ def dump_json(value: Any, *, sort_keys: bool = False) -> str:
         raise ValueError(f"expected a value that JSON can hold: {exc}") from exc
 
 
-def _not_json(constant: str) -> Any:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def _encode(value: Any, kind: type) -> Any:
     """A `kind` (dict or list) becomes JSON text; text that already is such JSON passes; the rest is left to fail."""
     name = "object" if kind is dict else "array"
     if isinstance(value, str):
         try:
-            parsed = json.loads(value, parse_constant=_not_json)
-        except (ValueError, RecursionError) as exc:
+            parsed = parse_json(value)
+        except ValueError as exc:
             raise PydanticCustomError("bad_json", f"Input should be a JSON {name}, or text that holds one") from exc
         if not isinstance(parsed, kind):
             raise PydanticCustomError("json_type", f"Input should be a JSON {name}, or text that holds one")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -97,12 +99,30 @@ def test_the_record_is_written_only_when_its_version_is_synced(
     assert missing == [set()]
 
 
-def test_an_object_and_its_new_folders_are_synced(store: treering.Store, synced: set[str]) -> None:
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_an_object_gets_its_name_when_its_bytes_are_synced_and_its_new_folders_are_too(
+    store: treering.Store, synced: set[str], monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    if not unnamed:  # as on a file system without files that have no name
+        monkeypatch.delattr(os, "O_TMPFILE")
+    inodes: set[int] = set()
+    fsync, link = os.fsync, os.link
+
+    def noted(descriptor: int) -> None:
+        fsync(descriptor)
+        inodes.add(os.fstat(descriptor).st_ino)
+
+    def checked(source: Any, *arguments: Any, **options: Any) -> None:
+        assert os.stat(source).st_ino in inodes
+        link(source, *arguments, **options)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "link", checked)
     LocalObjects(store.root).create("a/b/c.json", b"{}")
     root = Path(store.uri)
     assert {str(root / "a/b"), str(root / "a"), str(root)} <= synced
-    assert any(path.startswith(str(root / "a/b/c.json#")) for path in synced)  # the bytes, before they get their name
     assert [path.name for path in (root / "a/b").iterdir()] == ["c.json"]
     with pytest.raises(treering.AlreadyExistsError):
         LocalObjects(store.root).create("a/b/c.json", b"other")
+    assert [path.name for path in (root / "a/b").iterdir()] == ["c.json"]
     assert LocalObjects(store.root).get("a/b/c.json") == b"{}"

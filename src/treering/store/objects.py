@@ -107,18 +107,12 @@ class LocalObjects(Objects):
         The bytes are on disk before they get their name: after a power cut there is the whole object or none.
         """
         file = self._root / path
-        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
         try:
             missing = [d for d in file.parents if d.is_relative_to(self._root) and not d.exists()]
             file.parent.mkdir(parents=True, exist_ok=True)
             for directory in reversed(missing):
                 sync_directory(directory.parent)
-            try:
-                temporary.write_bytes(data)
-                sync_file(temporary)
-                os.link(temporary, file)
-            finally:
-                temporary.unlink(missing_ok=True)
+            _write_then_link(file, data)
         except FileExistsError as exc:
             self.make_durable(path)  # whoever is told that it is there may rely on it
             raise AlreadyExistsError(f"{path} is already there", code="object-exists") from exc
@@ -131,6 +125,37 @@ class LocalObjects(Objects):
         """Fsync an object that another process created, and its name."""
         sync_file(self._root / path)
         sync_directory((self._root / path).parent)
+
+
+def _write_then_link(file: Path, data: bytes) -> None:
+    """Give synced bytes their name. Raises FileExistsError when the name is taken, and other OSErrors.
+
+    The bytes lie in a file without a name until then, where the file system has such: a kill leaves nothing behind.
+    """
+    try:
+        descriptor = os.open(file.parent, os.O_TMPFILE | os.O_WRONLY, 0o666)
+    except (AttributeError, OSError) as exc:  # not Linux, or a file system that can't (or is full: said below)
+        if isinstance(exc, OSError) and exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
+            raise
+        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
+        try:
+            temporary.write_bytes(data)
+            sync_file(temporary)
+            os.link(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with open(descriptor, "wb") as unnamed:
+        unnamed.write(data)
+        unnamed.flush()
+        os.fsync(descriptor)
+        # By its name in /proc: linking a descriptor itself takes a privilege. And relative to a directory that is open:
+        # else Python calls `link`, which doesn't follow that name.
+        folder = os.open(file.parent, os.O_RDONLY)
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", file.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
 
 
 #: A server that can't be reached, or that takes a connection and says nothing, is given up within 30 s: two tries of

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -32,7 +32,7 @@ from treering.errors import ConflictError, InvalidRecordError, Problem, Treering
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import CorpusRecord
-from treering.store.table import TARGET_ROWS_PER_FRAGMENT
+from treering.store.table import RECENT_VERSIONS, TARGET_ROWS_PER_FRAGMENT
 
 __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
 
@@ -48,10 +48,10 @@ FLUSH_AFTER_S = 2.0
 FLUSH_BYTES = 64 << 20
 #: Capture pauses while this many bytes wait for their commit, so that a fast producer can't fill the disk with spool.
 MAX_BACKLOG_BYTES = 512 << 20
-#: Live is compacted in tiers: this many fragments of fewer rows than a tier are joined to fragments of its size. So a
-#: record is rewritten once a tier, and never more than a few fragments lie about, however small the commits.
-_TIERS = (4_096, TARGET_ROWS_PER_FRAGMENT)
+#: Live is compacted in tiers: as soon as there are so many fragments between one tier and the next, they become one. So a
+#: record is rewritten once a tier, and few fragments lie about, however small the commits.
 _FRAGMENTS_A_TIER = 8
+_TIERS = (0, 8, 64, 512, 4_096, TARGET_ROWS_PER_FRAGMENT)
 #: Ids remembered, to tell a resent record at once.
 _REMEMBERED = 200_000
 
@@ -392,14 +392,12 @@ class Recorder:
     def _compact_if_due(self) -> None:
         """Bound the fragments of live, however records arrive. Somebody else at it is as good."""
         sizes = self.corpus.table.fragment_rows(self.corpus.table.head())
-        for tier in _TIERS:
-            if sum(rows < tier for rows in sizes) < _FRAGMENTS_A_TIER:
+        for lower, tier in pairwise(_TIERS):
+            if sum(lower <= rows < tier for rows in sizes) < _FRAGMENTS_A_TIER:
                 continue
-            try:
+            with suppress(ConflictError):
                 self.corpus.compact(rows_per_fragment=tier, wait_s=0.0)
-                self.corpus.clean_up(wait_s=0.0)
-            except ConflictError:
-                return
+                self.corpus.clean_up(keep_versions=RECENT_VERSIONS, wait_s=0.0)
 
 
 def _flush_in_background(recorder_ref: weakref.ref[Recorder], wake: threading.Condition) -> None:

@@ -12,6 +12,7 @@ import queue
 import secrets
 import sqlite3
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -34,6 +35,10 @@ CREATE TABLE IF NOT EXISTS refused (seq INTEGER PRIMARY KEY AUTOINCREMENT, rows 
 #: Bytes a page. Large blobs are written and deleted twice as fast as with SQLite's 4 KiB; one small record costs 0.04 ms
 #: more.
 _PAGE = 32_768
+
+
+#: Seconds after which a lock file without a spool is nobody's.
+_LONE_LOCK_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,7 @@ def orphans(directory: Path) -> Iterator[Spool]:
 
     One that SQLite can't read is set aside as `*.damaged`, with a warning: it must not stop what comes after it.
     """
+    _drop_lone_locks(directory)
     for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
         lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
         try:
@@ -246,6 +252,18 @@ def orphans(directory: Path) -> Iterator[Spool]:
             warnings.warn(f"a spool of a process that is gone can't be read; it is kept as {aside}", stacklevel=2)
             continue
         yield spool
+
+
+def _drop_lone_locks(directory: Path) -> None:
+    """Remove lock files whose spool was never made, or is gone: their process died just then.
+
+    Not young ones: a process that makes a spool takes the lock first.
+    """
+    for path in directory.glob("*.lock"):
+        with suppress(OSError, Timeout):
+            if time.time() - path.stat().st_mtime > _LONE_LOCK_S and not path.with_suffix(".sqlite").exists():
+                with FileLock(path, timeout=0, thread_local=False):
+                    path.unlink()
 
 
 class _translated:  # noqa: N801  (reads as a verb where it stands)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from treering.errors import ConflictError
 from treering.store.lease import Lease
-from treering.store.table import ROW_ID, LanceTable, created_up_to, rows_between, text_in
+from treering.store.table import RECENT_S, RECENT_VERSIONS, ROW_ID, LanceTable, created_up_to, rows_between, text_in
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -86,19 +86,22 @@ class AnnotationLog:
         return version
 
     def compact(self, *, wait_s: float = 30.0) -> None:
-        """Join small fragments and drop versions older than an hour; pins stay good. Does nothing without a table."""
+        """Join small fragments and drop old versions; pins stay good. Does nothing without a table."""
         if self.table.head_if_made() is not None:
             with self._lease(wait_s) as held:
                 self.table.compact()
                 held.check()
-                self.table.clean_up(3600.0)
+                self.table.clean_up(RECENT_S, RECENT_VERSIONS)
 
-    def clean_up(self, older_than_s: float, *, wait_s: float = 30.0) -> int:
-        """Remove what only versions older than that need; returns the bytes freed. Pins stay good."""
+    def clean_up(self, older_than_s: float, keep_versions: int, *, wait_s: float = 30.0) -> int:
+        """Remove what only versions need that are older than that and not the newest; returns the bytes freed.
+
+        Pins stay good.
+        """
         if self.table.head_if_made() is None:
             return 0
         with self._lease(wait_s):
-            return self.table.clean_up(older_than_s)
+            return self.table.clean_up(older_than_s, keep_versions)
 
     def read(
         self, version: int, *, ids: Sequence[str] | None = None, key: str | None = None, history: bool = False

@@ -17,7 +17,7 @@ from treering.store.documents import CorpusRecord
 from treering.store.lease import Lease
 from treering.store.schemas import newer_versions
 from treering.store.snapshot import Snapshot, finish_pending, list_records
-from treering.store.table import TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
+from treering.store.table import RECENT_S, TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
@@ -138,14 +138,14 @@ class BaseCorpus:
             retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
         self.annotation_log.compact(wait_s=wait_s)
 
-    def clean_up(self, *, older_than_s: float = 3600.0, wait_s: float = 30.0) -> int:
-        """Remove files that only old, unsealed table versions need. Returns the bytes freed.
+    def clean_up(self, *, older_than_s: float = RECENT_S, keep_versions: int = 1, wait_s: float = 30.0) -> int:
+        """Remove files that only unsealed table versions need that are older than that and not among the newest ones.
 
-        Snapshots are never touched. A source that pinned live finds its rows again by their ids; a plain Lance handle on
-        an older version of live doesn't.
+        Returns the bytes freed. Snapshots are never touched. What reads live through a source finds its rows again by
+        their ids; a plain Lance handle on an older version of live doesn't.
         """
         with self.lease(wait_s=wait_s) as held:
             finish_pending(self)
             held.check()
-            freed = self.table.clean_up(older_than_s)
-        return freed + self.annotation_log.clean_up(older_than_s, wait_s=wait_s)
+            freed = self.table.clean_up(older_than_s, keep_versions)
+        return freed + self.annotation_log.clean_up(older_than_s, keep_versions, wait_s=wait_s)

@@ -25,7 +25,7 @@ from treering.store.annotations import KEYS, row_ids_of
 from treering.store.certificate import check_files, split_runs
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
-from treering.store.runs import RowIds, Runs, drop_ids, expand, keep_ids
+from treering.store.runs import RowIds, Runs, drop_ids, expand, inside, join_runs, keep_ids, runs_of
 from treering.store.snapshot import Snapshot, check_record, list_records
 from treering.store.table import ROW_ID, created_after, rows_between, text_in
 
@@ -41,6 +41,10 @@ __all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
 
 Split = Literal["train", "heldout"]
 Plain = str | int | bool | None  # what a column can be asked to equal
+
+#: How often a scan of live goes on at the newest version when the one that it reads is tidied away.
+_MOST_SCANS = 5
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +218,31 @@ class Segment:
 
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
         """Batches of the segment, whatever is narrowed."""
+        if self.name != "live":
+            yield from (batch for _, batch in self._scan_places(names, split))
+            return
+        # The version of live that is being read may be compacted and cleaned up under way: the rest lies elsewhere then.
+        wanted = list(dict.fromkeys([*names, ROW_ID]))
+        done: list[Runs] = []
+        for left in reversed(range(_MOST_SCANS)):
+            before = join_runs(done)
+            try:
+                for ids, batch in self._scan_places(wanted, split):
+                    fresh = ~inside(before, ids)
+                    done.append(runs_of(np.sort(ids[fresh])))
+                    yield (batch if fresh.all() else batch.filter(pa.array(fresh))).select(names)
+                return
+            except StoreError:
+                if not left:
+                    raise
+
+    def _scan_places(self, names: list[str], split: Split | None) -> Iterator[tuple[RowIds, pa.RecordBatch]]:
+        """(row ids, batch); without `_rowid` among the names the ids are empty."""
         for low, high, place in self._places(again=self.name == "live"):
             where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
-            yield from place.scan(names, where)
+            for batch in place.scan(names, where):
+                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in names else _NO_ROWS
+                yield ids, batch
 
     def _counts(self, batch: pa.RecordBatch, dropped: RowIds | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows of a batch count: bool (n,)."""

@@ -5,6 +5,7 @@ Offers what the store needs of the engine and turns its errors into ours. Does n
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import OrderedDict
@@ -29,6 +30,8 @@ from treering.store.rows import DataFile, FileReaders, RowPlaces, row_runs
 
 __all__ = [
     "CREATED_AT",
+    "RECENT_S",
+    "RECENT_VERSIONS",
     "ROW_ID",
     "Dataset",
     "LanceTable",
@@ -51,8 +54,14 @@ _MOST_VERSIONS = 16  # versions whose rows' places are kept
 #: five would take 1.3 times as long to scan as the same in one.
 _SCAN = {"batch_readahead": 2, "fragment_readahead": 2, "io_buffer_size": 16 << 20}
 
+#: What tidying leaves of a table's history: versions younger than this, for whoever is committing on top of one …
+RECENT_S = 30.0
+#: … and the newest ones, whatever their age. A version costs 60 kB at least, and all it took to write it.
+RECENT_VERSIONS = 16
+
 #: Rows a compacted fragment aims at. Larger ones make each compaction step, and so its memory, larger.
 TARGET_ROWS_PER_FRAGMENT = 65_536
+_WORTH_INDEXING = 4_096
 
 #: How Lance treats an object store unless the caller's options say otherwise; a directory needs none of it.
 _REMOTE = {"connect_timeout": "5s", "client_max_retries": "3", "client_retry_timeout": "20"}
@@ -263,20 +272,30 @@ class LanceTable:
             head.delete(created_up_to(version))
 
     def compact(self, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT) -> None:
-        """Join neighbours of fewer rows than that, drop deleted rows' space, bring the id index up to date."""
+        """Join neighbours of fewer rows than that, and drop deleted rows' space.
+
+        The id index is brought up to date as well, unless the fragments are small: that rewrites all of it, and a look-up
+        reads some thousand ids more as quickly.
+        """
         with self._translated(f"compacting {self.name}"):
             head = self._open()
             head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
-            self._open().optimize.optimize_indices()
+            if rows_per_fragment >= _WORTH_INDEXING:
+                self._open().optimize.optimize_indices()
         self.make_durable(self.head())
 
-    def clean_up(self, older_than_s: float) -> int:
-        """Remove files that only untagged versions older than that need; returns the bytes freed."""
+    def clean_up(self, older_than_s: float, keep_versions: int = 1) -> int:
+        """Remove files that only untagged versions need that are older than that and not among the newest ones.
+
+        Returns the bytes freed.
+        """
         from datetime import timedelta
 
         with self._translated(f"cleaning up {self.name}"):
             stats = self._open().cleanup_old_versions(
-                older_than=timedelta(seconds=older_than_s), error_if_tagged_old_versions=False
+                older_than=timedelta(seconds=older_than_s),
+                retain_versions=keep_versions,
+                error_if_tagged_old_versions=False,
             )
         return int(stats.bytes_removed)
 
@@ -356,18 +375,16 @@ class LanceTable:
         if self._root is None:
             return
         root = self._root
-        pending = [root / path for path in self.files(dataset) if path not in self._synced]
-        transactions = root / "_transactions"
-        pending += [
-            path for path in transactions.glob("*.txn") if path.relative_to(root).as_posix() not in self._synced
-        ]
+        with os.scandir(root / "_transactions") as found:
+            transactions = {f"_transactions/{entry.name}" for entry in found}
+        pending = (transactions | set(self.files(dataset))) - self._synced
         for path in pending:
-            sync_file(path)
-        directories = {path.parent for path in pending} | {root / "_indices", root}
+            sync_file(root / path)
+        directories = {(root / path).parent for path in pending} | {root / "_indices", root}
         for directory in directories:
             sync_directory(directory)
         sync_file(root / "_versions" / "latest_version_hint.json")  # rewritten by every commit
-        self._synced.update(path.relative_to(root).as_posix() for path in pending)
+        self._synced |= pending
 
     # --- reading -------------------------------------------------------------------------------------------------
 

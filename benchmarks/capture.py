@@ -1,7 +1,8 @@
-"""Speed of durable capture and of sealing.
+"""Speed of durable capture, of sealing and of certificates, beside other ways to store the same records.
 
-Reference: the same JSON inserted into SQLite (WAL, synchronous=FULL, 1,000 rows a transaction), interleaved in the same
-run on the same file system. Every treering record is validated and durable. Prints medians and ratios as Markdown.
+References: the same JSON inserted into SQLite (WAL, synchronous=FULL, 1,000 rows a transaction), JSONL with fsync, a bare
+fsynced Arrow log, plain Lance, LanceDB, Deep Lake and delta-rs (`capture_peers.py`), interleaved in the same run on the same
+file system. Every treering record is validated, has its id looked up and is durable. Prints medians and ratios as Markdown.
 
     python benchmarks/capture.py [--rows 100000] [--rounds 3] [--dir DIR] [--json]
 """
@@ -9,9 +10,11 @@ run on the same file system. Every treering record is validated and durable. Pri
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
+import random
 import shutil
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,7 +22,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pyarrow as pa
+
 import treering
+from capture_peers import PEERS, Peer, Records
 
 
 def chat(i: int) -> dict[str, Any]:
@@ -40,6 +46,16 @@ def chat(i: int) -> dict[str, Any]:
     }
 
 
+#: What the promises are about: ours, and what it is compared with, round by round.
+RATIOS = (
+    ("treering dicts, acknowledged", "SQLite (WAL, FULL, 1,000 rows a transaction) (JSON text)"),
+    ("treering dicts, acknowledged", "SQLite, the same (dicts)"),
+    ("treering dicts, committed", "SQLite, the same (dicts)"),
+    ("treering Arrow, acknowledged", "bare Arrow log, a fdatasync per 1,000 rows (Arrow)"),
+    ("treering Arrow, committed", "bare Arrow log, a fdatasync per 1,000 rows (Arrow)"),
+)
+
+
 def timed(work: Callable[[], Any]) -> float:
     """Seconds that `work` takes."""
     start = time.perf_counter()
@@ -47,47 +63,70 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def sqlite_insert(path: Path, records: list[dict[str, Any]], texts: list[str] | None) -> None:
-    """Row by row, 1,000 rows a transaction. Without `texts` the records are turned to JSON on the way, as a user would."""
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("CREATE TABLE records (id TEXT PRIMARY KEY, record TEXT NOT NULL)")
-    for start in range(0, len(records), 1_000):
-        connection.execute("BEGIN")
-        for i in range(start, min(start + 1_000, len(records))):
-            connection.execute(
-                "INSERT INTO records VALUES (?, ?)",
-                (records[i]["id"], texts[i] if texts else json.dumps(records[i])),
-            )
-        connection.execute("COMMIT")
-    connection.close()
-
-
-def capture_round(directory: Path, records: list[dict[str, Any]], texts: list[str]) -> dict[str, float]:
-    """One interleaved round: rows/s acknowledged, rows/s in the table, rows/s of the reference."""
-    n = len(records)
-    figures = {
-        "sqlite_rows_s": n / timed(lambda: sqlite_insert(directory / "text.sqlite", records, texts)),
-        "sqlite_from_dicts_rows_s": n / timed(lambda: sqlite_insert(directory / "dicts.sqlite", records, None)),
-    }
-    store = treering.open(directory / "store")
-    corpus = store.create("support", "chat")
+def treering_round(directory: Path, records: Records, form: str) -> dict[str, float]:
+    """Seconds until `extend` has acknowledged all records, and until all are in the Lance table."""
+    corpus = treering.open(directory / "store").create("support", "chat")
     start = time.perf_counter()
     recorder = corpus.capture()
-    recorder.extend(records)
-    figures["acknowledged_rows_s"] = n / (time.perf_counter() - start)
+    recorder.extend(records.dicts if form == "dicts" else records.table)
+    acknowledged = time.perf_counter() - start
     recorder.close()
-    figures["committed_rows_s"] = n / (time.perf_counter() - start)
-    assert recorder.counts.stored == n
+    committed = time.perf_counter() - start
+    assert recorder.counts.stored == len(records.dicts)
+    return {"acknowledged": acknowledged, "committed": committed}
+
+
+def capture_round(directory: Path, records: Records, order: random.Random) -> dict[str, float | str]:
+    """Rows/s of every contender, each in a directory of its own, in an order of its own."""
+    figures: dict[str, float | str] = {}
+    n = len(records.dicts)
+    contenders: list[tuple[str, Peer | None]] = [(f"{peer.name} ({peer.given})", peer) for peer in PEERS]
+    contenders += [("treering dicts", None), ("treering Arrow", None)]
+    order.shuffle(contenders)
+    for number, (name, peer) in enumerate(contenders):
+        place = directory / str(number)
+        place.mkdir()
+        gc.collect()
+        try:
+            if peer is None:
+                for what, seconds in treering_round(place, records, name.partition(" ")[2]).items():
+                    figures[f"{name}, {what}"] = n / seconds
+            else:
+                figures[name] = n / timed(lambda peer=peer, place=place: peer.run(place, records))  # type: ignore[misc]
+        except ImportError as exc:
+            figures[name] = f"doesn't run: {exc}"
+        shutil.rmtree(place)
     return figures
 
 
-def rot(directory: Path) -> dict[str, float]:
+def single(directory: Path, adds: int) -> dict[str, float]:
+    """Medians in ms: one `add` until it is acknowledged, and a bare write and fdatasync of as many bytes, in turn."""
+    corpus = treering.open(directory / "single").create("support", "chat")
+    path = directory / "bare"
+    ours, bare = [], []
+    with path.open("wb") as file, corpus.capture() as live:
+        for i in range(adds):
+            record = chat(i)
+            data = json.dumps(record).encode()
+            ours.append(timed(lambda record=record: live.add(record)))  # type: ignore[misc]
+
+            def write(data: bytes = data) -> None:
+                file.write(data)
+                file.flush()
+                os.fdatasync(file.fileno())
+
+            bare.append(timed(write))
+    return {"add_ms": median(ours) * 1e3, "bare_ms": median(bare) * 1e3}
+
+
+def rot(directory: Path, records: list[dict[str, Any]]) -> dict[str, float]:
     """2,000 single adds on top of a table, then its scan time against that of a compacted copy, in turn."""
-    corpus = treering.open(directory / "store").corpus("support")
+    corpus = treering.open(directory / "store").create("support", "chat")
     with corpus.capture() as live:
-        seconds = timed(lambda: [live.add(chat(10_000_000 + i)) for i in range(2_000)])
+        live.extend(records)
+        live.flush()
+        for i in range(2_000):
+            live.add(chat(10_000_000 + i))
     shutil.copytree(directory / "store", directory / "copy")
     compacted = treering.open(directory / "copy").corpus("support")
     compacted.compact()
@@ -98,7 +137,6 @@ def rot(directory: Path) -> dict[str, float]:
     assert scan(corpus) == scan(compacted)
     ratios = [timed(lambda: scan(corpus)) / timed(lambda: scan(compacted)) for _ in range(15)]
     return {
-        "add_ms": seconds / 2_000 * 1e3,
         "fragments": len(corpus.table.head().get_fragments()),
         "scan_against_compacted": median(ratios),
     }
@@ -106,8 +144,6 @@ def rot(directory: Path) -> dict[str, float]:
 
 def sealing(directory: Path, rows: int, spooled: int = 0) -> float:
     """Milliseconds to seal `rows` rows in the table and `spooled` rows still in the spool."""
-    import pyarrow as pa
-
     from treering.capture import recorder as recorder_module
 
     corpus = treering.open(directory / f"seal-{rows}-{spooled}").create("support", "labelled")
@@ -127,62 +163,74 @@ def sealing(directory: Path, rows: int, spooled: int = 0) -> float:
     return seconds * 1e3
 
 
+def certifying(directory: Path, rows: int) -> dict[str, float]:
+    """MB/s of a certificate over records of about 1 kB, by the bytes of their Arrow columns."""
+    corpus = treering.open(directory / "certify").create("support", "labelled")
+    with corpus.capture() as live:
+        for start in range(0, rows, 20_000):
+            n = min(20_000, rows - start)
+            texts = [f"{start + i} " + "".join(random.choices("abcdefgh ", k=100)) * 10 for i in range(n)]
+            live.extend(pa.table({"text": texts, "label": ["a"] * n}))
+    snapshot = corpus.snapshot()
+    assert snapshot is not None
+    size = sum(batch.nbytes for batch in treering.open(directory / "certify").load(snapshot.ref).scan())
+    return {"rows": rows, "mb_s": size / 1e6 / timed(lambda: snapshot.certificate)}
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seal-rows", type=int, nargs="*", default=[10_000, 1_000_000])
+    parser.add_argument("--adds", type=int, default=500)
+    parser.add_argument("--seal-rows", type=int, nargs="*", default=[10_000, 10_000_000])
     parser.add_argument("--spooled", type=int, default=50_000)
+    parser.add_argument("--certify-rows", type=int, default=300_000)
     parser.add_argument("--dir", type=Path, default=None, help="where to write (default: the temporary directory)")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    records = [chat(i) for i in range(args.rows)]
-    texts = [json.dumps(record) for record in records]
-    rounds = []
-    results: dict[str, Any] = {}
-    for _ in range(args.rounds):
-        directory = Path(tempfile.mkdtemp(prefix="treering-bench-", dir=args.dir))
-        try:
-            rounds.append(capture_round(directory, records, texts))
-            results["rot"] = rot(directory)
-        finally:
-            shutil.rmtree(directory)
-    results["capture"] = {name: median(r[name] for r in rounds) for name in rounds[0]}
-    for name in ("acknowledged", "committed"):
-        ratios = [r[f"{name}_rows_s"] / r["sqlite_rows_s"] for r in rounds]
-        results["capture"][f"{name}_against_sqlite"] = median(ratios)
-        ratios = [r[f"{name}_rows_s"] / r["sqlite_from_dicts_rows_s"] for r in rounds]
-        results["capture"][f"{name}_against_sqlite_from_dicts"] = median(ratios)
+    dicts = [chat(i) for i in range(args.rows)]
+    records = Records(dicts, [json.dumps(record) for record in dicts], pa.Table.from_pylist(dicts))
+    order = random.Random(0)
     directory = Path(tempfile.mkdtemp(prefix="treering-bench-", dir=args.dir))
     try:
+        few = Records(dicts[:2_000], records.texts[:2_000], records.table.slice(0, 2_000))
+        capture_round(directory, few, order)  # imports, and whatever else happens once
+        rounds = [capture_round(directory, records, order) for _ in range(args.rounds)]
+        results: dict[str, Any] = {"capture": {}, "ratios": {}}
+        for name, first in rounds[0].items():
+            results["capture"][name] = first if isinstance(first, str) else median(float(r[name]) for r in rounds)
+        for name, reference in RATIOS:
+            ratios = [float(r[name]) / float(r[reference]) for r in rounds]
+            results["ratios"][f"{name} / {reference}"] = median(ratios)
+        results["single"] = single(directory, args.adds)
+        results["rot"] = rot(directory, dicts)
+        shutil.rmtree(directory / "store")
         results["sealing_ms"] = {str(rows): sealing(directory, rows) for rows in args.seal_rows}
         results["sealing_ms"][f"10000 + {args.spooled} spooled"] = sealing(directory, 10_000, args.spooled)
+        results["certificate"] = certifying(directory, args.certify_rows)
     finally:
         shutil.rmtree(directory)
     if args.json:
         print(json.dumps(results, indent=2))
         return
-    c, r = results["capture"], results["rot"]
-    print("| what | figure |\n| --- | --- |")
-    print(
-        f"| SQLite (WAL, FULL, 1,000 rows a transaction), JSON text made beforehand | {c['sqlite_rows_s']:,.0f} rows/s |"
-    )
-    print(f"| the same, from the dicts that treering gets | {c['sqlite_from_dicts_rows_s']:,.0f} rows/s |")
-    print(f"| `extend`, validated and durable | {c['acknowledged_rows_s']:,.0f} rows/s |")
-    print(
-        f"| … against SQLite, from text; from dicts | {c['acknowledged_against_sqlite']:.2f}; {c['acknowledged_against_sqlite_from_dicts']:.2f} |"
-    )
-    print(f"| `extend` and `close`, all rows in the Lance table | {c['committed_rows_s']:,.0f} rows/s |")
-    print(
-        f"| … against SQLite, from text; from dicts | {c['committed_against_sqlite']:.2f}; {c['committed_against_sqlite_from_dicts']:.2f} |"
-    )
-    print(f"| one `add`, acknowledged | {r['add_ms']:.2f} ms |")
+    print("| what | rows/s | survives a power cut |\n| --- | --- | --- |")
+    synced = {f"{peer.name} ({peer.given})": peer.synced for peer in PEERS}
+    for name, rate in sorted(results["capture"].items(), key=lambda item: -item[1] if item[1] != str(item[1]) else 0):
+        shown = rate if isinstance(rate, str) else f"{rate:,.0f}"
+        print(f"| {name} | {shown} | {'yes' if synced.get(name, True) else 'no'} |")
+    print("\n| what | figure |\n| --- | --- |")
+    for name, ratio in results["ratios"].items():
+        print(f"| {name} | {ratio:.2f} |")
+    s, r, c = results["single"], results["rot"], results["certificate"]
+    print(f"| one `add`, acknowledged; a bare write and fdatasync | {s['add_ms']:.3f} ms; {s['bare_ms']:.3f} ms |")
+    print(f"| … ratio | {s['add_ms'] / s['bare_ms']:.2f} |")
     print(
         f"| fragments after 2,000 adds; scan against compacted | {r['fragments']}; {r['scan_against_compacted']:.2f} |"
     )
     for rows, ms in results["sealing_ms"].items():
         print(f"| sealing {rows} rows | {ms:,.0f} ms |")
+    print(f"| the certificate of {c['rows']:,} records of 1 kB | {c['mb_s']:,.0f} MB/s |")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,27 @@ def run(script: str, *arguments: str) -> str:
 
 
 def test_the_capture_benchmark_runs(tmp_path: Path) -> None:
-    few = ["--rows", "1500", "--rounds", "1", "--seal-rows", "500", "--spooled", "300", "--dir", str(tmp_path)]
+    few = [
+        "--rows",
+        "1500",
+        "--rounds",
+        "1",
+        "--seal-rows",
+        "500",
+        "--spooled",
+        "300",
+        "--adds",
+        "20",
+        "--certify-rows",
+        "500",
+        "--dir",
+        str(tmp_path),
+    ]
     results = json.loads(run("capture.py", *few, "--json"))
-    assert results["capture"]["acknowledged_against_sqlite"] > 0
+    assert all(ratio > 0 for ratio in results["ratios"].values())
+    assert results["certificate"]["mb_s"] > 0
+    for peer in ("SQLite", "JSONL", "Arrow log", "Lance,", "LanceDB", "Deep Lake", "delta-rs"):
+        assert any(peer in name for name in results["capture"])
     assert set(results["sealing_ms"]) == {"500", "10000 + 300 spooled"}
     assert list(tmp_path.iterdir()) == []
 

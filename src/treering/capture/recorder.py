@@ -52,6 +52,8 @@ MAX_BACKLOG_BYTES = 512 << 20
 #: record is rewritten once a tier, and few fragments lie about, however small the commits.
 _FRAGMENTS_A_TIER = 8
 _TIERS = (0, 8, 64, 512, 4_096, TARGET_ROWS_PER_FRAGMENT)
+#: Bytes that an Arrow stream has beside its schema and its batches: markers and padding.
+_FRAME = 1_024
 #: Ids remembered, to tell a resent record at once.
 _REMEMBERED = 200_000
 
@@ -458,12 +460,15 @@ def _raw_row(table: pa.Table, position: int) -> Any:
         return table.slice(position, 1).to_string()
 
 
-def _to_ipc(batches: Sequence[pa.RecordBatch]) -> bytes:
-    sink = pa.BufferOutputStream()
+def _to_ipc(batches: Sequence[pa.RecordBatch]) -> memoryview:
+    """An Arrow IPC stream of the batches, written once: what is spooled in a second are some hundred MB."""
+    room = sum(map(pa.ipc.get_record_batch_size, batches)) + len(batches[0].schema.serialize()) + _FRAME
+    buffer = pa.allocate_buffer(room)
+    sink = pa.FixedSizeBufferWriter(buffer)
     with pa.ipc.new_stream(sink, batches[0].schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
-    return bytes(sink.getvalue().to_pybytes())
+    return memoryview(buffer)[: sink.tell()]
 
 
 def spool_directory(corpus: BaseCorpus) -> Path:

@@ -41,6 +41,10 @@ _PAGE = 32_768
 _LONE_LOCK_S = 60.0
 
 
+#: Rows, and their bytes.
+Payload = tuple[int, bytes | memoryview]
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A stored batch: its number, its rows, its bytes."""
@@ -55,7 +59,7 @@ class Write:
 
     __slots__ = ("accepted", "outcome", "refused")
 
-    def __init__(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]]) -> None:
+    def __init__(self, accepted: Sequence[Payload], refused: Sequence[Payload]) -> None:
         self.accepted, self.refused = accepted, refused
         # A SimpleQueue and not a Future: its `get` is one step, which an interrupt can't leave half done.
         self.outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
@@ -108,7 +112,7 @@ class Spool:
             raise StoreError(f"can't make a spool in {directory}: {exc.strerror}", code="spool") from exc
         return cls(path, lock)
 
-    def append(self, accepted: Sequence[tuple[int, bytes]], refused: Sequence[tuple[int, bytes]] = ()) -> Write:
+    def append(self, accepted: Sequence[Payload], refused: Sequence[Payload] = ()) -> Write:
         """Begin to store (rows, payload) batches, all or none; they are on disk once `wait` on the result returns.
 
         Raises UsageError once the spool is closed.

@@ -27,6 +27,7 @@ from treering.schema.arrow import (
     plain_model,
     typed_dict,
 )
+from treering.schema.by_columns import broken, fit, same_values
 from treering.schema.fields import dump_json
 from treering.schema.records import BUILT_IN, Record
 
@@ -298,7 +299,7 @@ class RecordType:
             if field.name not in self.schema.names:
                 known = ", ".join(self.schema.names)
                 problems.append(Problem((field.name,), "unknown-field", f"expected one of {known}"))
-            elif self._checks_columns and not _same_values(field.type, self.schema.field(field.name).type):
+            elif self._checks_columns and not same_values(field.type, self.schema.field(field.name).type):
                 wanted = self.schema.field(field.name).type
                 problems.append(Problem((field.name,), "wrong-type", f"expected {wanted}, got {field.type}"))
         problems += [
@@ -317,26 +318,30 @@ class RecordType:
             return False
         return self.model is None or (self.name in _BY_COLUMNS and self.model is BUILT_IN[self.name])
 
+    @property
+    def _is_nested_built_in(self) -> bool:
+        """Whether it is a built-in type of messages: checked by columns as well, when its data is of the right kinds."""
+        return self.model is not None and not self._checks_columns and self.model is BUILT_IN.get(self.name)
+
     def validate_arrow(self, table: pa.Table) -> Validated:
         """Check Arrow data by columns where the Arrow type says it all, by records otherwise.
 
         Raises InvalidRecordError when the table's columns themselves don't fit.
         """
         self.check_columns(table)
-        if not self._checks_columns:
+        if not self._checks_columns and not self._is_nested_built_in:
             return self._validate_rows(table, range(len(table)))
         try:
             columns = [
-                table[field.name].cast(field.type)
+                fit(_one_chunk(table[field.name]), field.type)
                 if field.name in table.column_names
                 else pa.nulls(len(table), field.type)
                 for field in self.schema
             ]
-            whole = pa.Table.from_arrays(columns, schema=_nullable_id(self.schema)).combine_chunks()
-            whole.validate(full=True)  # text that isn't UTF-8 would make a whole file of the store unreadable
+            batch = pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
+            batch.validate(full=True)  # text that isn't UTF-8 would make a whole file of the store unreadable
         except pa.ArrowException:
             return self._validate_rows(table, range(len(table)))
-        batch = whole.to_batches()[0] if len(whole) else pa.RecordBatch.from_pylist([], schema=whole.schema)
         bad = self._bad_rows(batch)
         if not bad.any():
             return Validated(batch, range(len(batch)), [])
@@ -388,6 +393,11 @@ class RecordType:
             wrong = pc.fill_null(pc.less(pc.list_flatten(tokens), 0), True)
             if pc.any(wrong).as_py():
                 bad[np.unique(np.asarray(pc.list_parent_indices(tokens).filter(wrong)))] = True
+        if self._is_nested_built_in:
+            assert self.model is not None
+            for name in self.payload:
+                info = self.model.model_fields[name]
+                bad |= broken(batch.column(name), info.annotation, tuple(info.metadata))
         if meta.null_count < len(meta):
             for i in pc.indices_nonzero(pc.is_valid(meta)).to_pylist():
                 try:
@@ -409,21 +419,8 @@ def _nullable_id(schema: pa.Schema) -> pa.Schema:
     return schema.set(schema.get_field_index("id"), schema.field("id").with_nullable(True))
 
 
-def _same_values(given: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether a cast changes only the layout, never a value."""
-    t = pa.types
-    if given == wanted or t.is_null(given):
-        return True
-    if t.is_dictionary(given):
-        return _same_values(given.value_type, wanted)
-    strings = (t.is_string, t.is_large_string, t.is_string_view)
-    binaries = (t.is_binary, t.is_large_binary, t.is_binary_view)
-    for family in (strings, binaries):
-        if any(f(given) for f in family) and any(f(wanted) for f in family):
-            return True
-    if (t.is_list(given) or t.is_large_list(given) or t.is_fixed_size_list(given)) and t.is_list(wanted):
-        return _same_values(given.value_type, wanted.value_type)
-    return bool(t.is_timestamp(given) and t.is_timestamp(wanted) and given.tz and wanted.tz and given.unit != "ns")
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 
 def _to_storage(value: Any, kind: pa.DataType) -> Any:

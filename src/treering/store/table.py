@@ -55,9 +55,9 @@ _MOST_VERSIONS = 16  # versions whose rows' places are kept
 _SCAN = {"batch_readahead": 2, "fragment_readahead": 2, "io_buffer_size": 16 << 20}
 
 #: What tidying leaves of a table's history: versions younger than this, for whoever is committing on top of one …
-RECENT_S = 30.0
+RECENT_S = 20.0
 #: … and the newest ones, whatever their age. A version costs 60 kB at least, and all it took to write it.
-RECENT_VERSIONS = 16
+RECENT_VERSIONS = 8
 
 #: Rows a compacted fragment aims at. Larger ones make each compaction step, and so its memory, larger.
 TARGET_ROWS_PER_FRAGMENT = 65_536

@@ -1,0 +1,279 @@
+"""Take each guard out, one at a time, and see a test turn red.
+
+    python scripts/mutate.py [WORD …] [--list]
+
+Words choose mutations by name. Works on a copy of the tree; exits 1 when a guard can go without any test noticing, or isn't
+where this list says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A guard, how to take it out, and the tests that must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = [
+    # --- durability
+    Mutation(
+        "the spool syncs what it acknowledges",
+        "capture/spool.py",
+        'connection.execute("PRAGMA synchronous=FULL")',
+        'connection.execute("PRAGMA synchronous=OFF")',
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "a commit is durable before the spool lets go",
+        "capture/commit.py",
+        "    corpus.table.make_durable(corpus.table.head())\n",
+        "",
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "a neighbour's files are synced too",
+        "store/table.py",
+        "pending = (transactions | set(self.files(dataset))) - self._synced",
+        "pending = transactions - self._synced",
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "a version is durable before its snapshot's record says so",
+        "store/snapshot.py",
+        "        corpus.table.make_durable(head)\n",
+        "",
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "a tag is synced",
+        "store/table.py",
+        '            sync_file(tags / f"{name}.json")\n',
+        "",
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "an object's bytes are synced before it gets its name",
+        "store/objects.py",
+        "        os.fsync(descriptor)\n",
+        "",
+        "tests/capture/test_durability.py",
+    ),
+    Mutation(
+        "what waits in the spool of a dead process is adopted",
+        "capture/recorder.py",
+        "        try:\n            drain(corpus, spool, Committed())\n",
+        "        try:\n            pass\n",
+        "tests/capture/test_recorder.py",
+    ),
+    # --- once
+    Mutation(
+        "a merge of the same ids conflicts",
+        "store/table.py",
+        "merge = merge.use_index(False)",
+        "merge = merge.use_index(True)",
+        "tests/store/test_table.py",
+    ),
+    Mutation(
+        "repeats within a batch are dropped",
+        "capture/commit.py",
+        "    rows, again, originals = _first_of_each_id(rows)\n",
+        "    again = originals = rows.slice(0, 0)\n",
+        "tests/capture/test_recorder.py tests/stateful",
+    ),
+    Mutation(
+        "a commit asks the snapshots for its ids",
+        "capture/commit.py",
+        '        known = _sealed_with(corpus, history, rows.column("id").to_pylist())\n',
+        "        known = {}\n",
+        "tests/capture/test_recorder.py",
+    ),
+    Mutation(
+        "other content under a known id goes to quarantine",
+        "capture/commit.py",
+        '            if same_content(row, first[row["id"]], history):',
+        "            if True:",
+        "tests/capture/test_recorder.py",
+    ),
+    # --- snapshots
+    Mutation(
+        "a name is sealed once",
+        "store/snapshot.py",
+        '        except AlreadyExistsError:\n            return NAME_TAKEN\n        corpus.step("after-record")',
+        '        except AlreadyExistsError:\n            pass\n        corpus.step("after-record")',
+        "tests/store/test_snapshots.py tests/crash/test_everyone_at_once.py",
+    ),
+    Mutation(
+        "a version that holds sealed rows is never sealed again",
+        "store/snapshot.py",
+        "            return NAME_TAKEN  # finishing was undone",
+        "            pass  # finishing was undone",
+        "tests/crash/test_everyone_at_once.py tests/stateful",
+    ),
+    Mutation(
+        "a moved tag is noticed",
+        "store/snapshot.py",
+        "    if tagged is not None and tagged != record.version:",
+        "    if False:",
+        "tests/store/test_snapshots.py",
+    ),
+    Mutation(
+        "rows that are gone are an error",
+        "store/source.py",
+        "        if len(found) != len(row_ids):\n            raise StoreError(",
+        "        if False:\n            raise StoreError(",
+        "tests/store/test_snapshots.py",
+    ),
+    # --- locks and limits
+    Mutation(
+        "one maintainer at a time",
+        "store/lease.py",
+        "        lock.acquire()\n    except Timeout as exc:",
+        "        pass\n    except Timeout as exc:",
+        "tests/store tests/capture",
+    ),
+    Mutation(
+        "a lost lease is noticed",
+        "store/lease.py",
+        "        if time.monotonic() - self._renewed >= EXPIRES_S - _RENEW_S:",
+        "        if False:",
+        "tests/s3/test_promises.py",
+    ),
+    Mutation(
+        "a server without conditional writes is refused",
+        "store/objects.py",
+        "        for _ in range(2):\n            try:\n                obstore.put(self._small, _PROBE",
+        "        for _ in range(0):\n            try:\n                obstore.put(self._small, _PROBE",
+        "tests/s3/test_promises.py",
+    ),
+    Mutation(
+        "capture pauses while too much waits",
+        "capture/recorder.py",
+        "        while self._backlog[1] > MAX_BACKLOG_BYTES and",
+        "        while False and",
+        "tests/capture/test_recorder.py",
+    ),
+    Mutation(
+        "a line has a longest length",
+        "capture/importer.py",
+        "line = stream.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)",
+        "line = stream.readline().removeprefix(codecs.BOM_UTF8)",
+        "tests/conformance/test_json.py",
+    ),
+    Mutation(
+        "a key said twice is refused",
+        "schema/strict_json.py",
+        "catch_duplicate_keys=True",
+        "catch_duplicate_keys=False",
+        "tests/conformance/test_json.py",
+    ),
+    Mutation(
+        "a number beyond a double is refused",
+        "schema/strict_json.py",
+        "    if _HUGE.search(data):\n",
+        "    if False:\n",
+        "tests/conformance/test_json.py",
+    ),
+    Mutation(
+        "names are checked before they become paths",
+        "store/base.py",
+        "        check_corpus_name(name)\n        record_type = RecordType.of(schema)",
+        "        record_type = RecordType.of(schema)",
+        "tests/conformance/test_names.py",
+    ),
+    Mutation(
+        "old versions are tidied away",
+        "capture/recorder.py",
+        "                self.corpus.clean_up(keep_versions=RECENT_VERSIONS, wait_s=0.0)\n",
+        "                pass\n",
+        "tests/store/test_rot.py",
+    ),
+    Mutation(
+        "a scan of live outlives its version",
+        "store/source.py",
+        "                if not left:\n                    raise\n",
+        "                raise\n",
+        "tests/store/test_rot.py",
+    ),
+    # --- what a mix may draw
+    Mutation(
+        "held-out rows aren't drawn",
+        "store/certificate.py",
+        '    ids = np.sort(ids[np.asarray(pc.fill_null(pc.equal(batch.column("split"), split), False))], kind="stable")',
+        '    ids = np.sort(ids, kind="stable")',
+        "tests/mixing/test_never_drawn.py",
+    ),
+]
+
+
+def main() -> int:
+    """Exit code 0 when every chosen mutation turns a test red."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="only mutations whose names have one of these words")
+    parser.add_argument("--list", action="store_true", help="only name them")
+    args = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not args.words or any(word in m.name for word in args.words)]
+    if args.list:
+        print("\n".join(f"{m.name} ({m.file}; {m.tests})" for m in chosen))
+        return 0
+    unnoticed = 0
+    with tempfile.TemporaryDirectory(prefix="treering-mutate-") as directory:
+        tree = Path(directory) / "tree"
+        parts = ("src", "tests", "schemas", "benchmarks", "scripts", "pyproject.toml", "README.md")
+        tree.mkdir()
+        for part in parts:
+            (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tree / part)
+        for mutation in chosen:
+            said = try_out(mutation, tree)
+            unnoticed += not said.startswith("red")
+            print(f"{said:<12} {mutation.name}", flush=True)
+    print(f"{len(chosen) - unnoticed} of {len(chosen)} guards have a test that notices when they are gone")
+    return int(unnoticed > 0)
+
+
+def try_out(mutation: Mutation, tree: Path) -> str:
+    """Take the guard out, run the tests, put it back."""
+    path = tree / "src" / "treering" / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) != 1:
+        return f"FOUND {text.count(mutation.old)}×"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    began = time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = ["-q", "-x", "-n0", "-p", "no:cacheprovider", "--timeout=120", *mutation.tests.split()]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words],
+            cwd=tree,
+            env=environment,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        path.write_text(text)
+    if done.returncode not in (0, 1):
+        print(done.stdout[-2_000:], done.stderr[-500:], file=sys.stderr)
+        return f"ERROR {done.returncode}"
+    return f"{'red' if done.returncode == 1 else 'UNNOTICED'} {time.monotonic() - began:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

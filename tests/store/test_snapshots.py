@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import lance
@@ -13,6 +14,8 @@ import pytest
 
 import treering
 from treering.store import Source
+from treering.store.corpus import BaseCorpus
+from treering.store.lease import Lease
 
 
 def rows(prefix: str, n: int, **more: str) -> list[dict[str, str]]:
@@ -212,6 +215,33 @@ def test_two_processes_that_seal_at_once_get_two_snapshots_or_one(
     sealed = [s.name for s in support.snapshots()]
     assert sorted(n for n in names if n != "-") == sealed
     assert sum(len(store.load(f"support@{name}")) for name in sealed) + len(store.live("support")) == 100
+
+
+def test_a_sealer_that_lost_its_lease_never_takes_the_name_of_another_ones_snapshot(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right before its record another process seals, and live goes on: correctness doesn't rest on the lease."""
+    monkeypatch.setattr(BaseCorpus, "lease", lambda self, **_: nullcontext(Lease()))
+    with support.capture() as live:
+        live.extend([{"id": f"a{i}", "text": "t", "label": "l"} for i in range(10)])
+    other = treering.open(store.uri, create=False).corpus("support")
+    sealed = []
+
+    def step(self: BaseCorpus, name: str) -> None:
+        if name == "before-record" and not sealed:
+            sealed.append(None)
+            sealed[0] = other.snapshot(message="the other one")
+            with other.capture() as live:
+                live.extend([{"id": f"b{i}", "text": "t", "label": "l"} for i in range(5)])
+
+    monkeypatch.setattr(BaseCorpus, "step", step)
+    mine = support.snapshot(message="mine")
+    assert [s.message for s in support.snapshots()] == ["the other one", "mine"]
+    assert (sealed[0].rows, mine.rows) == (10, 5)  # type: ignore[union-attr]
+    ids = [
+        store.load(ref).to_table(["id"]).column(0).to_pylist() for ref in ("support@v1", "support@v2", "support@live")
+    ]
+    assert [{i[0] for i in each} for each in ids] == [{"a"}, {"b"}, set()]
 
 
 def test_two_processes_that_create_one_corpus_get_one_corpus(store: treering.Store) -> None:

@@ -125,7 +125,7 @@ MUTATIONS = [
         "store/snapshot.py",
         "            return NAME_TAKEN  # finishing was undone",
         "            pass  # finishing was undone",
-        "tests/crash/test_everyone_at_once.py tests/stateful",
+        "tests/store/test_snapshots.py",
     ),
     Mutation(
         "a moved tag is noticed",

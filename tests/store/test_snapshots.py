@@ -14,6 +14,7 @@ import pytest
 
 import treering
 from treering.store import Source
+from treering.store import snapshot as snapshot_module
 from treering.store.corpus import BaseCorpus
 from treering.store.lease import Lease
 
@@ -242,6 +243,38 @@ def test_a_sealer_that_lost_its_lease_never_takes_the_name_of_another_ones_snaps
         store.load(ref).to_table(["id"]).column(0).to_pylist() for ref in ("support@v1", "support@v2", "support@live")
     ]
     assert [{i[0] for i in each} for each in ids] == [{"a"}, {"b"}, set()]
+
+
+def test_a_version_that_still_holds_sealed_rows_is_never_sealed(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seal was cut short right after its record, and whoever comes next misses that there is something to finish."""
+
+    class Killed(BaseException):
+        pass
+
+    def die(self: BaseCorpus, name: str) -> None:
+        if name == "after-record":
+            raise Killed
+
+    put(support, rows("a", 10))
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseCorpus, "step", die)
+        with pytest.raises(Killed):
+            support.snapshot()
+    put(support, rows("b", 5))
+    finish, missed = snapshot_module.finish_pending, []
+
+    def miss_once(corpus: BaseCorpus) -> None:
+        if missed:
+            finish(corpus)
+        missed.append(True)
+
+    monkeypatch.setattr(snapshot_module, "finish_pending", miss_once)
+    support.snapshot()
+    assert ids(store.load("support@v1")) == [f"a{i}" for i in range(10)]
+    assert ids(store.load("support@v2")) == [f"b{i}" for i in range(5)]
+    assert len(store.live("support")) == 0
 
 
 def test_two_processes_that_create_one_corpus_get_one_corpus(store: treering.Store) -> None:

@@ -274,6 +274,8 @@ def test_a_version_that_still_holds_sealed_rows_is_never_sealed(
     support.snapshot()
     assert sorted(ids(store.load("support@v1"))) == [f"a{i}" for i in range(10)]
     assert sorted(ids(store.load("support@v2"))) == [f"b{i}" for i in range(5)]
+    assert [s.rows for s in support.snapshots()] == [10, 5]
+    assert lance.dataset(support.uri, version="v2").count_rows() == 5
     assert len(store.live("support")) == 0
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import treering
 from treering.store.certificate import split_runs
-from treering.store.rows import FileReaders, row_runs
+from treering.store.rows import FileContents, FileReaders, row_runs
 from treering.store.table import ROW_ID
 
 
@@ -99,7 +99,7 @@ def test_the_least_recently_used_files_are_closed() -> None:
         def take_rows(self, rows: list[int], *more: int) -> list[Any]:
             return [pa.record_batch({"n": rows})]
 
-    readers = FileReaders(lambda path, columns: Reader(path), lambda path: ["n"], limit=2)
+    readers = FileReaders(lambda path, columns: Reader(path), lambda path: FileContents(("n",), {}), limit=2)
     for path in ("a", "b", "a", "c", "a", "b"):
         readers.take(path, ("n",), [1])
     assert opened == ["a", "b", "c", "b"]

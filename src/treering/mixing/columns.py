@@ -7,7 +7,7 @@ writing into one batch changes no other. Knows neither plans nor sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, overload
 
@@ -81,6 +81,9 @@ class Block(Protocol):
     def add(self, array: Any) -> None:
         """Append the rows of a `pa.Array` of the column's type."""
 
+    def fill(self, rows: int, copy: Callable[[Array], bool]) -> bool:
+        """Append rows that `copy` writes into their place; False, and nothing appended, if that can't be done."""
+
     def done(self) -> Any:
         """What `gather` reads from; to be changed no more."""
 
@@ -90,6 +93,7 @@ class Kind(Protocol):
 
     name: str
     type: Any  # pa.DataType
+    row_bytes: int  # of a row in memory; a guess where rows differ in length
 
     def block(self, rows: int, spare: Any = None) -> Block:
         """A block for that many rows, in the memory of `spare`: one that was done, and that nobody reads any more."""
@@ -193,6 +197,7 @@ class _Fixed:
         self.type = arrow
         self.shape = shape
         self.dtype = _dtype(leaf)
+        self.row_bytes = np.dtype((self.dtype, shape)).itemsize
         self.holds_tokens = bool(shape) and pa.types.is_integer(leaf)
         self._scratch: Array = np.empty((0, *shape), dtype=self.dtype)
 
@@ -264,12 +269,19 @@ class _Numbers:
         self._out[self._rows : self._rows + len(array)] = self._kind.decoded(array)
         self._rows += len(array)
 
+    def fill(self, rows: int, copy: Callable[[Array], bool]) -> bool:
+        done = copy(self._out[self._rows : self._rows + rows])
+        self._rows += rows * done
+        return done
+
     def done(self) -> Array:
         return self._out
 
 
 class _Arrow:
     """What stays Arrow until its rows stand in a batch."""
+
+    row_bytes = 512
 
     def __init__(self, name: str, arrow: Any) -> None:
         self.name = name
@@ -291,6 +303,9 @@ class _Chunks:
 
     def add(self, array: Any) -> None:
         self._chunks.append(array)
+
+    def fill(self, rows: int, copy: Callable[[Array], bool]) -> bool:
+        return False
 
     def done(self) -> Any:
         chunks = self._chunks
@@ -357,6 +372,9 @@ class _Strings:
                 self._valid = np.ones(len(self._offsets) - 1, dtype=np.bool_)
             self._valid[low:end] = array.is_valid().to_numpy(zero_copy_only=False)
         self._rows = end
+
+    def fill(self, rows: int, copy: Callable[[Array], bool]) -> bool:
+        return False
 
     def done(self) -> Any:
         valid = None if self._valid is None else pa.py_buffer(np.packbits(self._valid[: self._rows], bitorder="little"))

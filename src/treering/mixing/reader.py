@@ -1,18 +1,19 @@
 """Read the rows that the plan names, in blocks, and put batches together from them.
 
 Each source is read in windows of draws (`SourcePlan.window`): one request a window, its rows sorted so that the engine
-reads neighbours together, the next window fetched in the background. A batch then only gathers rows that are in
-memory. Of a source whose columns all lie in the snapshot cache nothing is read: its windows are only orders, and batches
-gather from the memory-mapped files. Any batch can be asked for; asking in order is what is fast. Decides nothing (plan),
-makes no tensors (loader).
+reads neighbours together, the next window fetched in the background. Columns that a segment can copy straight out of its
+files (`Filling`) are not even asked for. A batch then only gathers rows that are in memory. Of a source whose columns all
+lie in the snapshot cache nothing is read: its windows are only orders, and batches gather from the memory-mapped files.
+Any batch can be asked for; asking in order is what is fast. Decides nothing (plan), makes no tensors (loader).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from types import TracebackType
 from typing import Any, Protocol
@@ -23,15 +24,15 @@ import pyarrow as pa
 from treering.mixing.columns import Columns, Kind, Part
 from treering.mixing.permute import Int64Array
 from treering.mixing.plan import MixPlan, SourcePlan
-from treering.mixing.sources import Releasing, SegmentLike, TrainRows
+from treering.mixing.sources import Filling, Releasing, SegmentLike, TrainRows
 
 __all__ = ["REF", "SPAN", "BatchReader", "Share"]
 
 REF = "_ref"  # the batch column of source numbers
 SPAN = 8  # batches in a row that one worker process makes: a message between processes costs about as much as one
 _LOOKUP = 64  # batches whose counts are looked up at once
-_READERS = 2  # threads that read ahead, each another source's window: mostly they wait for the engine
-_PIECE = 8_192  # rows asked for at once
+_READERS = 3  # threads that read ahead, each another source's window: half the time they wait for the engine
+_PIECE_BYTES = 4 << 20  # decoded rows asked for at once
 _LABELS = 1_024  # kinds of batches, by counts, whose source numbers are kept; a mix of a few sources has a handful
 _NOTHING_KNOWN: tuple[int, list[list[int]], list[int]] = (0, [], [])
 
@@ -96,6 +97,11 @@ class _Mapped:
         at: Int64Array = self.start[run] + inside
         return at
 
+    def take(self, row_ids: Int64Array, names: Sequence[str]) -> Any:
+        """The `pa.Table` of these rows, as a segment gives it."""
+        at = pa.array(self.rows(row_ids))
+        return pa.table({name: self.columns[name].take(at) for name in names})
+
 
 @dataclass(frozen=True, slots=True)
 class _Window:
@@ -107,6 +113,14 @@ class _Window:
     place: Int64Array | None = None  # (high - low,): which place each draw's row lies in, when there are several
     read: bool = False  # into blocks of its own, whose memory the next window may take
     plain: bool = False  # every draw's row is there, in one place
+
+
+def _pieces(row_ids: Int64Array, row_bytes: int) -> Iterator[Int64Array]:
+    """What to ask for at once: the memory of one answer is used again by the next, and never large. Nothing for 0 bytes."""
+    if row_bytes:
+        step = max(1, _PIECE_BYTES // row_bytes)
+        for low in range(0, len(row_ids), step):
+            yield row_ids[low : low + step]
 
 
 def _same_until(old: SourcePlan, new: SourcePlan) -> int | None:
@@ -443,16 +457,19 @@ class BatchReader:
         blocks = [
             kind.block(len(positions), spare[number] if spare else None) for number, kind in enumerate(self._kinds)
         ]
-        # A piece at a time: the memory of the engine's answer is used again by the next one, and never large.
-        for low in range(0, len(positions), _PIECE):
-            for segment, row_ids in rows.locate(positions[low : low + _PIECE]):
-                mapped = self._mapped_segment(segment)
-                if mapped is None:
-                    table = segment.take(row_ids, self._columns)
-                else:
-                    at = pa.array(mapped.rows(row_ids))
-                    table = pa.table({name: column.take(at) for name, column in mapped.columns.items()})
-                for block, kind in zip(blocks, self._kinds, strict=True):
+        for segment, row_ids in rows.locate(positions):
+            mapped = self._mapped_segment(segment)
+            left = list(zip(self._kinds, blocks, strict=True))
+            if mapped is None and isinstance(segment, Filling):
+                left = [
+                    (kind, block)
+                    for kind, block in left
+                    if not block.fill(len(row_ids), partial(segment.fill, row_ids, pa.field(kind.name, kind.type)))
+                ]
+            for piece in _pieces(row_ids, sum(kind.row_bytes for kind, _ in left)):
+                names = [kind.name for kind, _ in left]
+                table = segment.take(piece, names) if mapped is None else mapped.take(piece, names)
+                for kind, block in left:
                     column = table.column(kind.name)
                     for chunk in (column if column.type == kind.type else column.cast(kind.type)).chunks:
                         block.add(chunk)

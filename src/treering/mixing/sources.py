@@ -16,7 +16,7 @@ import numpy as np
 from treering.mixing.permute import Int64Array
 from treering.mixing.sampling import Sampled
 
-__all__ = ["Releasing", "SegmentLike", "SourceLike", "TrainRows", "is_growing"]
+__all__ = ["Filling", "Releasing", "SegmentLike", "SourceLike", "TrainRows", "is_growing"]
 
 
 class SegmentLike(Protocol):
@@ -31,6 +31,14 @@ class SegmentLike(Protocol):
 
     def take(self, row_ids: Int64Array, columns: Sequence[str]) -> Any:
         """The `pa.Table` of these rows (int64 ids), in the order asked."""
+
+
+@runtime_checkable
+class Filling(Protocol):
+    """A segment that can copy some columns straight out of its files."""
+
+    def fill(self, row_ids: Int64Array, column: Any, out: Any) -> bool:
+        """Copy a column (`pa.Field`) of these rows into a numpy array (rows, …); False when only `take` reads it."""
 
 
 @runtime_checkable

@@ -51,6 +51,13 @@ class Place:
         found = self._corpus.table.take(self.dataset, row_ids, self._reads(columns))
         return self._alignment.apply(found, columns)
 
+    def fill(self, row_ids: np.ndarray[Any, np.dtype[np.int64]], column: pa.Field, out: np.ndarray[Any, Any]) -> bool:
+        """Copy one column of these rows into `out`, where it stands in the files as `column` has it; else False."""
+        stored = self._alignment.stored_as(column.name)
+        if stored is None or self.dataset.schema.field(stored).type != column.type:
+            return False
+        return self._corpus.table.fill(self.dataset, row_ids, column.with_name(stored), out)
+
     def _reads(self, columns: Sequence[str]) -> list[str]:
         return self._alignment.reads(columns) or ["id"]  # what has no stored column yet has at least a length
 

@@ -7,10 +7,10 @@ Knows row ids, addresses and files; the engine is handed in (table).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from threading import Lock
 from typing import Any, cast
 
@@ -18,11 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["DataFile", "FileReaders", "RowPlaces", "row_runs"]
+from treering.store.plain import PlainColumn, PlainLayout, may_be_plain
+
+__all__ = ["DataFile", "FileContents", "FileReaders", "RowPlaces", "row_runs"]
 
 Int64Array = npt.NDArray[np.int64]
 Open = Callable[[str, tuple[str, ...]], Any]  # (path of a data file, columns) → the engine's reader of it
-Names = Callable[[str], Sequence[str]]  # path of a data file → names of its columns
+Contents = Callable[[str], "FileContents"]  # of the data file at a path
 
 #: Rows of one message from a file's reader. Of larger ones the engine keeps more memory for itself, 30 MB at 8,192.
 _MESSAGE_ROWS = 4_096
@@ -55,47 +57,58 @@ def row_runs(batches: Iterable[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint
     return joined
 
 
+@dataclass(frozen=True, slots=True)
+class FileContents:
+    """What a data file says of itself."""
+
+    names: tuple[str, ...]  # of its columns; a nested one is several by number
+    plain: dict[int, PlainLayout]  # of the columns that stand there plainly, by number
+
+
 class FileReaders:
     """Open data files, the least recently used closed first. Safe to use from several threads."""
 
-    def __init__(self, open_file: Open, names: Names, limit: int = MOST_FILES) -> None:
-        self._open_file = open_file
-        self._limit = limit
-        self.names: Names = lru_cache(maxsize=None)(names)
-        self._readers: OrderedDict[tuple[str, tuple[str, ...]], tuple[Any, Lock]] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, open_file: Open, contents: Contents, limit: int = MOST_FILES) -> None:
+        @lru_cache(maxsize=limit)
+        def opened(path: str, columns: tuple[str, ...]) -> tuple[Any, Lock]:
+            return open_file(path, columns), Lock()
+
+        @lru_cache(maxsize=limit)
+        def mapped(path: str, number: int) -> PlainColumn:
+            return PlainColumn(path, self.contents(path).plain[number])
+
+        self._opened, self._mapped = opened, mapped
+        self.contents: Contents = lru_cache(maxsize=None)(contents)
 
     def take(self, path: str, columns: tuple[str, ...], rows: list[int]) -> Iterable[pa.RecordBatch]:
         """These rows (ascending, none twice) of a data file, in batches."""
-        reader, lock = self._get((path, columns))
+        reader, lock = self._opened(path, columns)
         with lock:  # the engine's reader answers one request at a time; what it answers with is on its own
             return cast("Iterable[pa.RecordBatch]", reader.take_rows(rows, _MESSAGE_ROWS, 1))
 
-    def _get(self, key: tuple[str, tuple[str, ...]]) -> tuple[Any, Lock]:
-        with self._lock:
-            found = self._readers.get(key)
-            if found is not None:
-                self._readers.move_to_end(key)
-                return found
-        opened = (self._open_file(*key), Lock())
-        with self._lock:
-            found = self._readers.setdefault(key, opened)
-            while len(self._readers) > self._limit:
-                self._readers.popitem(last=False)
-        return found
+    def plain(self, file: DataFile, leaf: int, kind: Any) -> PlainColumn | None:
+        """The column of a field of type `kind`, if it stands in the file plainly."""
+        number = file.number_of(leaf)
+        layout = None if number is None else self.contents(file.path).plain.get(number)
+        return None if layout is None or not layout.holds(kind) else self._mapped(file.path, number)
 
     def close(self) -> None:
-        """Close them all; the next `take` opens again."""
-        with self._lock:
-            self._readers.clear()
+        """Close them all; what is asked next opens again."""
+        self._opened.cache_clear()
+        self._mapped.cache_clear()
 
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """The one data file of a fragment: its path and the ids of its fields, leaf by leaf."""
+    """The one data file of a fragment: its path, and the ids of its fields, leaf by leaf, with their column numbers."""
 
     path: str
     fields: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+    def number_of(self, leaf: int) -> int | None:
+        """The number of the column that holds a field; None when there is none."""
+        return self.numbers[self.fields.index(leaf)] if leaf in self.fields else None
 
 
 class RowPlaces:
@@ -117,13 +130,9 @@ class RowPlaces:
 
         That is when an id isn't there, a column isn't in the files under its name, or too many files would be touched.
         """
-        if not len(self._first) or not len(row_ids):
+        addresses = self._find(row_ids)
+        if addresses is None:
             return None
-        run = np.searchsorted(self._first, row_ids, side="right") - 1
-        inside = row_ids - self._first[run]
-        if run.min() < 0 or (inside >= self._length[run]).any():
-            return None
-        addresses = self._address[run] + inside
         order: Int64Array | None = None
         step = np.diff(addresses)
         if (step < 0).any():
@@ -141,7 +150,7 @@ class RowPlaces:
         files = [self._files.get(int(fragment[low])) for low in bounds[:-1]]
         batches: list[pa.RecordBatch] = []
         for file, low, high in zip(files, bounds[:-1], bounds[1:], strict=True):
-            if file is None or not self._holds(file, columns, readers.names(file.path)):
+            if file is None or not self._holds(file, columns, readers.contents(file.path).names):
                 return None
             rows = (addresses[low:high] & 0xFFFFFFFF).tolist()
             found = readers.take(file.path, columns, rows)
@@ -154,6 +163,36 @@ class RowPlaces:
             back[order] = np.arange(len(order))
             table = table.take(pa.array(back))
         return table
+
+    def fill(self, row_ids: Int64Array, column: pa.Field, out: npt.NDArray[Any], readers: FileReaders) -> bool:
+        """Copy one column of these rows into `out` (rows, …), if all of it stands plainly in the files, as `column` has it."""
+        leaves = self._leaves.get(column.name, ())
+        addresses = self._find(row_ids) if len(leaves) == 1 and may_be_plain(column.type) else None
+        if addresses is None:
+            return False
+        cuts = np.flatnonzero((np.diff(addresses) < 0) | (np.diff(addresses >> 32) != 0)) + 1
+        bounds = list(pairwise([0, *cuts.tolist(), len(addresses)]))
+        if len(bounds) > MOST_FILES:
+            return False
+        files = [self._files.get(int(addresses[low]) >> 32) for low, _ in bounds]
+        columns = [None if file is None else readers.plain(file, leaves[0], column.type) for file in files]
+        plain = [one for one in columns if one is not None]
+        if len(plain) < len(bounds):
+            return False
+        for (low, high), one in zip(bounds, plain, strict=True):
+            one.fill(addresses[low:high] & 0xFFFFFFFF, out[low:high])
+        return True
+
+    def _find(self, row_ids: Int64Array) -> Int64Array | None:
+        """The address of each row; None when there are none, or one of them isn't there."""
+        if not len(self._first) or not len(row_ids):
+            return None
+        run = np.searchsorted(self._first, row_ids, side="right") - 1
+        inside = row_ids - self._first[run]
+        if run.min() < 0 or (inside >= self._length[run]).any():
+            return None
+        addresses: Int64Array = self._address[run] + inside
+        return addresses
 
     def _holds(self, file: DataFile, columns: Sequence[str], names: Sequence[str]) -> bool:
         if not set(columns) <= set(names) or not set(names) <= self._leaves.keys():

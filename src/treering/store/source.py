@@ -400,6 +400,17 @@ class Segment:
             )
         return found
 
+    def fill(self, row_ids: RowIds, column: pa.Field, out: np.ndarray[Any, Any]) -> bool:
+        """Copy one column of these rows into `out` (rows, …), where its bytes stand in the store's files as `column` has it.
+
+        False when they don't; then, and when anything is wrong, `take` is the way.
+        """
+        places = self._places()
+        try:
+            return len(places) == 1 and places[0][2].fill(row_ids, column, out)
+        except StoreError:
+            return False
+
     def _take(self, row_ids: RowIds, columns: Sequence[str], places: list[tuple[int, int, Place]]) -> pa.Table:
         if len(places) == 1:
             return places[0][2].take(row_ids, columns)

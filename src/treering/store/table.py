@@ -26,7 +26,8 @@ from treering.schema.evolution import SCHEMA_VERSION
 from treering.store.durable import sync_directory, sync_file
 from treering.store.location import remote_failure
 from treering.store.objects import Objects
-from treering.store.rows import DataFile, FileReaders, RowPlaces, row_runs
+from treering.store.plain import plain_layouts
+from treering.store.rows import DataFile, FileContents, FileReaders, RowPlaces, row_runs
 
 __all__ = [
     "CREATED_AT",
@@ -122,10 +123,11 @@ def _open_file(path: str, columns: tuple[str, ...]) -> Any:
     return LanceFileReader(path, columns=list(columns))._reader  # its Python half looks at every index once more
 
 
-def _file_columns(path: str) -> Sequence[str]:
+def _contents(path: str) -> FileContents:
     from lance.file import LanceFileReader
 
-    return tuple(LanceFileReader(path).metadata().schema.names)
+    metadata = LanceFileReader(path).metadata()
+    return FileContents(tuple(metadata.schema.names), plain_layouts(metadata))
 
 
 def _leaves(field: Any) -> tuple[int, ...]:
@@ -150,7 +152,7 @@ class LanceTable:
         self._pinned: dict[int, Dataset] = {}
         self._poll: Dataset | None = None
         self._places: OrderedDict[tuple[str, int], RowPlaces] = OrderedDict()
-        self._readers = FileReaders(_open_file, _file_columns)
+        self._readers = FileReaders(_open_file, _contents)
 
     def __repr__(self) -> str:
         return f"LanceTable({self.uri!r})"
@@ -413,6 +415,22 @@ class LanceTable:
                 found = self._row_places(dataset).take(row_ids, tuple(columns), self._readers)
             return found if found is not None else dataset._take_rows(row_ids.astype(np.uint64), columns=list(columns))
 
+    def fill(
+        self,
+        dataset: Dataset,
+        row_ids: np.ndarray[Any, np.dtype[np.int64]],
+        column: pa.Field,
+        out: np.ndarray[Any, Any],
+    ) -> bool:
+        """Copy one column of these rows into `out` (rows, …), where its bytes stand in the data files just so.
+
+        False when they don't, or not all of the rows are there; then `take` is the way.
+        """
+        if self._root is None:
+            return False
+        with self._translated(f"reading rows of {self.name}"):
+            return self._row_places(dataset).fill(row_ids, column, out, self._readers)
+
     def release(self) -> None:
         """Close the data files that `take` keeps open; the next `take` opens them again."""
         self._readers.close()
@@ -440,7 +458,7 @@ class LanceTable:
                 (file,) = meta.files
                 if file.base_id is None and file.file_major_version == 2:
                     path = str(self._root / "data" / file.path)
-                    files[int(meta.id)] = DataFile(path, tuple(int(one) for one in file.fields))
+                    files[int(meta.id)] = DataFile(path, tuple(file.fields), tuple(file.column_indices))
         return files
 
     def fragment_rows(self, dataset: Dataset) -> list[int]:

@@ -153,7 +153,14 @@ def test_a_line_without_an_end_is_refused_and_what_follows_it_is_stored(
         for _ in range(MOST_BYTES // (1 << 20) + 8):
             file.write(b"x" * (1 << 20))
         file.write(b'"}\n{"id": "next", "text": "t", "label": "l"}\n')
-    summary = import_file(notes, str(path))
+
+    class Bounded(io.BufferedReader):
+        def readline(self, size: int | None = -1) -> bytes:
+            assert size is not None
+            assert 0 < size <= MOST_BYTES + 1  # no more of it than that is ever in memory
+            return super().readline(size)
+
+    summary = import_file(notes, Bounded(io.FileIO(path)))
     assert set(stored(store)) == {"next"}
     assert (summary.read, summary.stored, summary.refused) == (2, 1, 1)
     assert "bytes" in summary.problems[0][1][0].message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -75,23 +76,25 @@ def test_a_day_of_records_that_come_one_at_a_time(support: treering.Corpus, quic
 
 
 def test_a_scan_of_live_goes_on_when_its_version_is_tidied_away(
-    store: treering.Store, support: treering.Corpus
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def capture(start: int) -> None:
+    def capture(commits: range) -> None:
         with support.capture() as live:
-            live.extend([{"id": f"r{i}", "text": f"t{i}", "label": "l"} for i in range(start, start + 3_000)])
+            for n in commits:
+                live.extend([{"id": f"r{n}-{i}", "text": os.urandom(1_500).hex(), "label": "l"} for i in range(500)])
+                live.flush()
 
-    for n in range(6):
-        capture(n * 3_000)
+    monkeypatch.setattr(recorder.Recorder, "_compact_if_due", lambda self: None)
+    capture(range(40))
     source = store.live("support")
-    capture(18_000)  # came after it was pinned
+    capture(range(40, 42))  # came after it was pinned
     seen: list[str] = []
-    for number, batch in enumerate(source.scan(["id"])):
-        assert batch.schema.names == ["id"]
+    for number, batch in enumerate(source.scan(["id", "text"])):
+        assert batch.schema.names == ["id", "text"]
         seen += batch.column("id").to_pylist()
         if number == 0:
             support.compact()
             support.clean_up(older_than_s=0)
             if store.root is not None:  # not even the files that an open handle might still read
                 assert versions(support) == 1
-    assert sorted(seen) == sorted(f"r{i}" for i in range(18_000))
+    assert sorted(seen) == sorted(f"r{n}-{i}" for n in range(40) for i in range(500))

@@ -6,6 +6,7 @@ also `spool/`, `leases/` and `cache/` (droppable); beside an object store these 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -14,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
@@ -76,6 +77,12 @@ def _mark(objects: Objects) -> None:
         objects.create(_MARKER, marker.to_json())
 
 
+def _version_named(created_by: Any) -> str:
+    """`treering 0.9.1` out of a newer store's marker, which is text from outside."""
+    found = re.fullmatch(r"treering [0-9][0-9A-Za-z.+-]{0,40}", created_by) if isinstance(created_by, str) else None
+    return found[0] if found else "the treering that made it"
+
+
 class BaseStore:
     """An open store. What every layer may do with one; `treering.Store` adds what stands further right."""
 
@@ -135,17 +142,17 @@ class BaseStore:
         import json
 
         data = self.objects.get(_MARKER)
-        try:
-            found = json.loads(data).get("format")
-            if isinstance(found, int) and found > FORMAT:
+        with suppress(
+            ValueError, RecursionError
+        ):  # before anything else of it is believed: a newer one may look otherwise
+            found = json.loads(data)
+            if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
                 raise StoreError(
-                    f"{self.uri} has store format {found}; treering {treering.__version__} reads up to {FORMAT}",
+                    f"{self.uri} has store format {found['format']}; treering {treering.__version__} reads up to {FORMAT}",
                     code="newer-format",
-                    hint="install a newer treering",
+                    hint=f"install {_version_named(found.get('created_by'))} or a newer one: pip install -U treering",
                 )
-            return StoreMarker.model_validate_json(data)
-        except (ValueError, AttributeError, ValidationError) as exc:
-            raise StoreError(f"{self.uri}/{_MARKER} is damaged", code="document-damaged") from exc
+        return parse_document(StoreMarker, f"{self.uri}/{_MARKER}", data)
 
     @property
     def cache_dir(self) -> Path:

@@ -121,6 +121,11 @@ class LocalObjects(Objects):
             raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
         sync_directory(file.parent)
 
+    def sha256(self, path: str) -> str:
+        """SHA-256 (hex) of a file of any size; lets other threads go on meanwhile. Raises NotFoundError."""
+        with self._reading(path), (self._root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
     def make_durable(self, path: str) -> None:
         """Fsync an object that another process created, and its name."""
         sync_file(self._root / path)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
     from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.verify import Verification
 
 __all__ = ["Corpus", "Store", "open"]
 
@@ -151,6 +152,16 @@ class Corpus(BaseCorpus):
             f"other processes kept sealing {self.name} first", code="seal-raced", hint="look at its log, then try again"
         )
 
+    def verify(self, name: str) -> Verification:
+        """Compare a snapshot (`v1`, or `live`) with all that is known of it: documents, tag, files, records.
+
+        Reads every record (300 MB/s and more). Damage doesn't raise: `.ok` says, `.findings` name the file and the records.
+        Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify, verify_live
+
+        return verify_live(self) if name == "live" else verify(self, name)
+
 
 class Store(BaseStore):
     """A directory of corpora, snapshots, evaluations and adapters. Made by `treering.open`."""
@@ -180,6 +191,15 @@ class Store(BaseStore):
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
         return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
+
+    def verify(self, ref: str | None = None) -> list[Verification]:
+        """Compare what a ref names (a snapshot, a range, live, a whole corpus), or all there is, with what is known of it.
+
+        One `Verification` a snapshot or live; damage doesn't raise. Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify_store
+
+        return verify_store(self, ref)
 
     @property
     def cache(self) -> SnapshotCache:

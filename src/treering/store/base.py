@@ -194,6 +194,10 @@ class BaseStore:
             self._documents[path] = parse_document(kind, path, self.objects.get(path))
         return cast(Document, self._documents[path])
 
+    def forget_document(self, path: str) -> None:
+        """Have a document read anew the next time."""
+        self._documents.pop(path, None)
+
     # --- corpora -------------------------------------------------------------------------------------------------
 
     def _corpus_type(self) -> type[BaseCorpus]:
@@ -274,14 +278,22 @@ class BaseStore:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def load(self, ref: str) -> Source:
+    def load(self, ref: str, *, verify: bool = False) -> Source:
         """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`, `support/NAME`.
 
-        Raises UsageError for what isn't a ref, NotFoundError for what isn't there.
+        A snapshot's manifest, tag, files and their sizes are always compared with what was sealed. `verify` also reads
+        its data files and compares them with the certificate (1 GB/s; certified first if need be), each file once in a
+        process unless it changes: then no flipped bit is ever served.
+
+        Raises UsageError for what isn't a ref, NotFoundError for what isn't there, StoreError for what is damaged.
         """
         from treering.store.source import resolve
 
-        return resolve(self, ref)
+        source = resolve(self, ref)
+        if verify:
+            for segment in source.segments:
+                segment.check_files()
+        return source
 
     def live(self, name: str) -> Source:
         """What live holds now: `load("NAME@live")`."""

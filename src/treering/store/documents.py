@@ -25,6 +25,7 @@ __all__ = [
     "SelectionReport",
     "SnapshotRecord",
     "StoreMarker",
+    "check_document",
     "parse_document",
 ]
 
@@ -59,16 +60,21 @@ class _Document(_Part):
         return text.removesuffix(b"\n}") + b',\n  "sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}'
 
 
-def parse_document(kind: type[Document], path: str, data: bytes) -> Document:
-    """The document that stands at `path`. Raises StoreError when it isn't one of its kind, byte for byte as it was made."""
+def check_document(path: str, data: bytes) -> bytes:
+    """A stored document of any kind without its checksum. Raises StoreError when that doesn't fit."""
     found = _SEAL.search(data)
     text = data[: found.start()] + b"\n}" if found else data
     if found is None or hashlib.sha256(text).hexdigest().encode() != found[1]:
         raise StoreError(
             f"{path} is damaged: its checksum doesn't fit", code="document-damaged", hint="restore it from a backup"
         )
+    return text
+
+
+def parse_document(kind: type[Document], path: str, data: bytes) -> Document:
+    """The document that stands at `path`. Raises StoreError when it isn't one of its kind, byte for byte as it was made."""
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(check_document(path, data))
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"

@@ -15,6 +15,7 @@ from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
 from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.place import sealed_in
 from treering.store.table import created_up_to, retry_conflicts
 
 if TYPE_CHECKING:
@@ -202,7 +203,11 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
 
 
 def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
-    """Raise StoreError when the engine's version is no longer the one that was sealed."""
+    """Raise StoreError when the engine's version is no longer the one that was sealed, or lacks a file.
+
+    What is cheap and certain, before anything is read: the manifest's hash, the tag, which files there are and their
+    sizes. What is in them takes reading them: `certificate.check_files`, `verify`.
+    """
     found = corpus.table.manifest_sha256(record.version)
     if found != record.manifest_sha256:
         raise StoreError(
@@ -217,3 +222,4 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             code="tag-moved",
             hint="somebody moved the tag; the record is what counts",
         )
+    corpus.table.check_present(sealed_in(corpus, record).dataset)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
+    from treering.store.doctor import Diagnosis
     from treering.store.documents import SelectionRecord, SnapshotRecord
     from treering.store.verify import Verification
 
@@ -200,6 +201,17 @@ class Store(BaseStore):
         from treering.store.verify import verify_store
 
         return verify_store(self, ref)
+
+    def doctor(self, *, repair: bool = False) -> Diagnosis:
+        """Whether the store is fit to be relied on: documents, permissions, versions, spools, tags, space, rot.
+
+        `repair` does what can be done without guessing; where a choice is left, `.remarks` say which. Whether the records
+        are what was sealed is for `verify` to say.
+        """
+        from treering.capture.rescue import look_at
+        from treering.store.doctor import Chart, examine
+
+        return examine(Chart(self, repair), look_at)
 
     @property
     def cache(self) -> SnapshotCache:

@@ -70,11 +70,15 @@ class Objects(ABC):
 
     def list(self, prefix: str) -> list[str]:
         """Paths of all objects below `prefix` (a folder, with or without its slash), sorted."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of all objects below `prefix`, by path."""
         prefix = prefix.rstrip("/")
         with self._reading(prefix):
-            found = [str(meta["path"]) for batch in obstore.list(self._store, prefix) for meta in batch]
+            found = {str(m["path"]): int(m["size"]) for batch in obstore.list(self._store, prefix) for m in batch}
         # `name#…` is what a crash cut short; it never got its name, so it was never an object.
-        return sorted(path for path in found if "#" not in path.rpartition("/")[2])
+        return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:

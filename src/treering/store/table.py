@@ -156,7 +156,8 @@ class LanceTable:
         self._folder = location.under(PurePosixPath(path).parent.as_posix())
         self._objects = objects
         self._path = path
-        self._root = None if location.root is None else location.root / path
+        #: The table's directory; None on an object store.
+        self.root = self._root = None if location.root is None else location.root / path
         #: Options for Lance; None for a directory. They hold credentials: never print them.
         self._options = None if location.root is not None else {**_REMOTE, **location.options}
         self._synced: set[str] = set()  # immutable files this process knows to be on disk
@@ -345,6 +346,35 @@ class LanceTable:
             (self._root / "_versions" / "latest_version_hint.json").unlink(missing_ok=True)
             sync_directory(self._root / "_versions")
 
+    def bump(self, version: int) -> None:
+        """Commit nothing until the newest version's number is beyond `version`: it was lost, and must not come back.
+
+        For repairs, which look at the newest version that can be read and not at what was noted.
+        """
+        with self._translated(f"repairing {self.name}"):
+            dataset = self._open()
+            while True:
+                nothing = LanceOperation.Append([])
+                dataset = lance.LanceDataset.commit(self.uri, nothing, read_version=dataset.version)
+                if dataset.version > version:
+                    break
+        self.make_durable(dataset)
+
+    def orphans(self, sealed: Sequence[Dataset]) -> list[str]:
+        """Data files that neither the newest version nor any of `sealed` refers to, relative to the table."""
+        assert self._root is not None
+        needed = {path for dataset in [self._open(), *sealed] for path in self.files(dataset)}
+        found = [f"data/{path.name}" for path in sorted((self._root / "data").glob("*.lance"))]
+        return [path for path in found if path not in needed]
+
+    def read_orphan(self, path: str) -> pa.Table:
+        """The rows of one data file as they are stored. Raises StoreError when it isn't whole."""
+        from lance.file import LanceFileReader
+
+        assert self._root is not None
+        with self._translated(f"reading {path} of {self.name}"):
+            return LanceFileReader(str(self._root / path)).read_all().to_table()
+
     def _drop_torn(self) -> bool:
         """Remove newest manifests that can't be read and were never made durable. Whether there were any.
 
@@ -353,7 +383,7 @@ class LanceTable:
         if self.witness is None or self._root is None or not (versions := self.newest_manifests()):
             return False
         seen = self.witness.read()
-        if seen is None or self._reads(versions[0]):
+        if seen is None or self.reads(versions[0]):
             return False
         if versions[0] <= seen.version:
             raise StoreError(
@@ -364,13 +394,13 @@ class LanceTable:
         with self.witness.held():
             torn = []
             for version in self.newest_manifests():
-                if version <= seen.version or self._reads(version):
+                if version <= seen.version or self.reads(version):
                     break
                 torn.append(version)
             self._forget(torn)
         return bool(torn)
 
-    def _reads(self, version: int) -> bool:
+    def reads(self, version: int) -> bool:
         """Whether a version's manifest can be opened. Raises OSError when its file can't even be read."""
         assert self._root is not None
         with suppress(FileNotFoundError):
@@ -516,6 +546,20 @@ class LanceTable:
     def tag_path(name: str) -> str:
         """The file of a tag, relative to the table."""
         return f"_refs/tags/{name}.json"
+
+    def tags(self) -> list[str]:
+        """Names of all tags."""
+        found = self._objects.list(f"{self._path}/_refs/tags")
+        return [path.rpartition("/")[2].removesuffix(".json") for path in found if path.endswith(".json")]
+
+    def untag(self, name: str) -> None:
+        """Remove a tag, whatever it names. For repairs alone."""
+        with self._translated(f"removing the tag {name}"), suppress(ValueError):
+            self._open().tags.delete(name)
+
+    def sizes(self) -> dict[str, int]:
+        """Every file of the table, relative to it, with its bytes."""
+        return {path.removeprefix(f"{self._path}/"): size for path, size in self._objects.sizes(self._path).items()}
 
     def read_tag(self, name: str) -> bytes | None:
         """The bytes of a tag's file; None when there is no such tag."""

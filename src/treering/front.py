@@ -37,11 +37,15 @@ class Corpus(BaseCorpus):
 
     store: Store
 
-    def capture(self, *, durability: Literal["disk", "store"] = "disk") -> Recorder:
-        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`."""
+    def capture(self, *, durability: Literal["disk", "batch", "store"] = "disk", sync_every_s: float = 0.1) -> Recorder:
+        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`.
+
+        What `add` has returned for is on disk ("disk"), in the table ("store"), or will be on disk within `sync_every_s`
+        seconds ("batch": 0.1 s unless you say otherwise; a power cut may take that much, a kill nothing).
+        """
         from treering.capture import Recorder
 
-        return Recorder(self, durability=durability)
+        return Recorder(self, durability=durability, sync_every_s=sync_every_s)
 
     def quarantine(self) -> list[Quarantined]:
         """Refused records, each with its problems, oldest first."""

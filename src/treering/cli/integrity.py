@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, render, short, stages, waiting
+from treering.cli.output import columns, number, plain, render, short, stages, waiting
 from treering.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _verified(result: Verified) -> RenderableType:
         )
         for one in result.checked
     ]
-    lines: list[Any] = [Text(str(finding), "red") for one in result.checked for finding in one.findings]
+    lines: list[Any] = [Text(plain(str(finding)), "red") for one in result.checked for finding in one.findings]
     return Group(columns(heads, rows, right=heads[1:3]), *lines)
 
 
@@ -112,9 +112,9 @@ def _diagnosis(found: Diagnosis) -> RenderableType:
     for remark in found.remarks:
         done = " (repaired)" if remark.repaired else ""
         style = {"problem": "red", "warning": "yellow", "note": ""}[remark.level] if not remark.repaired else "green"
-        lines.append(Text(f"{remark.level}: {remark.where}: {remark.line}{done}", style))
+        lines.append(Text(plain(f"{remark.level}: {remark.where}: {remark.line}{done}"), style))
         if remark.remedy and not remark.repaired:
-            lines.append(Text(f"    {remark.remedy}"))
+            lines.append(Text(plain(f"    {remark.remedy}")))
     if not lines:
         lines.append(Text("nothing to remark"))
     heads = ["table", "records", "version", "fragments", "of at least", "manifests", "bytes", "needed"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from treering.errors import StoreError, UsageError
-from treering.store.durable import sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory, sync_file
 
 __all__ = ["Entry", "Spool", "Write", "orphans"]
 
@@ -107,8 +107,7 @@ class Spool:
     def new(cls, directory: Path, *, sync_every_s: float | None = None) -> Spool:
         """A fresh spool of this process in `directory`."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            sync_directory(directory.parent)
+            make_directory(directory, below=directory.parents[1])
             path = directory / f"{os.getpid()}-{secrets.token_hex(6)}.sqlite"
             lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
             lock.acquire()  # before the file is there to be taken for an orphan

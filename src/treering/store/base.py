@@ -22,6 +22,7 @@ from treering.errors import AlreadyExistsError, NotFoundError, StoreError, Usage
 from treering.schema import RecordType, SchemaSpec
 from treering.schema.evolution import first_version
 from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
+from treering.store.durable import make_directory
 from treering.store.lease import Lease, file_lease, object_lease
 from treering.store.location import Location, private_dir
 from treering.store.objects import LocalObjects, Objects, RemoteObjects, objects_at
@@ -48,7 +49,7 @@ def _make_local(root: Path, create: bool) -> None:
             hint="name an empty or a new directory",
         )
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_directory(root)
     except OSError as exc:
         raise StoreError(f"can't make {root}: {exc.strerror}", code="write-failed") from exc
     _mark(LocalObjects(root))

@@ -45,6 +45,8 @@ Level = Literal["note", "warning", "problem"]
 #: A file that its writer hasn't finished within so long is of a process that died.
 _ABANDONED_S = 60.0
 _LITTLE_SPACE = 1 << 30
+#: Versions that making a table takes, up to its index: before they are on disk there is nothing to witness.
+_MADE_WITH = 3
 #: The store's own directories; whatever else lies at its top is none of it.
 _OWN = ("corpora", "snapshots", "tables", "adapters", "selections", "quarantine", "spool", "witness", "leases")
 
@@ -268,7 +270,8 @@ def _witness(chart: Chart, corpus: BaseCorpus, table: LanceTable) -> None:
                   "it is written anew from what is there", cure=lambda: _rewrite(corpus, table))  # fmt: skip
         return
     if seen is None:
-        chart.add("warning", "witness-missing", where, "is missing: nobody knows what the newest version was",
+        level: Level = "warning" if table.newest_manifests()[0] > _MADE_WITH else "note"
+        chart.add(level, "witness-missing", where, "is missing: nobody knows what the newest version was",
                   "it is written anew from what is there", cure=lambda: _rewrite(corpus, table))  # fmt: skip
     elif witness.slots() < 2:
 
@@ -481,18 +484,27 @@ def _record_at(corpus: BaseCorpus, number: int) -> SnapshotRecord:
 def _tags(chart: Chart, corpus: BaseCorpus) -> None:
     """Each snapshot has its tag, which plain Lance opens it by."""
     table = corpus.table
-    for record in list_records(corpus):
-        where = table.path_of(table.tag_path(record.name))
+    records = list_records(corpus)
+    for record in records:
         data = table.read_tag(record.name)
         try:
             said = json.loads(data) if data is not None else {}
             right = (said.get("branch"), said.get("version")) == (record.branch, record.version)
         except (ValueError, AttributeError):
             right = False
-        if not right:
-            wrong = "is missing" if data is None else "doesn't name the version that was sealed"
-            chart.add("problem", "tag-moved" if data else "tag-missing", where, f"{wrong}; the record is what counts",
-                      "it is written anew from the record", cure=partial(_retag, corpus, record))  # fmt: skip
+        if right or (data is None and record == records[-1] and not _was_tagged(corpus, record)):
+            continue  # the newest one's seal may have been cut short: `_pending` completes it
+        wrong = "is missing" if data is None else "doesn't name the version that was sealed"
+        chart.add(
+            "problem", "tag-moved" if data else "tag-missing", table.path_of(table.tag_path(record.name)),
+            f"{wrong}; the record is what counts", "it is written anew from the record",
+            cure=partial(_retag, corpus, record),
+        )  # fmt: skip
+
+
+def _was_tagged(corpus: BaseCorpus, record: SnapshotRecord) -> bool:
+    certificate = find_certificate(corpus, record)
+    return certificate is not None and certificate.tag is not None
 
 
 def _retag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
@@ -520,13 +532,13 @@ def _pending(chart: Chart, corpus: BaseCorpus) -> None:
     if not records:
         return
     left = corpus.table.count(corpus.table.head(), created_up_to(records[-1].version))
-    if left and not _held(corpus):
+    if (left or corpus.table.read_tag(records[-1].name) is None) and not _held(corpus):
 
         def cure() -> None:
             with corpus.lease():
                 finish_pending(corpus)
 
-        chart.add("note", "seal-pending", records[-1].ref, f"{left:,} sealed records are still to be taken out of live",
+        chart.add("note", "seal-pending", records[-1].ref, f"the seal was cut short: {left:,} records are to be taken out of live",
                   "whoever maintains the corpus next completes it", cure=cure)  # fmt: skip
 
 

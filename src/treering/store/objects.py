@@ -25,7 +25,7 @@ from obstore.exceptions import BaseError, PreconditionError, UnknownConfiguratio
 from obstore.store import LocalStore, from_url
 
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
-from treering.store.durable import sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory, sync_file
 from treering.store.location import Location, remote_failure
 
 __all__ = ["LocalObjects", "Objects", "RemoteObjects", "objects_at"]
@@ -112,10 +112,7 @@ class LocalObjects(Objects):
         """
         file = self._root / path
         try:
-            missing = [d for d in file.parents if d.is_relative_to(self._root) and not d.exists()]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for directory in reversed(missing):
-                sync_directory(directory.parent)
+            make_directory(file.parent, below=self._root)
             _write_then_link(file, data)
         except FileExistsError as exc:
             self.make_durable(path)  # whoever is told that it is there may rely on it

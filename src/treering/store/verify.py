@@ -223,6 +223,8 @@ def _tag(corpus: BaseCorpus, record: SnapshotRecord, certificate: Certificate | 
     with report.checking(path):
         data = table.read_tag(record.name)
         if data is None:
+            if certificate is None or certificate.tag is None:
+                return  # a seal that was cut short: whoever maintains the corpus next tags it
             report.add(path, "the tag is missing: plain Lance can't open the snapshot by its name")
             return
         try:

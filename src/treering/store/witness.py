@@ -25,7 +25,7 @@ import xxhash
 from filelock import FileLock
 
 from treering.errors import StoreError
-from treering.store.durable import sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory, sync_file
 
 __all__ = ["HeadWitness", "Seen", "boot_id"]
 
@@ -152,9 +152,7 @@ class HeadWitness:
     def _make(self, seen: Seen) -> None:
         temporary = self.path.with_name(f"{self.path.name}#")
         try:
-            if not self.path.parent.exists():
-                self.path.parent.mkdir(exist_ok=True)
-                sync_directory(self.path.parent.parent)
+            make_directory(self.path.parent, below=self.path.parents[1])
             slots = [b" " * _SLOT, b" " * _SLOT]
             slots[seen.turn % 2] = _encode(seen)
             temporary.write_bytes(b"".join(slots))

@@ -6,8 +6,11 @@ also `spool/`, `leases/` and `cache/` (droppable); beside an object store these 
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
+import stat
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
@@ -53,6 +56,27 @@ def _make_local(root: Path, create: bool) -> None:
     except OSError as exc:
         raise StoreError(f"can't make {root}: {exc.strerror}", code="write-failed") from exc
     _mark(LocalObjects(root))
+
+
+def _check_directory(root: Path) -> None:
+    """Raise StoreError when part of a store lies elsewhere behind a link; warn when anybody may write into it."""
+    for entry in os.scandir(root):
+        if (
+            entry.is_symlink()
+            and entry.name != "cache"
+            and not Path(entry.path).resolve().is_relative_to(root.resolve())
+        ):
+            raise StoreError(
+                f"{entry.path} is a link that leaves the store",
+                code="symlink",
+                hint="move what it names into the store; only `cache` may lie elsewhere",
+            )
+    mode = root.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        warnings.warn(
+            f"anybody on this machine can change the store at {root}: chmod o-w, or treering doctor --repair",
+            stacklevel=4,
+        )
 
 
 def _make_remote(objects: RemoteObjects, create: bool) -> None:
@@ -127,6 +151,8 @@ class BaseStore:
         if location.root is not None and not (location.root / _MARKER).exists():
             _make_local(location.root, create)
         store = cls(location, prefix)
+        if location.root is not None:
+            _check_directory(location.root)
         if isinstance(store.objects, RemoteObjects):
             try:
                 _ = store.marker

@@ -45,8 +45,6 @@ Level = Literal["note", "warning", "problem"]
 #: A file that its writer hasn't finished within so long is of a process that died.
 _ABANDONED_S = 60.0
 _LITTLE_SPACE = 1 << 30
-#: Versions that making a table takes, up to its index: before they are on disk there is nothing to witness.
-_MADE_WITH = 3
 #: The store's own directories; whatever else lies at its top is none of it.
 _OWN = ("corpora", "snapshots", "tables", "adapters", "selections", "quarantine", "spool", "witness", "leases")
 
@@ -132,7 +130,8 @@ class Chart:
         try:
             yield
         except TreeringError as exc:
-            self.add("problem", exc.code, where, exc.message, exc.hint)
+            if not any(remark.code == exc.code and not remark.repaired for remark in self.remarks):  # said already
+                self.add("problem", exc.code, where, exc.message, exc.hint)
         except OSError as exc:
             self.add("problem", "read-failed", where, str(exc.strerror or exc))
 
@@ -253,7 +252,7 @@ def _space(chart: Chart, root: Path) -> None:
 
 def _versions(chart: Chart, corpus: BaseCorpus) -> None:
     for table in (corpus.table, corpus.annotation_log.table):
-        if table.newest_manifests():
+        if table.newest_manifests() and not table.is_unmade():
             _witness(chart, corpus, table)
             _head(chart, corpus, table)
 
@@ -270,14 +269,14 @@ def _witness(chart: Chart, corpus: BaseCorpus, table: LanceTable) -> None:
                   "it is written anew from what is there", cure=lambda: _rewrite(corpus, table))  # fmt: skip
         return
     if seen is None:
-        level: Level = "warning" if table.newest_manifests()[0] > _MADE_WITH else "note"
-        chart.add(level, "witness-missing", where, "is missing: nobody knows what the newest version was",
+        chart.add("warning", "witness-missing", where, "is missing: nobody knows what the newest version was",
                   "it is written anew from what is there", cure=lambda: _rewrite(corpus, table))  # fmt: skip
     elif witness.slots() < 2:
 
         def cure() -> None:
             with witness.held():
                 witness.renew(witness.read() or seen)
+            table.make_durable(table.head())  # the half that is lost may have known more
 
         chart.add(
             "warning",

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -219,6 +220,8 @@ class LanceTable:
         schema = pa.schema([field if field.name == "id" else field.with_nullable(True) for field in schema])
         if self._root is not None:
             self._root.parent.mkdir(exist_ok=True)
+            if self.is_unmade():
+                shutil.rmtree(self._root)
         with self._translated(f"creating the table {self.name}"):
             catalogue = lancedb.connect(self._folder, storage_options=self._options)
             catalogue.create_table(
@@ -236,8 +239,16 @@ class LanceTable:
             for directory in (self._root.parent, self._root.parent.parent):
                 sync_directory(directory)
 
+    def is_unmade(self) -> bool:
+        """Whether what is there is what a power cut left of a table that was being made: unwitnessed, and without a row."""
+        if self.witness is None or self._root is None or self.witness.path.exists():
+            return False
+        return self._root.exists() and next((self._root / "data").glob("*.lance"), None) is None
+
     def head_if_made(self) -> Dataset | None:
-        """A fresh handle on the newest version; None when the table has never been made."""
+        """A fresh handle on the newest version; None when the table has never been made, or never as a whole."""
+        if self.is_unmade():
+            return None
         with self._translated(f"opening {self.name}"):
             try:
                 return self._newest()
@@ -468,10 +479,10 @@ class LanceTable:
         reads some thousand ids more as quickly.
         """
         with self._translated(f"compacting {self.name}"):
-            head = self._open()
+            head = self._newest()
             head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
             if rows_per_fragment >= _WORTH_INDEXING:
-                self._open().optimize.optimize_indices()
+                self._newest().optimize.optimize_indices()
         self.make_durable(self.head())
 
     def clean_up(self, older_than_s: float, keep_versions: int = 1) -> int:
@@ -484,7 +495,7 @@ class LanceTable:
         head = self.head()
         self.make_durable(head)
         with self._translated(f"cleaning up {self.name}"), self._kept(head):
-            stats = self._open().cleanup_old_versions(
+            stats = self._newest().cleanup_old_versions(
                 older_than=timedelta(seconds=older_than_s),
                 retain_versions=keep_versions,
                 error_if_tagged_old_versions=False,

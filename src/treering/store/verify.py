@@ -171,10 +171,14 @@ def _record(corpus: BaseCorpus, name: str, report: _Report) -> SnapshotRecord | 
         if paths:
             report.add(f"{folder}/1.json", f"the record of {corpus.name}@{name} is missing")
             return None
+        known = []
         with report.checking(f"{folder}/1.json"):  # the witness knows of snapshots whose folder is gone, too
-            known = ", ".join(record.name for record in list_records(corpus)) or "none yet"
+            known = [record.name for record in list_records(corpus)]
+        if not report.findings:
             raise NotFoundError(
-                f"there is no snapshot {corpus.name}@{name}", code="no-snapshot", hint=f"snapshots here: {known}"
+                f"there is no snapshot {corpus.name}@{name}",
+                code="no-snapshot",
+                hint=f"snapshots here: {', '.join(known) or 'none yet'}",
             )
         return None
     path = editions[max(editions)]

@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from treering.errors import StoreError, UsageError
-from treering.store.durable import make_directory, sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory
 
 __all__ = ["Entry", "Spool", "Write", "orphans"]
 
@@ -197,8 +197,8 @@ def _write(
 ) -> None:
     """The writer thread: everything that waits goes into one transaction, so it shares one sync.
 
-    With `sync_every_s` the log is synced when its oldest unsynced write is that old, and at the end. A sync that fails is
-    told to whoever writes next, and tried again then.
+    With `sync_every_s` the log is synced when its oldest unsynced write is that old, and at the end. Once that fails it
+    takes nothing more: a second sync would succeed and mean nothing. What it holds still reaches the table, synced there.
     """
     open_ = True
     due: float | None = None  # when the log must be synced; None while it is
@@ -208,7 +208,6 @@ def _write(
             failure = _sync_log(path)
             due = None
         try:
-            # While syncing fails there is no hurry: the next write tries it again.
             wait = None if due is None else max(0.0, due - time.monotonic())
             group = [waiting.get(timeout=wait)]
         except queue.Empty:
@@ -218,7 +217,7 @@ def _write(
                 group.append(waiting.get_nowait())
         open_ = group[-1] is not None
         writes = [write for write in group if write is not None]
-        if failure is not None and (failure := _sync_log(path)) is not None:
+        if failure is not None:
             for write in writes:
                 write.outcome.put(failure)
             continue
@@ -245,10 +244,18 @@ def _write(
 def _sync_log(path: Path) -> StoreError | None:
     """Sync what has been written; the error instead of raising it."""
     try:
-        sync_file(path.with_suffix(".sqlite-wal"))
+        descriptor = os.open(path.with_suffix(".sqlite-wal"), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         sync_directory(path.parent)  # the log's name, the first time
+    except FileNotFoundError:
+        return None  # nothing has been written yet
     except OSError as exc:
         return StoreError(f"the spool {path} can't be synced: {exc.strerror}", code="spool")
+    except StoreError as exc:
+        return exc
     return None
 
 

@@ -138,6 +138,7 @@ def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committe
         # Asked after the head was opened: then no record in it is of a later version.
         history = corpus.known_versions()
         known = _sealed_with(corpus, history, rows.column("id").to_pylist())
+        corpus.table.check_floor(head)
         fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
         stored = 0
         if len(fresh):

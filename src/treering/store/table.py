@@ -271,7 +271,7 @@ class LanceTable:
         seen = None if self.witness is None else self.witness.read()
         if seen is not None and seen.boot != boot_id():
             seen = self._take_back(seen)
-        floor = self.floor
+        floor = self.floor  # of before: what is sealed from now on may be newer than the handle
         try:
             dataset = self._open()
         except (OSError, ValueError, RuntimeError):
@@ -285,6 +285,14 @@ class LanceTable:
         if dataset.version < floor:
             raise self._rolled_back(int(dataset.version), floor)
         return dataset
+
+    def check_floor(self, dataset: Dataset) -> None:
+        """Raise StoreError when versions are missing, judging by a handle that was opened before the records were listed.
+
+        One that is older than a snapshot may just have been opened before that was sealed: a fresh handle decides.
+        """
+        if dataset.version < self.floor:
+            self.head()
 
     def _check_head(self, dataset: Dataset, seen: Seen) -> None:
         """Raise StoreError unless the newest version is the one that was noted, or came after it."""

@@ -383,7 +383,7 @@ def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None) -> Veri
     ref, rows = f"{corpus.name}@live", 0
     table = corpus.table
     with report.checking(table.path_of("_versions")):
-        list_records(corpus)
+        list_records(corpus)  # first: then the handle is known to be no older than any of them
         head = head_of(corpus)
         report.files += len(table.files(head.dataset))
         table.check_present(head.dataset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -27,8 +28,8 @@ def trying(what: str, work: Callable[[], Any]) -> Any:
         return work()
     except treering.TreeringError as exc:
         say(error=exc.code, what=what)
-    except Exception as exc:
-        say(untyped=repr(exc), what=what)
+    except Exception:
+        say(untyped=traceback.format_exc()[-1500:], what=what)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -33,8 +34,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def fill(disk: Path, counts: list[int], timeout: int) -> Counter[str]:
     """Codes of the errors met with each of these numbers of free pages."""
-    store = treering.open(disk / "store")
-    store.create("support", "labelled")
+    shutil.rmtree(disk / "store", ignore_errors=True)
+    treering.open(disk / "store").create("support", "labelled")
     command = [sys.executable, str(WORKER), str(disk / "store"), json.dumps(counts)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -53,5 +54,7 @@ def test_on_a_full_disk_nothing_acknowledged_is_lost_and_all_goes_on_once_there_
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_every_number_of_free_pages_up_to_256(disk: Path) -> None:
-    errors = fill(disk, list(range(257)), timeout=1000)
+    errors: Counter[str] = Counter()
+    for low in range(0, 257, 32):  # a store of its own for each stretch: what is sealed stays, and the disk is small
+        errors += fill(disk, list(range(low, min(low + 32, 257))), timeout=300)
     assert errors.total() >= 100

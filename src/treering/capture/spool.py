@@ -181,12 +181,14 @@ class Spool:
                 self._reader.close()
                 self._writer.close()
             if empty:
-                for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
-                    self.path.with_suffix(suffix).unlink(missing_ok=True)
+                with suppress(OSError):  # tidying up: whoever adopts an empty one removes it
+                    for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+                        self.path.with_suffix(suffix).unlink(missing_ok=True)
         finally:
             self._lock.release()
         if empty:
-            self.path.with_suffix(".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _write(

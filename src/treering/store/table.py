@@ -218,11 +218,11 @@ class LanceTable:
         import lancedb  # 1.5 s to import: only the rare call that needs the catalogue pays for it
 
         schema = pa.schema([field if field.name == "id" else field.with_nullable(True) for field in schema])
-        if self._root is not None:
-            self._root.parent.mkdir(exist_ok=True)
-            if self.is_unmade():
-                shutil.rmtree(self._root)
         with self._translated(f"creating the table {self.name}"):
+            if self._root is not None:
+                self._root.parent.mkdir(exist_ok=True)
+                if self.is_unmade():
+                    shutil.rmtree(self._root)
             catalogue = lancedb.connect(self._folder, storage_options=self._options)
             catalogue.create_table(
                 self.name,
@@ -529,7 +529,8 @@ class LanceTable:
     def tag(self, name: str, version: int) -> None:
         """Name a version. Raises StoreError when the name already names another one."""
         if self._root is not None:
-            self._drop_torn_tag(self._root / self.tag_path(name))
+            with self._translated(f"tagging {name}"):
+                self._drop_torn_tag(self._root / self.tag_path(name))
         found = self.tagged(name)
         if found is None:
             try:

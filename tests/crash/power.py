@@ -28,7 +28,7 @@ _TRACED = (
     "link,linkat,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,close,copy_file_range,sendfile,dup,dup2"
 )
 _LINE = re.compile(r"(\d+) +(.*)")
-_CALL = re.compile(r"(\w+)\((.*)\) += +(-?\d+|\?)(?:<(.*?)>)?(?: .*)?$", re.DOTALL)
+_CALL = re.compile(r"(\w+)\((.*)\) += +(-?\d+|\?)(?:<(.*?)>)?(?:\(deleted\))?(?: .*)?$", re.DOTALL)
 _BYTES = re.compile(r'"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 _AT = re.compile(r"^(-?\w+)(?:<(.*?)>)?(\(deleted\))?$")
 
@@ -198,6 +198,7 @@ class Disk:
         self.said: list[dict[str, Any]] = []
         self._out = b""
         self._offsets: dict[int, int] = {}
+        self._unnamed: dict[int, File] = {}  # by descriptor: files that have no name yet, or none any more
         self.changed = False  # whether the last call changed or synced anything
 
     def _load(self, path: Path) -> Directory:
@@ -255,8 +256,9 @@ class Disk:
             self._offsets[self._of(a[0])[0]] = call.result
         elif name == "close":
             self._offsets.pop(self._of(a[0])[0], None)
+            self._unnamed.pop(self._of(a[0])[0], None)
         elif name in ("fsync", "fdatasync"):
-            target = self._at(self._of(a[0])[1])
+            target = self._at(self._of(a[0])[1]) or self._unnamed.get(self._of(a[0])[0])
             if target is not None:
                 target.sync()
                 self.changed = True
@@ -285,6 +287,9 @@ class Disk:
     def _open(self, call: Call) -> None:
         flags = call.arguments[2]
         self._offsets[call.result] = 0
+        if "O_TMPFILE" in flags:
+            self._unnamed[call.result] = File()
+            return
         found = self._find(call.path)
         if found is None or ("O_CREAT" not in flags and "O_TRUNC" not in flags):
             return
@@ -307,7 +312,7 @@ class Disk:
             *lines, self._out = self._out.split(b"\n")
             self.said += [json.loads(line) for line in lines]
             return
-        target = self._at(path)
+        target = self._at(path) or self._unnamed.get(descriptor)
         if not isinstance(target, File):
             return
         data = _bytes(call.arguments[1])[: call.result]
@@ -321,6 +326,9 @@ class Disk:
 
     def _link(self, old: str, new: str, *, moved: bool) -> None:
         source, target = self._find(old), self._find(new)
+        if old.startswith("/proc/self/fd/") and target is not None:
+            target[0].change({target[1]: self._unnamed[int(old.rpartition("/")[2])]})
+            self.changed = True
         if source is None or target is None:
             return
         what = source[0].names[source[1]]

@@ -25,6 +25,7 @@ __all__ = [
     "SelectionReport",
     "SnapshotRecord",
     "StoreMarker",
+    "add_checksum",
     "check_document",
     "parse_document",
 ]
@@ -56,8 +57,12 @@ class _Document(_Part):
 
     def to_json(self) -> bytes:
         """Indented UTF-8 JSON with its checksum as the last member, the form it is stored in."""
-        text = self.model_dump_json(indent=2).encode()
-        return text.removesuffix(b"\n}") + b',\n  "sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}'
+        return add_checksum(self.model_dump_json(indent=2).encode())
+
+
+def add_checksum(text: bytes) -> bytes:
+    """An object as JSON, indented, with its checksum as the last member."""
+    return text.removesuffix(b"\n}") + b',\n  "sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}'
 
 
 def check_document(path: str, data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import compress
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,6 @@ from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageErr
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
-from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
 from treering.store.snapshot import list_records
 from treering.store.table import text_in
@@ -148,8 +148,10 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
     records = list_records(corpus)
-    for dataset, bloom in [(head, None), *((corpus.table.at(r.version), FILTERS.of(corpus, r)) for r in records)]:
-        asked = [i for i in missing if bloom is None or stable_hash(i) in bloom]
+    for dataset, denies in [(head, None), *((corpus.table.at(r.version), FILTERS.of(corpus, r)) for r in records)]:
+        asked = list(missing)
+        if denies is not None and asked:
+            asked = list(compress(asked, denies.may_hold(asked)))
         for part in chunks(asked):
             for batch in corpus.table.scan(dataset, ["id"], text_in("id", part)):
                 for found in batch.column("id").to_pylist():

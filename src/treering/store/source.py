@@ -836,6 +836,7 @@ def _live(corpus: BaseCorpus) -> Segment:
     # The head first, the records second: a seal in between leaves live smaller, never rows in both.
     head = corpus.table.head()
     records = list_records(corpus)
+    corpus.table.check_floor(head)
     low = records[-1].row_ids[1] if records else 0
     rows = corpus.table.count(head, created_after(records[-1].version) if records else None)
     high = corpus.table.last_row_id(head) + 1 if rows else low

@@ -13,6 +13,7 @@ from treering.store.source import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from datetime import timedelta
     from pathlib import Path
 
     import pyarrow as pa
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
+    from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
     from treering.store.documents import SelectionRecord, SnapshotRecord
 
@@ -129,6 +131,39 @@ class Corpus(BaseCorpus):
         from treering.store.selection import list_selections
 
         return list_selections(self)
+
+    def prune(
+        self,
+        *,
+        keep: int | None = None,
+        older_than: timedelta | float | None = None,
+        uninformative: bool = False,
+        dry_run: bool = True,
+        force: bool = False,
+        keep_heldout: bool = False,
+    ) -> PruneReport:
+        """Give back the bytes of old snapshots, for good; by default only say what that would take.
+
+        By one rule: keep: the newest so many stay. older_than: a timedelta, or days, by the store's clock. uninformative:
+        those whose held-out score stayed within 0.01 over the last 3 rounds of the lineage in production. The report says
+        for each what it would free and which adapters and locks couldn't be repeated. Those that production, or an adapter
+        it continues from, was trained on are pruned by `force` alone. keep_heldout: their held-out records stay readable,
+        for evaluation: `store.heldout("support@v1")`, score matrix and gate. Names are never used again, digests stay known,
+        and a late retry of a pruned record is still a duplicate (whatever it says: there is nothing to compare it with).
+
+        Raises UsageError, CheckFailedError (needed in production; too few rounds to tell), ConflictError, StoreError.
+        """
+        from treering.registry.prune import prune
+
+        return prune(
+            self,
+            keep=keep,
+            older_than=older_than,
+            uninformative=uninformative,
+            dry_run=dry_run,
+            force=force,
+            keep_heldout=keep_heldout,
+        )
 
     def snapshot(self, *, message: str = "", to: int | None = None) -> Snapshot | None:
         """Seal what live holds as the next snapshot; None when live is empty.

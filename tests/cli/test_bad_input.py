@@ -53,6 +53,12 @@ BAD = [
     (["show", "support"], 2, "isn't a ref"),
     (["show", "support:1"], 4, "no adapter support:1"),
     (["show", "support:best"], 2, "doesn't name an adapter"),
+    (["prune", "nobody", "--keep", "1"], 4, "no corpus 'nobody'"),
+    (["prune", "support"], 2, "by one rule"),
+    (["prune", "support", "--keep", "1", "--older-than", "9d"], 2, "by one rule"),
+    (["prune", "support", "--keep", "-1"], 2, "keep is -1"),
+    (["prune", "support", "--older-than", "soon"], 2, "'soon' isn't an age"),
+    (["prune", "support", "--uninformative"], 3, "3 rounds"),
     (["create", "../x", "--schema", "labelled"], 2, "'../x' can't name a corpus"),
     (["create", "Support", "--schema", "labelled"], 2, "'Support' can't name a corpus"),
     (["create", "adapters", "--schema", "labelled"], 2, "reserved"),
@@ -228,7 +234,7 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_1(support: Run, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("the sky\nfell")
 
-    monkeypatch.setattr(treering.Corpus, "snapshots", broken)
+    monkeypatch.setattr(treering.Corpus, "live_rows", broken)
     done = support("log", "support")
     assert (done.code, done.lines[0]) == (1, "error: RuntimeError: the sky fell")
     assert "TREERING_DEBUG=1" in done.lines[1]

@@ -23,7 +23,8 @@ from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
 from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
-from treering.store.snapshot import list_records
+from treering.store.place import sealed_in
+from treering.store.snapshot import listed
 from treering.store.table import text_in
 
 __all__ = ["annotate", "annotate_file"]
@@ -163,8 +164,8 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     """Those ids that no committed record has, each once, in order; looked up by index, snapshot after snapshot."""
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
-    records = list_records(corpus)
-    for dataset, bloom in [(head, None), *((corpus.table.at(r.version), FILTERS.of(corpus, r)) for r in records)]:
+    records = [record for record, pruned in listed(corpus) if pruned is None]
+    for dataset, bloom in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
         asked = [i for i in missing if bloom is None or stable_hash(i) in bloom]
         for part in chunks(asked):
             for batch in corpus.table.scan(dataset, ["id"], text_in("id", part)):

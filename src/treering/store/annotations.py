@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from treering.errors import ConflictError
 from treering.store.lease import Lease
-from treering.store.table import RECENT_S, RECENT_VERSIONS, ROW_ID, LanceTable, created_up_to, rows_between, text_in
+from treering.store.table import RECENT_S, RECENT_VERSIONS, ROW_ID, LanceTable, created_up_to, text_in
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -166,8 +166,7 @@ def row_ids_of(
     found: list[str] = []
     for low, high, place in places:
         for part in chunks(ids):
-            where = f"{text_in('id', part)} AND {rows_between(low, high)}"
-            for batch in place.scan(["id", ROW_ID], where):
+            for batch in place.within(["id", ROW_ID], low, high, ids=part):
                 rows.append(np.asarray(batch.column(ROW_ID)).astype(np.int64))
                 found += batch.column("id").to_pylist()
     row_ids = np.concatenate(rows) if rows else np.empty(0, np.int64)

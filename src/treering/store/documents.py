@@ -17,7 +17,10 @@ __all__ = [
     "FORMAT",
     "Certificate",
     "CorpusRecord",
+    "HeldoutPart",
+    "HeldoutRecord",
     "Occupancy",
+    "PruneRecord",
     "SchemaVersion",
     "SelectionRecord",
     "SelectionReport",
@@ -195,6 +198,48 @@ class Certificate(_Document):
     files: dict[str, Sha256] = Field(description="SHA-256 of each data, deletion, index and manifest file.")
     id_filter: str = Field(description="Object with the static filter of the ids (a Bloom filter, 1e-4).")
     id_filter_sha256: Sha256
+    created_at: datetime
+
+
+class PruneRecord(_Document):
+    """`snapshots/TABLE/vN/pruned.json`: creating it is what prunes a snapshot. Its name, number and digest stay."""
+
+    corpus: str
+    incarnation: str
+    name: str
+    edition: int = Field(ge=1, description="The edition that was pruned.")
+    digest: Sha256 = Field(description="Content digest that the snapshot had.")
+    rows: int = Field(ge=1)
+    why: str = Field(description="The rule that it was pruned by.")
+    ids: str = Field(description="Object with 128-bit hashes of its ids, ascending, 16 bytes each: late retries.")
+    ids_sha256: Sha256
+    heldout: bool = Field(description="Whether its held-out records were kept; see the newest `heldout.E.json`.")
+    bytes: int = Field(ge=0, description="Bytes of files that only it referenced.")
+    pruned_at: datetime
+
+    @property
+    def ref(self) -> str:
+        """`support@v1`."""
+        return f"{self.corpus}@{self.name}"
+
+
+class HeldoutPart(_Document):
+    """Some held-out records of a pruned snapshot."""
+
+    path: str = Field(description="Object: an Arrow IPC stream of the stored columns and `_rowid`, in record order.")
+    sha256: Sha256
+    rows: int = Field(ge=1)
+
+
+class HeldoutRecord(_Document):
+    """`snapshots/TABLE/vN/heldout.E.json`: the held-out records that were kept of a pruned snapshot; the newest E counts."""
+
+    corpus: str
+    incarnation: str
+    name: str
+    edition: int = Field(ge=1)
+    rows: int = Field(ge=0)
+    parts: list[HeldoutPart] = Field(description="In record order.")
     created_at: datetime
 
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from treering.errors import AlreadyExistsError, ConflictError, StoreError
+from treering.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
-from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.documents import Certificate, PruneRecord, SnapshotRecord
 from treering.store.table import created_up_to, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "seal"]
+__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "listed", "pruned_error", "seal"]
 
 
 class Snapshot:
@@ -61,15 +61,39 @@ class Snapshot:
 
 
 def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
-    """The newest edition of every snapshot record, oldest snapshot first."""
+    """The newest edition of every snapshot record, oldest snapshot first; pruned ones too, whose names stay taken."""
+    return [record for record, _ in listed(corpus)]
+
+
+def listed(corpus: BaseCorpus) -> list[tuple[SnapshotRecord, PruneRecord | None]]:
+    """`list_records`, each with what says that it was pruned."""
     newest: dict[int, tuple[int, str]] = {}
+    pruned: dict[int, str] = {}
     for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
         folder, _, file = path.rpartition("/")
         stem, _, rest = file.partition(".")
         name = folder.rpartition("/")[2]
-        if rest == "json" and stem.isdigit() and name[1:].isdigit():
+        if rest != "json" or not name[1:].isdigit():
+            continue
+        if stem.isdigit():
             newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
-    return [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+        elif stem == "pruned":
+            pruned[int(name[1:])] = path
+    read = corpus.store.read_document
+    return [
+        (read(SnapshotRecord, path), read(PruneRecord, pruned[number]) if number in pruned else None)
+        for number, (_, path) in sorted(newest.items())
+    ]
+
+
+def pruned_error(pruned: PruneRecord) -> NotFoundError:
+    """What is said to whoever asks for the records of a pruned snapshot."""
+    kept = f"its held-out records were kept, for evaluation: store.heldout({pruned.ref!r})"
+    return NotFoundError(
+        f"{pruned.ref} was pruned on {pruned.pruned_at:%Y-%m-%d %H:%M} UTC ({pruned.why})",
+        code="pruned",
+        hint=kept if pruned.heldout else "its name stays taken; a bundle of it can be unpacked as the next snapshot",
+    )
 
 
 class _NameTaken:
@@ -138,10 +162,13 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
-    """Complete the newest seal, whoever began it. Earlier ones were complete before it could begin."""
-    records = list_records(corpus)
-    if records:
-        finish(corpus, records[-1])
+    """Complete the newest seal and every prune, whoever began them. Earlier seals were complete before it could begin."""
+    from treering.store.prune import finish_prunes
+
+    found = listed(corpus)
+    if found and found[-1][1] is None:  # a seal was complete before its snapshot could be pruned
+        finish(corpus, found[-1][0])
+    finish_prunes(corpus, found)
 
 
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:

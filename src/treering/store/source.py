@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,18 +24,19 @@ from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
 from treering.store.annotations import KEYS, row_ids_of
 from treering.store.certificate import check_files, split_runs
+from treering.store.heldout import KeptHeldout, find_heldout
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
 from treering.store.runs import RowIds, Runs, drop_ids, expand, inside, join_runs, keep_ids, runs_of
-from treering.store.snapshot import Snapshot, check_record, list_records
-from treering.store.table import ROW_ID, created_after, rows_between, text_in
+from treering.store.snapshot import Snapshot, check_record, list_records, listed, pruned_error
+from treering.store.table import ROW_ID, created_after, rows_between
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
-    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.documents import PruneRecord, SelectionRecord, SnapshotRecord
     from treering.store.selection import HasForgetting, Strategy
 
 __all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
@@ -191,15 +193,38 @@ class Segment:
         # The head first, the records second: a seal in between then only makes us read rows from their snapshot.
         head = head_of(self._corpus) if self.name == "live" else None
         places: list[tuple[int, int, Place]] = []
-        for record in list_records(self._corpus):
+        for record, pruned in listed(self._corpus):
             first, end = max(low, record.row_ids[0]), min(high, record.row_ids[1])
-            if first < end:
+            if first >= end:
+                continue
+            if pruned is not None:
+                kept = find_heldout(self._corpus, pruned) if pruned.heldout else None
+                if kept is None:
+                    raise pruned_error(pruned)
+                stand_in: Any = KeptHeldout(self._corpus, record, kept, partial(pruned_error, pruned))
+                places.append((first, end, stand_in))
+            else:
                 check_record(self._corpus, record)
                 places.append((first, end, sealed_in(self._corpus, record)))
         reached = places[-1][1] if places else low
         if head is not None and reached < high:
             places.append((reached, high, head))
         return places
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the snapshot was pruned."""
+        return any(record.name == self.name and pruned is not None for record, pruned in listed(self._corpus))
+
+    def check_pruned(self, split: Split | None = None) -> None:
+        """Raise NotFoundError when a snapshot that holds any of its rows was pruned.
+
+        With `split="heldout"` it is enough that the held-out records were kept.
+        """
+        for record, pruned in listed(self._corpus):
+            touched = max(self.row_ids[0], record.row_ids[0]) < min(self.row_ids[1], record.row_ids[1])
+            if pruned is not None and touched and not (split == "heldout" and pruned.heldout):
+                raise pruned_error(pruned)
 
     def scan(self, columns: Sequence[str] | None = None, split: Split | None = None) -> Iterator[pa.RecordBatch]:
         """Batches of all rows that count, or of one split, in record order. `_rowid` may be asked for like a column.
@@ -219,7 +244,11 @@ class Segment:
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
         """Batches of the segment, whatever is narrowed."""
         if self.name != "live":
-            yield from (batch for _, batch in self._scan_places(names, split))
+            try:
+                yield from (batch for _, batch in self._scan_places(names, split))
+            except StoreError:
+                self.check_pruned(split)  # while it was read, perhaps
+                raise
             return
         # The version of live that is being read may be compacted and cleaned up under way: the rest lies elsewhere then.
         wanted = list(dict.fromkeys([*names, ROW_ID]))
@@ -233,14 +262,14 @@ class Segment:
                     yield (batch if fresh.all() else batch.filter(pa.array(fresh))).select(names)
                 return
             except StoreError:
+                self.check_pruned(split)
                 if not left:
                     raise
 
     def _scan_places(self, names: list[str], split: Split | None) -> Iterator[tuple[RowIds, pa.RecordBatch]]:
         """(row ids, batch); without `_rowid` among the names the ids are empty."""
         for low, high, place in self._places(again=self.name == "live"):
-            where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
-            for batch in place.scan(names, where):
+            for batch in place.within(names, low, high, split=split):
                 ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in names else _NO_ROWS
                 yield ids, batch
 
@@ -281,9 +310,10 @@ class Segment:
 
     def _drawable(self, split: Split) -> Runs:
         if self.narrowing.where:
-            found = split_runs(self.scan(["split", ROW_ID]), split)
+            found = split_runs(self.scan(["split", ROW_ID], "heldout" if split == "heldout" else None), split)
         else:
-            found = split_runs(self._scan(["split", ROW_ID], None), split)
+            # Of a pruned snapshot the held-out records alone may be there; else looking at all is as quick as a filter.
+            found = split_runs(self._scan(["split", ROW_ID], "heldout" if split == "heldout" else None), split)
             if self.narrowing.rows is not None:
                 found = keep_ids(found, self.narrowing.rows)
         return drop_ids(found, self.excluded())
@@ -385,6 +415,7 @@ class Segment:
         try:
             found = self._take(row_ids, columns, self._places())
         except StoreError:
+            self.check_pruned()
             if self.name != "live":
                 raise
             # The version of live that the handle knows was compacted and cleaned up: its rows lie elsewhere now.
@@ -715,6 +746,7 @@ class Source:
                         code="content-changed",
                         hint="use the store that the pin was made in, or pin anew",
                     )
+            segment.check_pruned(pin.get("split"))
             segments.append(segment)
         source = cls(pin["ref"], pin["corpus"], segments, corpus.versions[-1].schema, pin.get("split"))
         if pin.get("selection"):
@@ -729,6 +761,8 @@ class Source:
                     hint="use the store that the pin was made in, or pin anew",
                 )
             source = selected(source, corpus, record)
+        if any(segment.is_pruned for segment in segments):
+            return source  # of what was excluded then, the training records are gone: there is nothing to compare
         if annotations["version"] and source.pin()["annotations"] != annotations:
             raise ConflictError(
                 f"other records of {pin['ref']} were excluded by version {annotations['version']} of the annotations than "
@@ -776,8 +810,11 @@ def _one_type(parts: list[pa.Array]) -> list[pa.Array]:
     return [part.cast(parts[0].type) for part in parts]
 
 
-def resolve(store: BaseStore, text: str) -> Source:
-    """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError."""
+def resolve(store: BaseStore, text: str, split: Split | None = None) -> Source:
+    """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError.
+
+    With `split="heldout"` its held-out records, for which a snapshot may be pruned if they were kept.
+    """
     ref = Ref.parse(text)
     if ref.store is not None:
         store = store.neighbour(ref.store)
@@ -785,23 +822,28 @@ def resolve(store: BaseStore, text: str) -> Source:
     if ref.kind == "selection":
         from treering.store.selection import load_selection
 
-        return load_selection(corpus, ref.name)
-    records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
+        source = load_selection(corpus, ref.name)
+        return source.heldout() if split == "heldout" else source
     if ref.kind in ("snapshot", "range"):
+        records = {record.number: (record, pruned) for record, pruned in listed(corpus)}
         missing = [n for n in range(ref.first, ref.last + 1) if n not in records]
         if missing:
-            known = ", ".join(record.name for record in records.values()) or "none yet"
+            known = ", ".join(record.name for record, pruned in records.values() if pruned is None) or "none yet"
             raise NotFoundError(
                 f"there is no snapshot {ref.corpus}@v{missing[0]}", code="no-snapshot", hint=f"snapshots here: {known}"
             )
-        segments = [_sealed(corpus, records[n]) for n in range(ref.first, ref.last + 1)]
+        segments = [_sealed(corpus, *records[n], split) for n in range(ref.first, ref.last + 1)]
     elif ref.kind == "live":
         segments = [_live(corpus)]
     else:
         trained = store.trained_snapshots(ref.corpus)
         # Live is pinned first: what is sealed right after it then is a snapshot below or in live, never in neither.
         live = _live(corpus)
-        newer = [r for r in list_records(corpus) if r.ref not in trained and r.row_ids[1] <= live.row_ids[0]]
+        newer = [
+            record
+            for record, pruned in listed(corpus)
+            if pruned is None and record.ref not in trained and record.row_ids[1] <= live.row_ids[0]
+        ]
         segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
@@ -810,11 +852,16 @@ def resolve(store: BaseStore, text: str) -> Source:
     segments = [segment.narrowed(narrowing) for segment in segments]
     # The ref as this store says it: a path that was relative to a working directory must mean the same elsewhere.
     said = f"{store.prefix}{ref.corpus}@{ref.selector}"
-    return Source(said, store.prefix + corpus.name, segments, versions[-1].schema)
+    return Source(said, store.prefix + corpus.name, segments, versions[-1].schema, split)
 
 
-def _sealed(corpus: BaseCorpus, record: SnapshotRecord) -> Segment:
-    check_record(corpus, record)
+def _sealed(
+    corpus: BaseCorpus, record: SnapshotRecord, pruned: PruneRecord | None = None, split: Split | None = None
+) -> Segment:
+    if pruned is None:
+        check_record(corpus, record)
+    elif not (split == "heldout" and pruned.heldout):
+        raise pruned_error(pruned)
     return Segment(corpus, record.name, record.row_ids, record.rows)
 
 

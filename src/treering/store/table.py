@@ -334,6 +334,27 @@ class LanceTable:
                     return None
                 raise
 
+    def tags(self) -> list[str]:
+        """The names of all tags."""
+        found = self._objects.list(f"{self._path}/_refs/tags")
+        return [PurePosixPath(path).stem for path in found if path.endswith(".json")]
+
+    def untag(self, name: str) -> None:
+        """Take a tag away; nothing happens when there is none."""
+        with self._translated(f"removing the tag {name}"):
+            try:
+                self._open().tags.delete(name)
+            except (ValueError, OSError):
+                if name in self.tags():
+                    raise
+        if self._root is not None:
+            sync_directory(self._root / "_refs" / "tags")
+
+    def sizes(self) -> dict[str, int]:
+        """Path, relative to the table, → bytes of every file there is."""
+        found = self._objects.sizes(self._path)
+        return {path.removeprefix(f"{self._path}/"): size for path, size in found.items()}
+
     # --- durability ----------------------------------------------------------------------------------------------
 
     def manifest_path(self, version: int) -> str:

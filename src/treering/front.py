@@ -80,7 +80,7 @@ class Corpus(BaseCorpus):
         label: str | None = None,
         outcome: Any = None,
         quality: float | None = None,
-        correction: Any = None,
+        correction: Mapping[str, Any] | None = None,
         exclude: bool | None = None,
         by: str | None = None,
         note: str | None = None,
@@ -88,7 +88,9 @@ class Corpus(BaseCorpus):
         """Say something about a record later. Durable when this returns; the newest word under each key counts.
 
         label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
-        correction: what it should have been. exclude: True keeps it out of training and evaluation from the next `load` on
+        correction: {column: what should have stood there}, checked as a record is; sources that are loaded from now on deliver
+        it, to training and evaluation alike, while the snapshot stays as it is. It takes the place of an earlier one; {} takes
+        that back. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
         (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
         for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
         """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import IO, Any
 
 import pyarrow as pa
@@ -17,12 +18,13 @@ from treering.capture.commit import FILTERS
 from treering.capture.importer import read_lines
 from treering.capture.recorder import flush_spools
 from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageError
-from treering.schema import parse_json
+from treering.schema import RecordType, parse_json
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
 from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
+from treering.store.corrections import encode_correction
 from treering.store.place import sealed_in
 from treering.store.snapshot import listed
 from treering.store.table import text_in
@@ -53,7 +55,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (_is_text, "text"),
     "outcome": (_is_json, "a value that JSON can hold"),
     "quality": (_is_quality, "a finite number"),
-    "correction": (_is_json, "a value that JSON can hold"),
+    "correction": (lambda value: isinstance(value, Mapping), "an object of columns and their values"),
     "exclude": (lambda value: isinstance(value, bool), "true or false"),
 }
 
@@ -89,17 +91,29 @@ def annotate_file(corpus: BaseCorpus, source: str | IO[bytes]) -> int:
 
 
 def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *, blank_ok: bool = False) -> int:
+    version = corpus.known_versions()[-1]
+    newest = corpus.record_type
+    if version.number != corpus.versions[-1].number:
+        newest = RecordType.stored(version.record_type, version.schema)
+    _checked = partial(encode_correction, newest, version.number)
     problems: list[Problem] = []
     said: list[tuple[str, str, str, str | None, str | None]] = []
     for number, row in enumerate(rows, start=first):
         if row == {} and blank_ok:
             continue
         found = list(_problems(row, number))
+        words: dict[str, str] = {}
+        for key in () if found else KEYS:
+            if row.get(key) is None:
+                continue
+            worded = _checked(row[key]) if key == "correction" else dump_json(row[key], sort_keys=True)
+            if isinstance(worded, str):
+                words[key] = worded
+            else:
+                found += [Problem((number, key, *one.loc), one.kind, one.message) for one in worded]
         problems += found
         if not found:
-            about = (row.get("by"), row.get("note"))
-            words = [(key, row[key]) for key in KEYS if row.get(key) is not None]
-            said += [(row["id"], key, dump_json(value, sort_keys=True), *about) for key, value in words]
+            said += [(row["id"], key, word, row.get("by"), row.get("note")) for key, word in words.items()]
     if problems:
         raise _refusal(problems, what)
     if not said:

@@ -127,6 +127,12 @@ def _key(source: Source) -> str | None:
     annotations = pin.get("annotations", {})
     if annotations.get("excluded"):
         narrowed["excluded"] = annotations["digest"]
+    if annotations.get("corrected"):
+        found = [
+            segment.corrections.within(segment.runs("heldout")) for segment in source.segments if segment.corrections
+        ]
+        if any(one.columns for one in found):  # of what isn't held out, nothing is scored
+            narrowed["corrected"] = [one.digest for one in found]
     if not narrowed:
         return "+".join(digests)
     told = hashlib.sha256(json.dumps(narrowed, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,7 @@ from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
 from treering.store.annotations import KEYS, row_ids_of
 from treering.store.certificate import check_files, split_runs
+from treering.store.corrections import Corrections, corrections_of
 from treering.store.heldout import KeptHeldout, find_heldout
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
@@ -106,12 +107,16 @@ class Segment:
         self._version = -1  # of the table when it was last seen to hold nothing new
         self.said = self.narrowing.annotations  # version of the annotations that excludes of what it grew by
         self._excluded: RowIds | None = None
+        self._corrected: tuple[Corrections | None] | None = None  # what is laid over it, once that was looked up
 
-    def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]:
-        return (self._corpus, self.name, self.row_ids, self.rows, self.narrowing)
+    def __getstate__(self) -> tuple[Any, ...]:
+        # Corrections go along: a worker that reads cached columns needn't open a table to look them up.
+        return (self._corpus, self.name, self.row_ids, self.rows, self.narrowing), self._corrected
 
-    def __setstate__(self, state: tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        made, corrected = state
+        self.__init__(*made)  # type: ignore[misc]
+        self._corrected = corrected
 
     def narrowed(self, narrowing: Narrowing) -> Segment:
         """The same stretch, of which other rows count."""
@@ -151,6 +156,8 @@ class Segment:
         Only such a column can be filtered on by the engine.
         """
         self.check_columns([name])
+        if self.corrections is not None and self.corrections.touches([name]):
+            return None
         found = {place.stored_as(name) for _, _, place in self._places()}
         return found.pop() if len(found) == 1 else None
 
@@ -242,7 +249,7 @@ class Segment:
             yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
 
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
-        """Batches of the segment, whatever is narrowed."""
+        """Batches of the segment, whatever is narrowed; with what was corrected."""
         if self.name != "live":
             try:
                 yield from (batch for _, batch in self._scan_places(names, split))
@@ -268,10 +275,14 @@ class Segment:
 
     def _scan_places(self, names: list[str], split: Split | None) -> Iterator[tuple[RowIds, pa.RecordBatch]]:
         """(row ids, batch); without `_rowid` among the names the ids are empty."""
+        laid = self.corrections
+        if laid is not None and not laid.touches(names):
+            laid = None
+        reads = names if laid is None or ROW_ID in names else [*names, ROW_ID]
         for low, high, place in self._places(again=self.name == "live"):
-            for batch in place.within(names, low, high, split=split):
-                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in names else _NO_ROWS
-                yield ids, batch
+            for batch in place.within(reads, low, high, split=split):
+                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in reads else _NO_ROWS
+                yield ids, batch if laid is None else laid.apply(batch, ids).select(names)
 
     def _counts(self, batch: pa.RecordBatch, dropped: RowIds | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows of a batch count: bool (n,)."""
@@ -365,6 +376,30 @@ class Segment:
         coming = Segment(self._corpus, self.name, (self.row_ids[1], end), 0)
         return min([end, *(place.first_later(low, high) for low, high, place in coming._find_places())])
 
+    @property
+    def corrections(self) -> Corrections | None:
+        """What was corrected of its records when it was pinned (of what it grew by: when it grew); None for nothing."""
+        if self._corrected is None:
+            before = self._before
+            if before is None:
+                found = corrections_of(self, self.narrowing.annotations, self._corpus.versions)
+            else:
+                span = (before.row_ids[1], self.row_ids[1])
+                later = Segment(self._corpus, self.name, span, 0, replace(self.narrowing, annotations=self.said))
+                old, new = before.corrections, later.corrections
+                found = new if old is None else old.and_those_of(new)
+            self._corrected = (found,)
+        return self._corrected[0]
+
+    def as_sealed(self) -> Segment:
+        """All records of the stretch as they were captured, whatever was said of them later."""
+        return self.narrowed(Narrowing())
+
+    def said_under(self, key: str, version: int) -> dict[str, str]:
+        """Id → the newest word (JSON text) under an annotation key at a version, about any record of the corpus."""
+        said = self._corpus.annotation_log.newest(key, version)
+        return dict(zip(said.column("id").to_pylist(), said.column("value").to_pylist(), strict=True))
+
     def excluded(self) -> RowIds:
         """Stable row ids (ascending) of the segment's records that were excluded when it was pinned."""
         if self._excluded is None:
@@ -429,13 +464,16 @@ class Segment:
                 code="rows-missing",
                 hint="they were erased, or the store's files were changed",
             )
-        return found
+        laid = self.corrections
+        return found if laid is None or not laid.touches(columns) else laid.apply(found, row_ids)
 
     def fill(self, row_ids: RowIds, column: pa.Field, out: np.ndarray[Any, Any]) -> bool:
         """Copy one column of these rows into `out` (rows, …), where its bytes stand in the store's files as `column` has it.
 
-        False when they don't; then, and when anything is wrong, `take` is the way.
+        False when they don't, or when any was corrected; then, and when anything is wrong, `take` is the way.
         """
+        if self.corrections is not None and self.corrections.touches([column.name]):
+            return False
         places = self._places()
         try:
             return len(places) == 1 and places[0][2].fill(row_ids, column, out)
@@ -713,6 +751,13 @@ class Source:
                 "excluded": len(excluded),
                 "digest": hashlib.sha256(excluded.astype("<i8").tobytes()).hexdigest(),
             }
+            corrected = [segment.corrections for segment in self.segments if segment.corrections is not None]
+            if corrected:
+                digests = "\n".join(one.digest for one in corrected)
+                pin["annotations"] |= {
+                    "corrected": sum(len(one.row_ids()) for one in corrected),
+                    "corrections": hashlib.sha256(digests.encode()).hexdigest(),
+                }
         return pin
 
     @classmethod
@@ -765,8 +810,8 @@ class Source:
             return source  # of what was excluded then, the training records are gone: there is nothing to compare
         if annotations["version"] and source.pin()["annotations"] != annotations:
             raise ConflictError(
-                f"other records of {pin['ref']} were excluded by version {annotations['version']} of the annotations than "
-                "the pin says",
+                f"version {annotations['version']} of the annotations excludes or corrects other records of {pin['ref']} "
+                "than the pin says",
                 code="content-changed",
                 hint="use the store that the pin was made in, or pin anew",
             )
@@ -796,8 +841,7 @@ def _column(segment: Segment, name: str, ids: RowIds) -> pa.Array:
 
 def _annotated(segment: Segment, key: str, ids: RowIds) -> pa.Array:
     """An annotation's values at these ascending row ids, null where nothing was said; numbers, or JSON text."""
-    said = segment._corpus.annotation_log.newest(key, segment.narrowing.annotations)
-    texts = dict(zip(said.column("id").to_pylist(), said.column("value").to_pylist(), strict=True))
+    texts = segment.said_under(key, segment.narrowing.annotations)
     row_ids, names = segment.find_ids(list(texts))
     values = np.full(len(ids), None, dtype=object)
     here = _among(row_ids, ids)

@@ -8,7 +8,7 @@ import treering
 EXPECTED = [
     "AlreadyExistsError", "CheckFailedError", "ConflictError", "Corpus", "GatePolicy", "InvalidRecordError", "Loader",
     "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "Run", "Schedule", "ScoreMatrix", "Snapshot",
-    "Source", "Store", "StoreError", "TrainConfig", "TreeringError", "UsageError", "Verdict", "evaluate", "gate", "load_adapter", "mix", "open",
+    "Source", "Store", "StoreError", "TrainConfig", "TreeringError", "UsageError", "Verdict", "evaluate", "gate", "lineage", "load_adapter", "mix", "open",
     "score_matrix", "streams", "train",
 ]  # fmt: skip  # growing this list is a review topic
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
+    from treering.registry.trace import lineage
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.train import Run, train
     from treering.store import Snapshot, Source
@@ -56,6 +57,7 @@ _HOMES = {
     "Verdict": "evaluation",
     "evaluate": "rounds",
     "gate": "rounds",
+    "lineage": "registry.trace",
     "load_adapter": "rounds",
     "mix": "mixing",
     "open": "front",
@@ -90,6 +92,7 @@ __all__ = [
     "Verdict",
     "evaluate",
     "gate",
+    "lineage",
     "load_adapter",
     "mix",
     "open",

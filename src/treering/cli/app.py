@@ -25,6 +25,7 @@ from treering.cli import (
     demo,
     evaluation,
     gate,
+    lineage,
     mix,
     prune,
     selection,
@@ -143,6 +144,7 @@ for name, command in (
     ("adapters", adapters.adapters),
     ("promote", adapters.promote),
     ("rollback", adapters.rollback),
+    ("lineage", lineage.lineage),
     ("demo", demo.demo),
 ):
     app.command(name)(command)

@@ -30,7 +30,16 @@ from treering.store.table import ROW_ID
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["HasForgetting", "Strategy", "find_selection", "list_selections", "load_selection", "select", "selected"]
+__all__ = [
+    "HasForgetting",
+    "Strategy",
+    "find_selection",
+    "list_selections",
+    "load_selection",
+    "row_ids_in",
+    "select",
+    "selected",
+]
 
 Strategy = Literal["reservoir", "balanced", "diverse", "importance"]
 Unit = Literal["rows", "bytes", "tokens"]
@@ -196,7 +205,7 @@ def load_selection(corpus: BaseCorpus, name: str) -> Source:
 
 def selected(source: Source, corpus: BaseCorpus, record: SelectionRecord) -> Source:
     """What `record` chose of `source`, as a source. Raises StoreError when the stored row ids aren't those it names."""
-    row_ids = _row_ids(corpus, record)
+    row_ids = row_ids_in(corpus, record)
     segments = []
     for segment in source.segments:
         low, high = np.searchsorted(row_ids, segment.row_ids)
@@ -217,7 +226,8 @@ def _encode(row_ids: Int64Array) -> bytes:
     return sink.getvalue()
 
 
-def _row_ids(corpus: BaseCorpus, record: SelectionRecord) -> Int64Array:
+def row_ids_in(corpus: BaseCorpus, record: SelectionRecord) -> Int64Array:
+    """The stable row ids of a selection, ascending. Raises StoreError when they aren't those that it names."""
     data = corpus.store.objects.get(record.row_ids)
     if hashlib.sha256(data).hexdigest() != record.row_ids_sha256:
         raise StoreError(
@@ -233,7 +243,7 @@ def _store(corpus: BaseCorpus, record: SelectionRecord, payload: bytes) -> Selec
     except AlreadyExistsError:  # the same rows, chosen before; compressed by another library version, perhaps
         kept = corpus.store.objects.get(record.row_ids)
         record = record.model_copy(update={"row_ids_sha256": hashlib.sha256(kept).hexdigest()})
-        _row_ids(corpus, record)
+        row_ids_in(corpus, record)
     try:
         corpus.store.objects.create(_path(corpus, record.name), record.to_json())
     except AlreadyExistsError as exc:

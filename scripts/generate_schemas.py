@@ -17,6 +17,7 @@ from treering.rounds import Evaluation
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
+    BundleManifest,
     Certificate,
     CorpusRecord,
     HeldoutRecord,
@@ -25,6 +26,7 @@ from treering.store.documents import (
     SelectionRecord,
     SnapshotRecord,
     StoreMarker,
+    UnpackIntent,
 )
 from treering.training.card import ModelCard
 
@@ -32,6 +34,7 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 DOCUMENTS = {
     "adapter": StoredAdapter,
     "adapter-event": AdapterEvent,
+    "bundle": BundleManifest,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
@@ -46,6 +49,7 @@ DOCUMENTS = {
     "selection": SelectionRecord,
     "snapshot": SnapshotRecord,
     "store": StoreMarker,
+    "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }
 

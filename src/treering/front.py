@@ -12,6 +12,7 @@ from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
 from treering.store.source import Source
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
@@ -203,6 +204,28 @@ class Store(BaseStore):
         """Seal live to `support` or `support@vN`; see `Corpus.snapshot`."""
         name, number = parse_target(target)
         return self.corpus(name).snapshot(message=message, to=number)
+
+    def pack(
+        self,
+        ref: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        annotations: bool = False,
+        selections: bool = False,
+    ) -> Path:
+        """Write a snapshot to one file, to be carried to another store; see `treering.store.bundle.pack`."""
+        from treering.store.bundle import pack
+
+        return pack(self, ref, path, annotations=annotations, selections=selections)
+
+    def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
+        """Take the snapshot of a packed file in, all of it or nothing; see `treering.store.bundle.unpack`."""
+        from treering.capture import flush_spools
+        from treering.store.bundle import unpack
+
+        for corpus in self.corpora():
+            flush_spools(corpus)  # what was acknowledged counts as there
+        return unpack(self, path, to=to)
 
     def mix(
         self,

@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from treering.cli import (
     adapters,
     annotation,
+    bundle,
     cache,
     capture,
     corpus,
@@ -135,6 +136,8 @@ for name, command in (
     ("status", corpus.status),
     ("show", source.show),
     ("head", source.head),
+    ("pack", bundle.pack),
+    ("unpack", bundle.unpack),
     ("prune", prune.prune),
     ("select", selection.select),
     ("mix", mix.mix),

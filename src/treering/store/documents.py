@@ -15,6 +15,8 @@ from treering.schema.evolution import Column, decode_scalar, encode_scalar, show
 
 __all__ = [
     "FORMAT",
+    "BundleEntry",
+    "BundleManifest",
     "Certificate",
     "CorpusRecord",
     "HeldoutPart",
@@ -24,8 +26,10 @@ __all__ = [
     "SchemaVersion",
     "SelectionRecord",
     "SelectionReport",
+    "SnapshotOrigin",
     "SnapshotRecord",
     "StoreMarker",
+    "UnpackIntent",
     "parse_document",
 ]
 
@@ -147,6 +151,14 @@ class SchemaVersion(_Document):
         )
 
 
+class SnapshotOrigin(_Document):
+    """Where a snapshot that came in a bundle was sealed."""
+
+    store: str = Field(description="Id of the store.")
+    ref: str = Field(description="What it was called there.")
+    created_at: datetime = Field(description="When it was sealed there.")
+
+
 class SnapshotRecord(_Document):
     """`snapshots/TABLE/vN/EDITION.json`: creating it is what seals a snapshot."""
 
@@ -168,6 +180,7 @@ class SnapshotRecord(_Document):
     row_ids: RowIds = Field(description="Half-open interval of stable row ids that holds its rows and no others.")
     created_at: datetime
     message: str
+    origin: SnapshotOrigin | None = Field(default=None, description="Of one that came in a bundle.")
 
     def path(self, suffix: str = "json") -> str:
         """The object that holds it, or with another suffix one that belongs to it."""
@@ -221,6 +234,37 @@ class PruneRecord(_Document):
     def ref(self) -> str:
         """`support@v1`."""
         return f"{self.corpus}@{self.name}"
+
+
+class BundleEntry(_Document):
+    """One file in a bundle."""
+
+    name: str
+    bytes: int = Field(ge=0, description="As it lies in the bundle.")
+    sha256: Sha256 = Field(description="Of those bytes.")
+    unpacked: int = Field(ge=0, description="Bytes that it comes to; the same unless its name ends in .zst.")
+
+
+class BundleManifest(_Document):
+    """`bundle.json` in a bundle: one snapshot, to be carried to another store."""
+
+    format: Literal["treering.bundle/1"] = "treering.bundle/1"
+    store: str = Field(description="Id of the store that it comes from.")
+    corpus: CorpusRecord
+    snapshot: SnapshotRecord
+    digest: Sha256 = Field(
+        description="Content digest of the records, as the schema version it was sealed with reads them."
+    )
+    entries: list[BundleEntry] = Field(description="Every other file in the bundle.")
+    annotations: int = Field(ge=0, description="Words about its records that came along.")
+    selections: list[str] = Field(description="Names of the selections that came along.")
+
+
+class UnpackIntent(_Document):
+    """`snapshots/TABLE/vN/unpacking.json`: a snapshot is about to come in. Without its record later on, it is undone."""
+
+    read_version: int = Field(ge=0, description="Version of the table before its records were added.")
+    files: list[str] = Field(description="The data files that add them, relative to the table.")
 
 
 class HeldoutPart(_Document):

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from treering.errors import ConflictError, NotFoundError, StoreError
 from treering.schema.evolution import SCHEMA_VERSION, Alignment, History
-from treering.store.documents import HeldoutPart, HeldoutRecord, PruneRecord, SnapshotRecord
+from treering.store.documents import HeldoutPart, HeldoutRecord, PruneRecord, SnapshotRecord, parse_document
 from treering.store.place import sealed_in
 from treering.store.table import ROW_ID, text_in
 
@@ -45,7 +45,8 @@ def find_heldout(corpus: BaseCorpus, record: SnapshotRecord | PruneRecord) -> He
         number, _, suffix = rest.partition(".")
         if kind == "heldout" and suffix == "json" and number.isdigit():
             newest = max(newest, (int(number), path))
-    return corpus.store.read_document(HeldoutRecord, newest[1]) if newest[0] else None
+    # Not kept in memory: what a killed process left may be removed, and another one written by that name.
+    return parse_document(HeldoutRecord, newest[1], corpus.store.objects.get(newest[1])) if newest[0] else None
 
 
 def keep_heldout(corpus: BaseCorpus, record: SnapshotRecord) -> HeldoutRecord:
@@ -125,7 +126,7 @@ def clear_heldout(corpus: BaseCorpus, folder: str, paths: Sequence[str], *, prun
     if pruned:
         editions = sorted((path for path in ours if path.endswith(".json")), key=lambda path: int(path.split(".")[-2]))
         if editions:
-            newest = corpus.store.read_document(HeldoutRecord, editions[-1])
+            newest = parse_document(HeldoutRecord, editions[-1], corpus.store.objects.get(editions[-1]))
             keep = {editions[-1], *(part.path for part in newest.parts)}
     for path in ours:
         if path not in keep:

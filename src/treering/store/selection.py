@@ -39,6 +39,7 @@ __all__ = [
     "row_ids_in",
     "select",
     "selected",
+    "store_selection",
 ]
 
 Strategy = Literal["reservoir", "balanced", "diverse", "importance"]
@@ -144,9 +145,7 @@ def select(
     row_ids = np.sort(row_ids)
     corpus: BaseCorpus = source.segments[0]._corpus
     payload = _encode(row_ids)
-    digest = hashlib.sha256(
-        f"{corpus.name}\0{corpus.record.incarnation}\0".encode() + row_ids.astype("<i8").tobytes()
-    ).hexdigest()
+    digest = _digest(corpus, row_ids)
     recipe = (strategy, candidates.by, seed, unit, budget, candidates.measured, floor, sorted(weights.items()))
     record = SelectionRecord(
         name=name or f"{strategy}-{hashlib.sha256(repr((digest, *recipe)).encode()).hexdigest()[:12]}",
@@ -171,6 +170,34 @@ def select(
     # The rows say it all: what narrowed the source before is kept in the record, and the pin stays as short as by name.
     whole = source._like(segments=[s.narrowed(replace(s.narrowing, where=(), rows=None)) for s in source.segments])
     return selected(whole, corpus, _store(corpus, record, payload))
+
+
+def _digest(corpus: BaseCorpus, row_ids: Int64Array) -> str:
+    """Of which records these are."""
+    named = f"{corpus.name}\0{corpus.record.incarnation}\0".encode()
+    return hashlib.sha256(named + row_ids.astype("<i8").tobytes()).hexdigest()
+
+
+def store_selection(
+    corpus: BaseCorpus, theirs: SelectionRecord, row_ids: Int64Array, pin: dict[str, Any]
+) -> SelectionRecord:
+    """Store a selection that was made elsewhere: of these rows (ascending) of the source that `pin` names.
+
+    Raises ConflictError when another one has its name.
+    """
+    payload, digest = _encode(row_ids), _digest(corpus, row_ids)
+    record = theirs.model_copy(
+        update={
+            "corpus": corpus.name,
+            "incarnation": corpus.record.incarnation,
+            "digest": digest,
+            "source": pin,
+            "rows": len(row_ids),
+            "row_ids": f"selections/{corpus.record.table}/{digest[:32]}.arrow",
+            "row_ids_sha256": hashlib.sha256(payload).hexdigest(),
+        }
+    )
+    return _store(corpus, record, payload)
 
 
 def find_selection(corpus: BaseCorpus, name: str) -> SelectionRecord:

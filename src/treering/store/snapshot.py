@@ -163,9 +163,11 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 def finish_pending(corpus: BaseCorpus) -> None:
     """Complete the newest seal and every prune, whoever began them. Earlier seals were complete before it could begin."""
+    from treering.store.landing import undo_landings
     from treering.store.prune import finish_prunes
 
     found = listed(corpus)
+    undo_landings(corpus, {record.name for record, _ in found})
     if found and found[-1][1] is None:  # a seal was complete before its snapshot could be pruned
         finish(corpus, found[-1][0])
     finish_prunes(corpus, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from treering.errors import ConflictError, UsageError
 from treering.store.base import BaseStore
@@ -13,13 +13,14 @@ from treering.store.source import Source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
 
     import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
+    from treering.capture.backfill import BackfillSummary
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
@@ -134,6 +135,22 @@ class Corpus(BaseCorpus):
         from treering.store.selection import list_selections
 
         return list_selections(self)
+
+    def backfill(
+        self,
+        source: str | IO[bytes],
+        *,
+        as_of: str,
+        snapshot_by: Literal["day", "week", "month"],
+        progress: Callable[[int], None] | None = None,
+    ) -> BackfillSummary:
+        """Turn a JSONL file of history into snapshots, one per period of its records' times, oldest first.
+
+        Running it again adds nothing, also after a kill. See `treering.capture.backfill.backfill`.
+        """
+        from treering.capture.backfill import backfill
+
+        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, progress=progress)
 
     def prune(
         self,

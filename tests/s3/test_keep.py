@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lance
 import pytest
 
@@ -45,3 +47,28 @@ def test_pruning_on_an_object_store_leaves_names_and_held_out_records(
         live.flush()
         assert (live.counts.stored, live.counts.duplicates) == (1, 3)
     assert ids(again, "support@live") == ["new"]
+
+
+def test_a_bundle_goes_from_a_directory_to_an_object_store_and_back(
+    remote: treering.Store, store: treering.Store, tmp_path: Path
+) -> None:
+    here = sealed(store, "a", "b")
+    there = sealed(remote, "x")
+    digest = here.snapshots()[1].digest
+    assert remote.unpack(store.pack("support@v2", tmp_path / "b.zip")).digest == digest
+    assert [s.name for s in there.snapshots()] == ["v1", "v2"]
+    assert ids(remote, "support@v2") == ids(store, "support@v2")
+    assert ids(remote, "support@live") == []
+    assert store.unpack(remote.pack("support@v1", tmp_path / "x.zip")).ref == "support@v3"
+    assert ids(store, "support@v3") == ids(remote, "support@v1")
+
+
+def test_corrections_and_lineage_on_an_object_store(remote: treering.Store) -> None:
+    support = sealed(remote, "a")
+    support.annotate("a3", correction={"label": "corrected"})
+    with remote.mix("support@v1").loader(10, ["id", "label"]) as loader:
+        labels = {i: label for batch in loader for i, label in zip(batch["id"], batch["label"], strict=True)}
+    assert labels.get("a3", "corrected") == "corrected"
+    found = treering.lineage(remote, "a3")
+    assert found.places[0].ref == "support@v1"  # type: ignore[union-attr]
+    assert [word.key for word in found.places[0].annotations] == ["correction"]  # type: ignore[union-attr]

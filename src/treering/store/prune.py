@@ -24,14 +24,15 @@ from treering.store.documents import PruneRecord, SnapshotRecord
 from treering.store.heldout import clear_heldout, folder_of, keep_heldout
 from treering.store.place import sealed_in
 from treering.store.snapshot import check_record, finish_pending, listed
+from treering.store.table import RECENT_S
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
 __all__ = ["age_of", "bytes_of", "finish_prunes", "heldout_rows", "prune_snapshots", "pruned_ids"]
 
-#: Versions of live younger than this many seconds stay: readers and commits that are under way may be at them.
-MARGIN_S = 60.0
+#: Versions of live younger than this many seconds stay: commits that are under way may be on top of one.
+MARGIN_S = RECENT_S
 
 _MOST_ID_BYTES = 256 << 20  # of hashes of pruned ids that a process keeps
 

@@ -124,6 +124,21 @@ def test_what_a_loader_caches_on_its_own_holds_what_was_sealed(store: treering.S
     assert set(column.to_pylist()) == {"a"}
 
 
+def test_many_corrections_are_found_in_the_snapshots_that_hold_them(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    for prefix in "ab":
+        fill(support, prefix, 700)
+        support.snapshot()
+    assert support.snapshots()[0].certificate
+    support.annotate_many([{"id": f"{p}{n}", "correction": {"label": p}} for p in "ab" for n in range(0, 700, 2)])
+    for name, prefix in (("v1", "a"), ("v2", "b")):
+        found = labels(store.load(f"support@{name}"))
+        assert {i: label for i, label in found.items() if label != "a" or prefix == "a"} == {
+            f"{prefix}{n}": prefix if n % 2 == 0 else "a" for n in range(700) if n % 2 == 0 or prefix == "a"
+        }
+
+
 def test_a_lock_keeps_the_corrections_of_its_time_and_a_later_one_changes_nothing(
     store: treering.Store, sealed: treering.Corpus
 ) -> None:

@@ -49,6 +49,9 @@ _FRAGMENTS = 64
 #: ids an index look-up; 4 ms a thousand.
 _LOOK_UP = 1_000
 
+#: Newest words that are kept, by key and version: sources ask for what excludes and what corrects, segment by segment.
+_KEPT = len(KEYS)
+
 
 def chunks(values: Sequence[str], size: int = _LOOK_UP) -> Iterator[Sequence[str]]:
     """The values in pieces that one look-up takes."""
@@ -136,9 +139,13 @@ class AnnotationLog:
 
     def newest(self, key: str, version: int) -> pa.Table:
         """`id` and `value` (JSON text) of the newest word under `key` at `version`."""
-        if (key, version) not in self._newest:
-            self._newest = {(key, version): self.read(version, key=key).select(["id", "value"])}
-        return self._newest[key, version]
+        found = self._newest.get((key, version))
+        if found is None:
+            found = self.read(version, key=key).select(["id", "value"])
+            while len(self._newest) >= _KEPT:
+                self._newest.pop(next(iter(self._newest)), None)
+            self._newest[key, version] = found
+        return found
 
     def excluded(self, version: int) -> list[str]:
         """Ids of the records that were excluded at `version`."""

@@ -23,7 +23,7 @@ from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
 from treering.store.annotations import KEYS, row_ids_of
-from treering.store.certificate import check_files, split_runs
+from treering.store.certificate import check_files, id_filter, split_runs, stable_hash
 from treering.store.corrections import Corrections, corrections_of
 from treering.store.heldout import KeptHeldout, find_heldout
 from treering.store.place import Place, head_of, sealed_in
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
 
 Split = Literal["train", "heldout"]
+_MANY = 500  # ids from which on asking a snapshot's id filter is worth reading it
 Plain = str | int | bool | None  # what a column can be asked to equal
 
 #: How often a scan of live goes on at the newest version when the one that it reads is tidied away.
@@ -409,6 +410,9 @@ class Segment:
 
     def find_ids(self, ids: Sequence[str]) -> tuple[RowIds, list[str]]:
         """(row ids, ascending; their ids) of those records among `ids` that the segment holds, through the id index."""
+        if len(ids) > _MANY and (record := self._record()) is not None:
+            bloom = id_filter(self._corpus, record)  # most words are about other snapshots
+            ids = ids if bloom is None else [one for one in ids if stable_hash(one) in bloom]
         if not len(ids):
             return np.empty(0, np.int64), []
         return row_ids_of(self._places(again=self.name == "live"), ids)

@@ -17,12 +17,16 @@ from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
+    BundleManifest,
     Certificate,
     CorpusRecord,
+    HeldoutRecord,
+    PruneRecord,
     SchemaVersion,
     SelectionRecord,
     SnapshotRecord,
     StoreMarker,
+    UnpackIntent,
 )
 from treering.training.card import ModelCard
 
@@ -31,14 +35,17 @@ DOCUMENTS = {
     "adapter": StoredAdapter,
     "adapter-event": AdapterEvent,
     "audit": Audit,
+    "bundle": BundleManifest,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
     "diff": Diff,
     "evaluation": Evaluation,
     "gate-policy": GatePolicy,
+    "heldout": HeldoutRecord,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "prune": PruneRecord,
     "round-policy": RoundPolicy,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
@@ -46,6 +53,7 @@ DOCUMENTS = {
     "snapshot": SnapshotRecord,
     "status": Status,
     "store": StoreMarker,
+    "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }
 

@@ -307,8 +307,8 @@ MUTATIONS = [
     Mutation(
         "a store behind a link that leaves it is refused",
         "store/base.py",
-        "        if entry.is_symlink() and",
-        "        if False and",
+        "            entry.is_symlink()\n            and entry.name",
+        "            False\n            and entry.name",
         "tests/store/test_doctor.py",
     ),
     # --- what a mix may draw

@@ -269,8 +269,8 @@ def test_no_false_positive_of_the_id_filter_drops_a_record(
     from treering.capture import commit
 
     class Everything:
-        def __contains__(self, _: object) -> bool:
-            return True
+        def may_hold(self, ids: list[str]) -> list[bool]:
+            return [True] * len(ids)
 
     filled(support, 1)
     support.prune(keep=0, dry_run=False)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
-    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.runs import RowIds
 
 __all__ = ["Corpus", "Store", "open"]
 
@@ -123,6 +124,43 @@ class Corpus(BaseCorpus):
         """
         log = self.annotation_log
         return log.read(log.version(), ids=ids, key=key, history=history)
+
+    def erase(
+        self,
+        *,
+        where: Mapping[str, str | Sequence[str]] | None = None,
+        ids: Iterable[str] | None = None,
+        reason: str = "",
+        block_subject: bool = True,
+    ) -> EraseReceipt:
+        """Erase records for good, everywhere in the store, and return the receipt; acts at once.
+
+        where: {"subject": one, or a list of them}: every record that is about them. ids: records by id. Gone are they from
+        live, from every snapshot (the next edition of it: another digest; the other records and their order stay), from
+        annotations, quarantine, spools and caches of this host, old versions, indices and leftover files. Their ids are
+        denied for ever, so that a late retry can't bring one back: it is dropped and counted. So is, with `block_subject`,
+        whatever else comes about the subjects, from anybody; without it, new records about them are taken.
+
+        Locks and sources of a former content refuse and name the receipt; `MixLock.loader(erased="skip")` goes on without
+        the records. `reason` is kept and names nobody. Nothing personal is kept: keyed hashes and row ids. Raises
+        UsageError, ConflictError when the lease stays taken, StoreError; what was begun is completed by whoever maintains
+        the corpus next.
+        """
+        from treering.capture.erasing import erase
+
+        return erase(self, where=where, ids=ids, reason=reason, block_subject=block_subject)
+
+    def erasures(self) -> list[EraseReceipt]:
+        """The receipts of all erasures, oldest first."""
+        from treering.store.erase import erasures
+
+        return erasures(self)
+
+    def seen_by(self, train_rows: RowIds) -> list[SeenBy]:
+        """The adapters whose runs could draw any of these rows (ascending stable row ids), and those that go on from them."""
+        from treering.registry.seen import seen_by
+
+        return seen_by(self.store, self, train_rows)
 
     def selections(self) -> list[SelectionRecord]:
         """The stored selections of this corpus, oldest first; `store.load(selection.ref)` gives one as a source."""

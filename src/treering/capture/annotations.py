@@ -23,6 +23,9 @@ from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
 from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
+from treering.store.denylist import all_denied
+from treering.store.erase import Wanted, erase
+from treering.store.place import sealed_in
 from treering.store.snapshot import list_records
 from treering.store.table import text_in
 
@@ -118,6 +121,8 @@ def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *,
     table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip([*columns, now], ANNOTATION_SCHEMA, strict=True)],
                                  schema=ANNOTATION_SCHEMA)  # fmt: skip
     corpus.annotation_log.append(table)
+    if gone := all_denied(corpus, sorted(set(ids))):  # erased while this was said: what was said goes, too
+        erase(corpus, Wanted(ids=tuple(gone), reason="annotated while an erasure was under way"))
     return len(said)
 
 
@@ -164,7 +169,7 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
     records = list_records(corpus)
-    for dataset, bloom in [(head, None), *((corpus.table.at(r.version), FILTERS.of(corpus, r)) for r in records)]:
+    for dataset, bloom in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
         asked = [i for i in missing if bloom is None or stable_hash(i) in bloom]
         for part in chunks(asked):
             for batch in corpus.table.scan(dataset, ["id"], text_in("id", part)):

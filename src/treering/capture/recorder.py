@@ -31,6 +31,7 @@ from treering.capture.spool import Spool, Write, orphans
 from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
+from treering.store.denylist import denylist
 from treering.store.documents import CorpusRecord
 from treering.store.table import RECENT_VERSIONS, TARGET_ROWS_PER_FRAGMENT
 
@@ -65,10 +66,12 @@ _open: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An acknowledged record. `duplicate`: this very record was known already."""
+    """What became of a record that was given. `duplicate`: this very record was known already. `erased`: it, or whom it
+    is about, was erased from the corpus before; it was dropped.
+    """  # noqa: D205
 
     id: str
-    status: Literal["stored", "duplicate"]
+    status: Literal["stored", "duplicate", "erased"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +84,19 @@ class Receipts:
 
     acknowledged: int = 0
     refused: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
+    erased: int = 0  # dropped, because they were erased before
 
 
 @dataclass
 class Counts:
-    """What a recorder has done so far; `stored`, `duplicates` and `conflicts` grow as the spool is committed."""
+    """What a recorder has done so far; `stored`, `duplicates`, `conflicts` and `erased` grow as the spool is committed."""
 
     acknowledged: int = 0
     refused: int = 0
     stored: int = 0
     duplicates: int = 0
     conflicts: int = 0
+    erased: int = 0  # dropped, because they were erased before
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,7 @@ class Recorder:
         self._durability = durability
         self._pid = os.getpid()
         self._spool = Spool.new(spool_directory(corpus))
+        self._denied = denylist(corpus)
         self._known: dict[str, None] = {}
         self._draining = threading.Lock()
         # Entering a Condition is Python code: an interrupt can hit between its acquiring and the block, and the lock is
@@ -154,6 +160,8 @@ class Recorder:
         """
         self._check_usable()
         checked = self._record_type.validate([record])
+        if self._denied and self._allowed(checked, lambda _: record)[1]:
+            return Receipt(_given_id(record), "erased")
         if checked.refused:
             problems = checked.refused[0][1]
             self._refuse([(record, problems, None)])
@@ -179,20 +187,24 @@ class Recorder:
         Raises InvalidRecordError when an Arrow table's columns don't fit at all, StoreError.
         """
         self._check_usable()
-        acknowledged, offset, rows, size = 0, 0, 0, 0
+        acknowledged, offset, rows, size, erased = 0, 0, 0, 0, 0
         refused: list[tuple[int, tuple[Problem, ...]]] = []
         batches: list[pa.RecordBatch] = []
         aside: list[_Refused] = []
         writing: _Writing | None = None  # reaches the disk while the next records are being checked
         try:
             for chunk, checked in self._checked(records):
+                given = len(checked.batch) + len(checked.refused)
+                if self._denied:
+                    checked, dropped = self._allowed(checked, chunk)
+                    erased += dropped
                 if len(checked.batch):
                     batches.append(self._filled(checked.batch))
                     size += batches[-1].nbytes
                 for position, problems in checked.refused:
                     aside.append((chunk(position), problems, sources[offset + position] if sources else None))
                     refused.append((offset + position, problems))
-                offset += len(checked.batch) + len(checked.refused)
+                offset += given
                 rows += len(checked.batch) + len(checked.refused)
                 if rows >= _SPOOL_ROWS or size >= _SPOOL_BYTES:
                     before, writing = writing, self._begin(batches, aside)
@@ -206,7 +218,19 @@ class Recorder:
         finally:
             if writing is not None:
                 acknowledged += self._acknowledge(writing)
-        return Receipts(acknowledged, refused)
+        return Receipts(acknowledged, refused, erased)
+
+    def _allowed(self, checked: Validated, raw: Callable[[int], Any]) -> tuple[Validated, int]:
+        """A validation without what was erased before, and how many records that is."""
+        hit = self._denied.denies(checked.batch.column("id"), checked.batch.column("subject"))
+        refused = [one for one in checked.refused if not self._denied.mentions(quarantine.plain(raw(one[0])))]
+        dropped = int(hit.sum()) + len(checked.refused) - len(refused)
+        if dropped:
+            accepted = [position for position, gone in zip(checked.accepted, hit.tolist(), strict=True) if not gone]
+            checked = Validated(checked.batch.filter(pa.array(~hit)), accepted, refused)
+            with self._lock:
+                self.counts.erased += dropped
+        return checked, dropped
 
     def _checked(self, records: Any) -> Iterator[tuple[Callable[[int], Any], Validated]]:
         """(a way to get at the raw records, their validation), some thousand at a time."""
@@ -238,6 +262,10 @@ class Recorder:
     def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> None:
         """Put aside, durably, what an importer couldn't even read as a record."""
         self._check_usable()
+        if self._denied and self._denied.mentions(quarantine.plain(record)):
+            with self._lock:
+                self.counts.erased += 1
+            return
         self._refuse([(record, tuple(problems), source)])
 
     def _refuse(self, refused: Sequence[_Refused]) -> None:
@@ -321,11 +349,12 @@ class Recorder:
         self._drain()
         return self.counts
 
-    def _drain(self) -> None:
+    def _drain(self) -> int:
+        """Commit what the spool holds; how many records were dropped because they had been erased."""
         done = Committed()
         with self._draining:
             if self._closed:  # meanwhile; closing committed everything
-                return
+                return 0
             with self._lock:
                 self._oldest = None
             try:
@@ -339,13 +368,24 @@ class Recorder:
                 self.counts.duplicates += done.duplicates
                 self.counts.conflicts += len(done.conflicts)
                 self.counts.refused += done.refused
+                self.counts.erased += done.erased
                 self.conflicts += done.conflicts
+                self._take_denylist()
             with self._lock:
                 self._backlog = self._spool.backlog()
                 if self._backlog[0] and self._oldest is None:
                     self._oldest = time.monotonic()  # came in meanwhile
                 self._error = None
                 self._wake.notify_all()
+        return done.erased
+
+    def _take_denylist(self) -> None:
+        """Know from now on what was erased by now; and keep no trimmed byte of it."""
+        with suppress(TreeringError):  # the next time: what is committed is looked at in any case
+            denied = denylist(self.corpus)
+            if denied.known != self._denied.known:
+                self._spool.scrub()
+                self._denied = denied
 
     def close(self) -> None:
         """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener.
@@ -452,6 +492,11 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
 
 
+def _given_id(record: Any) -> str:
+    found = record.get("id") if isinstance(record, Mapping) else getattr(record, "id", None)
+    return found if isinstance(found, str) else ""
+
+
 def _raw_row(table: pa.Table, position: int) -> Any:
     """A row as it came, for quarantine."""
     try:
@@ -476,20 +521,29 @@ def spool_directory(corpus: BaseCorpus) -> Path:
     return corpus.store.host_dir / "spool" / corpus.record.table
 
 
-def adopt_orphans(corpus: BaseCorpus) -> None:
-    """Commit what processes that are gone have left in their spools. Raises StoreError, ConflictError."""
+def adopt_orphans(corpus: BaseCorpus) -> int:
+    """Commit what processes that are gone have left in their spools; how many records had been erased meanwhile.
+
+    Raises StoreError, ConflictError.
+    """
+    done = Committed()
     for spool in orphans(spool_directory(corpus)):
         try:
-            drain(corpus, spool, Committed())
+            drain(corpus, spool, done)
         finally:
             spool.close()
+    return done.erased
 
 
-def flush_spools(corpus: BaseCorpus) -> None:
-    """Commit what this process and gone ones have acknowledged: step 0 of a seal. Raises StoreError, ConflictError."""
+def flush_spools(corpus: BaseCorpus) -> int:
+    """Commit what this process and gone ones have acknowledged: step 0 of a seal.
+
+    Gives how many records were dropped because they had been erased. Raises StoreError, ConflictError.
+    """
+    erased = 0
     for recorder in list(_open):
         mine = recorder._pid == os.getpid() and not recorder._closing
         # By the directory of their spools: a URI alone doesn't tell stores of the same name at two endpoints apart.
         if mine and spool_directory(recorder.corpus) == spool_directory(corpus):
-            recorder._drain()
-    adopt_orphans(corpus)
+            erased += recorder._drain()
+    return erased + adopt_orphans(corpus)

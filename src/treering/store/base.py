@@ -187,6 +187,10 @@ class BaseStore:
             self._documents[path] = parse_document(kind, path, self.objects.get(path))
         return cast(Document, self._documents[path])
 
+    def forget_document(self, path: str) -> None:
+        """Keep no copy of a document in memory: it is gone, or was replaced."""
+        self._documents.pop(path, None)
+
     # --- corpora -------------------------------------------------------------------------------------------------
 
     def _corpus_type(self) -> type[BaseCorpus]:

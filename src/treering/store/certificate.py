@@ -81,7 +81,7 @@ def build_certificate(corpus: BaseCorpus, record: SnapshotRecord) -> Certificate
     counts: dict[str, Counter[str]] = {
         name: Counter() for name in _COUNTED if name in schema.names and _is_countable(schema.field(name).type)
     }
-    bloom = Bloom(record.rows, 1e-4, _identity)
+    bloom = Bloom(max(1, record.rows), 1e-4, _identity)  # none are left once all were erased
     runs = []
     rows = 0
     low, high = record.row_ids

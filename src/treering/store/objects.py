@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,42 @@ class Objects(ABC):
         # `name#…` is what a crash cut short; it never got its name, so it was never an object.
         return sorted(path for path in found if "#" not in path.rpartition("/")[2])
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Path → bytes of all objects below `prefix`."""
+        with self._reading(prefix):
+            found = {str(meta["path"]): int(meta["size"]) for part in obstore.list(self._store, prefix) for meta in part}
+        return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
+
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Path → when it was written, by the store's clock, of all objects below `prefix`."""
+        with self._reading(prefix):
+            return {str(m["path"]): m["last_modified"] for part in obstore.list(self._store, prefix) for m in part}
+
+    def written_at(self, path: str) -> datetime:
+        """When an object was written, by the store's clock. Raises NotFoundError."""
+        with self._reading(path):
+            return obstore.head(self._store, path)["last_modified"]
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time by the store's clock, which its hosts' may differ from."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object; nothing happens when it isn't there. Raises StoreError."""
+        try:
+            obstore.delete(self._store, path)
+        except (BaseError, OSError) as exc:
+            if isinstance(exc, FileNotFoundError):
+                return
+            known = remote_failure("can't remove from", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't remove {path}: {self._reason(exc)}", code="write-failed") from exc
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once: for what must be forgotten. Nothing else changes one."""
+
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
         """The libraries' errors become ours, here and in `create`."""
@@ -120,6 +156,34 @@ class LocalObjects(Objects):
             hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
             raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
         sync_directory(file.parent)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, durably: there is the old one or the new one, whatever happens."""
+        file = self._root / path
+        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
+        try:
+            try:
+                temporary.write_bytes(data)
+                sync_file(temporary)
+                temporary.replace(file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as exc:
+            hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
+            raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
+        sync_directory(file.parent)
+
+    def now(self) -> datetime:
+        """The time by the clock of the file system, which may be another host's."""
+        file = self._root / f"clock#{secrets.token_hex(6)}"
+        try:
+            file.touch()
+            try:
+                return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+            finally:
+                file.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StoreError(f"can't write {file}: {exc.strerror}", code="write-failed") from exc
 
     def make_durable(self, path: str) -> None:
         """Fsync an object that another process created, and its name."""
@@ -267,6 +331,27 @@ class RemoteObjects(Objects):
                 raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
             return
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once."""
+        try:
+            obstore.put(self._upload if len(data) > _LARGE else self._small, path, data, use_multipart=False)
+        except (BaseError, OSError) as exc:
+            known = remote_failure("can't write to", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
+
+    def now(self) -> datetime:
+        """The time by the server's clock: that of an object written for it."""
+        try:
+            obstore.put(self._small, _CLOCK, secrets.token_bytes(8), use_multipart=False)
+        except (BaseError, OSError) as exc:
+            known = remote_failure("can't write to", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't write {_CLOCK}: {self._reason(exc)}", code="write-failed") from exc
+        return self.written_at(_CLOCK)
+
     def make_durable(self, path: str) -> None:
         """Nothing to do: what can be read from an object store is durable."""
 
@@ -350,6 +435,7 @@ class RemoteObjects(Objects):
 
 
 _PROBE = "probe"
+_CLOCK = "clock"
 
 
 def objects_at(location: Location) -> Objects:

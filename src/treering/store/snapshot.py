@@ -15,7 +15,7 @@ from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
 from treering.store.documents import Certificate, SnapshotRecord
-from treering.store.table import created_up_to, retry_conflicts
+from treering.store.table import created_up_to, describe, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -98,7 +98,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
                 hint=f"seal to {corpus.name}@v{number}, or just to {corpus.name}; names are never used again",
             )
         head = corpus.table.head()
-        if parent and corpus.table.count(head, created_up_to(parent.version)):
+        if parent and corpus.table.count(head, created_up_to(parent.boundary)):
             return NAME_TAKEN  # finishing was undone or raced: V must not hold a row of the parent
         rows = corpus.table.count(head)
         if rows == 0:
@@ -120,7 +120,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
             schema_version=schema.number,
             schema_fingerprint=fingerprint(schema.schema),
             parent=parent.name if parent else None,
-            parent_version=parent.version if parent else 0,
+            parent_version=parent.boundary if parent else 0,
             rows=rows,
             row_ids=(parent.row_ids[1] if parent else 0, corpus.table.last_row_id(head) + 1),
             created_at=datetime.now(UTC),
@@ -138,17 +138,20 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
-    """Complete the newest seal, whoever began it. Earlier ones were complete before it could begin."""
+    """Complete what was begun, whoever began it: the newest seal, earlier ones were complete before it; and erasures."""
+    from treering.store.erase import finish_erasures
+
     records = list_records(corpus)
     if records:
         finish(corpus, records[-1])
+    finish_erasures(corpus)
 
 
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Steps 3 and 4 of a seal; does nothing where they are done."""
-    table, boundary = corpus.table, record.version
+    table, boundary = corpus.table, record.boundary
     corpus.store.objects.make_durable(record.path())  # its creator may have died before it was
-    table.tag(record.name, boundary)
+    settle_tag(corpus, record)
     corpus.step("after-tag")
 
     def attempt() -> bool:
@@ -169,19 +172,36 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     corpus.step("after-finish")
 
 
+def edition_before(corpus: BaseCorpus, record: SnapshotRecord) -> SnapshotRecord | None:
+    """The record of the edition before this one; None for the first."""
+    if record.edition == 1:
+        return None
+    return corpus.store.read_document(SnapshotRecord, record.model_copy(update={"edition": record.edition - 1}).path())
+
+
+def settle_tag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
+    """Let the tag name what the record names: new, there already, or one edition behind. Raises StoreError else."""
+    before = edition_before(corpus, record)
+    moves = None if before is None else (before.branch, before.version)
+    corpus.table.tag(record.name, record.version, record.branch, moves=moves)
+
+
 def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Raise StoreError when the engine's version is no longer the one that was sealed."""
-    found = corpus.table.manifest_sha256(record.version)
+    found = corpus.table.manifest_sha256(record.version, record.branch)
     if found != record.manifest_sha256:
         raise StoreError(
-            f"{record.ref}: the manifest of version {record.version} isn't the one that was sealed",
+            f"{record.ref}: the manifest of {describe((record.branch, record.version))} isn't the one that was sealed",
             code="manifest-changed",
             hint="restore the store's files from a backup; nothing was read",
         )
     tagged = corpus.table.tagged(record.name)
-    if tagged is not None and tagged != record.version:
+    if tagged is None or tagged == (record.branch, record.version):
+        return
+    before = edition_before(corpus, record)
+    if before is None or tagged != (before.branch, before.version):  # one edition behind: whoever maintains next moves it
         raise StoreError(
-            f"{record.ref}: the tag names version {tagged}, the record says {record.version}",
+            f"{record.ref}: the tag names {describe(tagged)}, the record says {describe((record.branch, record.version))}",
             code="tag-moved",
             hint="somebody moved the tag; the record is what counts",
         )

@@ -823,6 +823,6 @@ def _live(corpus: BaseCorpus) -> Segment:
     head = corpus.table.head()
     records = list_records(corpus)
     low = records[-1].row_ids[1] if records else 0
-    rows = corpus.table.count(head, created_after(records[-1].version) if records else None)
+    rows = corpus.table.count(head, created_after(records[-1].boundary) if records else None)
     high = corpus.table.last_row_id(head) + 1 if rows else low
     return Segment(corpus, "live", (low, max(low, high)), rows)

@@ -1,0 +1,115 @@
+"""Erasing, with what only this side of the store knows: the spools of this host, and what is still on its way.
+
+`store.erase` does the tables and documents. Here records are flushed first, so that what was acknowledged is erased with
+the rest, and spools are scrubbed afterwards; those of other hosts when the corpus is next opened there (recorder).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from treering.capture.recorder import flush_spools, spool_directory
+from treering.capture.spool import scrub_file
+from treering.errors import StoreError, UsageError
+from treering.schema.record_type import safe_repr
+from treering.store.corpus import BaseCorpus
+from treering.store.documents import EraseReceipt
+from treering.store.erase import Scrubbed, Wanted, drop_cached
+from treering.store.erase import erase as erase_stored
+
+__all__ = ["erase", "scrub"]
+
+#: How long other processes of this host get to commit what their spools held when the erasure was decided: they do so
+#: every two seconds.
+_WAIT_S = 6.0
+
+
+def erase(
+    corpus: BaseCorpus,
+    *,
+    where: Mapping[str, str | Sequence[str]] | None = None,
+    ids: Iterable[str] | None = None,
+    reason: str = "",
+    block_subject: bool = True,
+) -> EraseReceipt:
+    """See `Corpus.erase`."""
+    wanted = Wanted(_ids(ids), _subjects(where), reason, block_subject)
+    flush_spools(corpus)
+    return erase_stored(corpus, wanted, lambda: scrub(corpus))
+
+
+def _ids(ids: Iterable[str] | None) -> tuple[str, ...]:
+    if ids is None:
+        return ()
+    if isinstance(ids, str | bytes | Mapping) or not isinstance(ids, Iterable):
+        raise UsageError("ids is a list of ids", code="bad-erase")
+    return tuple(ids)
+
+
+def _subjects(where: Mapping[str, str | Sequence[str]] | None) -> tuple[str, ...]:
+    if where is None:
+        return ()
+    if not isinstance(where, Mapping) or set(where) != {"subject"}:
+        raise UsageError(
+            f"where names {safe_repr(list(where))[:80]}" if isinstance(where, Mapping) else "where is a dict",
+            code="bad-erase",
+            hint='erase by subject, where={"subject": …}, or by ids=[…]; the ids of other records `head` and `scan` tell',
+        )
+    given = where["subject"]
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def scrub(corpus: BaseCorpus) -> Scrubbed:
+    """Commit, or drop, what this host's spools hold, overwrite what they held, and drop its caches of what was erased."""
+    dropped = flush_spools(corpus)
+    left: list[str] = []
+    directory = spool_directory(corpus)
+    end = time.monotonic() + _WAIT_S
+    for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
+        problem = _scrubbed(path, end)
+        if problem is not None:
+            left.append(problem)
+    damaged = sorted(directory.glob("*.damaged")) if directory.is_dir() else []
+    if damaged:
+        left.append(f"{len(damaged)} spools in {directory} that can't be read (*.damaged): look at them and remove them")
+    return Scrubbed(dropped, drop_cached(corpus), tuple(left))
+
+
+def _scrubbed(path: Path, end: float) -> str | None:
+    """Wait until a spool's owner has committed what it held, and overwrite that; what is left undone, or None."""
+    try:
+        waiting = _newest(path)
+        while waiting and _oldest(path) <= waiting and time.monotonic() < end:
+            time.sleep(0.05)
+        scrub_file(path, wait_s=max(1.0, end - time.monotonic()))
+        if waiting and _oldest(path) <= waiting:
+            return f"{path.name}: a process of this host still held records; they are looked at when it commits them"
+    except (StoreError, sqlite3.Error):
+        if path.exists():  # else its owner has closed it, and it is gone
+            return f"{path.name}: a process of this host is using it without a pause; its next commit drops what was erased"
+    return None
+
+
+def _newest(path: Path) -> int:
+    return _number(path, "max(seq), 0")
+
+
+def _oldest(path: Path) -> int:
+    return _number(path, f"min(seq), {2**62}")
+
+
+def _number(path: Path, what: str) -> int:
+    if not path.exists():
+        return 0 if what.startswith("max") else 2**62
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+    try:
+        found = 0
+        with suppress(sqlite3.OperationalError):
+            found = int(connection.execute(f"SELECT coalesce({what}) FROM batches").fetchone()[0])  # noqa: S608
+        return found
+    finally:
+        connection.close()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
     from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.erase import ErasePreview
     from treering.store.runs import RowIds
 
 __all__ = ["Corpus", "Store", "open"]
@@ -149,6 +150,14 @@ class Corpus(BaseCorpus):
         from treering.capture.erasing import erase
 
         return erase(self, where=where, ids=ids, reason=reason, block_subject=block_subject)
+
+    def erase_preview(
+        self, *, where: Mapping[str, str | Sequence[str]] | None = None, ids: Iterable[str] | None = None
+    ) -> ErasePreview:
+        """What `erase` would take, and which adapters saw it. Stores nothing. Raises UsageError."""
+        from treering.capture.erasing import preview
+
+        return preview(self, where=where, ids=ids)
 
     def erasures(self) -> list[EraseReceipt]:
         """The receipts of all erasures, oldest first."""

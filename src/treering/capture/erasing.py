@@ -18,10 +18,11 @@ from treering.errors import StoreError, UsageError
 from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import EraseReceipt
-from treering.store.erase import Scrubbed, Wanted, drop_cached
+from treering.store.erase import ErasePreview, Scrubbed, Wanted, drop_cached
 from treering.store.erase import erase as erase_stored
+from treering.store.erase import preview as preview_stored
 
-__all__ = ["erase", "scrub"]
+__all__ = ["erase", "preview", "scrub"]
 
 #: How long other processes of this host get to commit what their spools held when the erasure was decided: they do so
 #: every two seconds.
@@ -40,6 +41,14 @@ def erase(
     wanted = Wanted(_ids(ids), _subjects(where), reason, block_subject)
     flush_spools(corpus)
     return erase_stored(corpus, wanted, lambda: scrub(corpus))
+
+
+def preview(
+    corpus: BaseCorpus, *, where: Mapping[str, str | Sequence[str]] | None = None, ids: Iterable[str] | None = None
+) -> ErasePreview:
+    """See `Corpus.erase_preview`."""
+    flush_spools(corpus)
+    return preview_stored(corpus, Wanted(_ids(ids), _subjects(where)))
 
 
 def _ids(ids: Iterable[str] | None) -> tuple[str, ...]:
@@ -75,7 +84,9 @@ def scrub(corpus: BaseCorpus) -> Scrubbed:
             left.append(problem)
     damaged = sorted(directory.glob("*.damaged")) if directory.is_dir() else []
     if damaged:
-        left.append(f"{len(damaged)} spools in {directory} that can't be read (*.damaged): look at them and remove them")
+        left.append(
+            f"{len(damaged)} spools in {directory} that can't be read (*.damaged): look at them and remove them"
+        )
     return Scrubbed(dropped, drop_cached(corpus), tuple(left))
 
 

@@ -23,6 +23,7 @@ from treering.cli import (
     capture,
     corpus,
     demo,
+    erasure,
     evaluation,
     gate,
     mix,
@@ -141,6 +142,7 @@ for name, command in (
     ("adapters", adapters.adapters),
     ("promote", adapters.promote),
     ("rollback", adapters.rollback),
+    ("erase", erasure.erase),
     ("demo", demo.demo),
 ):
     app.command(name)(command)

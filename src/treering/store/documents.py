@@ -161,7 +161,8 @@ class SnapshotRecord(_Document):
     edition: int = Field(ge=1)
     branch: str | None = Field(description="Lance branch that holds it; null for the main one.")
     version: int = Field(
-        ge=1, description="Table version that holds it; without a branch the boundary: sealed rows were created by then."
+        ge=1,
+        description="Table version that holds it; without a branch the boundary: sealed rows were created by then.",
     )
     main_version: int | None = Field(
         default=None, description="With a branch: the version of the main one that was sealed, still the boundary."
@@ -237,7 +238,9 @@ class ErasureRecord(_Document):
     number: int = Field(ge=1)
     subjects: list[str] = Field(description="Keyed hashes (128 bits, hex) of the subjects whose records are erased.")
     ids: StoredRows | None = Field(description="Keyed hashes of the ids that were asked for: 16 bytes each, ascending.")
-    block_subjects: bool = Field(description="Whether records of these subjects are dropped from now on, whatever their id.")
+    block_subjects: bool = Field(
+        description="Whether records of these subjects are dropped from now on, whatever their id."
+    )
     reason: str
     requested_at: datetime
 
@@ -261,7 +264,9 @@ class AffectedSnapshot(_Document):
     name: str
     edition: int = Field(ge=1, description="The edition that held it.")
     digest: Sha256 = Field(description="Content digest of that edition.")
-    records: int = Field(ge=0, description="0: none of its records, but its index still names ids of an earlier snapshot's.")
+    records: int = Field(
+        ge=0, description="0: none of its records, but its index still names ids of an earlier snapshot's."
+    )
 
 
 class ErasedFound(_Document):

@@ -38,6 +38,7 @@ from treering.store.documents import (
     EraseReceipt,
     ErasureRecord,
     RewrittenSnapshot,
+    SeenBy,
     SnapshotRecord,
     StoredRows,
 )
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from treering.store.lease import Lease
 
 __all__ = [
+    "ErasePreview",
     "ErasedRows",
     "Scrubbed",
     "Wanted",
@@ -62,6 +64,7 @@ __all__ = [
     "erasures",
     "finish_erasures",
     "list_found",
+    "preview",
 ]
 
 #: What a row of `N.rows` is.
@@ -90,6 +93,7 @@ _LIMITS = (
     "spools and caches of other hosts, until the corpus is next opened there",
 )
 
+
 @dataclass(frozen=True)
 class Wanted:
     """What to erase, in the clear: in the memory of the process that was asked, and nowhere else."""
@@ -98,6 +102,22 @@ class Wanted:
     subjects: tuple[str, ...] = ()
     reason: str = ""
     block_subjects: bool = True
+
+
+@dataclass(frozen=True)
+class ErasePreview:
+    """What an erasure would find; `records` are by place (`live`, `v1`, …)."""
+
+    corpus: str
+    records: dict[str, int]
+    annotations: int
+    snapshots: list[str]
+    seen_by: list[SeenBy]
+
+    @property
+    def total(self) -> int:
+        """Records, over all places."""
+        return sum(self.records.values())
 
 
 @dataclass(frozen=True)
@@ -235,15 +255,27 @@ def _keep_hashes(corpus: BaseCorpus, number: int, hashes: Hashes) -> StoredRows:
 class _Matching:
     """Which records an erasure means: by keyed hashes, whoever completes it."""
 
-    def __init__(self, corpus: BaseCorpus, record: ErasureRecord) -> None:
+    def __init__(self, hash_of: KeyedHash, subjects: Hashes, asked: Hashes) -> None:
+        self.hash_of = hash_of
+        self.subjects = subjects
+        self.asked = asked
+
+    @classmethod
+    def of(cls, corpus: BaseCorpus, record: ErasureRecord) -> _Matching:
+        """What a decided erasure means."""
         hash_of = keyed_hash(corpus.store)
         if hash_of is None:
             raise StoreError(
                 "the key of the erasures is missing", code="document-missing", hint="restore it from a backup"
             )
-        self.hash_of: KeyedHash = hash_of
-        self.subjects = Hashes(bytes.fromhex("".join(record.subjects)))
-        self.asked = Hashes(load_stored(corpus.store, record.ids)) if record.ids is not None else Hashes()
+        asked = Hashes(load_stored(corpus.store, record.ids)) if record.ids is not None else Hashes()
+        return cls(hash_of, Hashes(bytes.fromhex("".join(record.subjects))), asked)
+
+    @classmethod
+    def for_now(cls, wanted: Wanted) -> _Matching:
+        """What one would mean, under a key that nobody keeps."""
+        hash_of = KeyedHash(secrets.token_bytes(32))
+        return cls(hash_of, Hashes(hash_of.many(wanted.subjects)), Hashes(hash_of.many(wanted.ids)))
 
     def rows(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The records of the batch that are meant."""
@@ -270,41 +302,69 @@ class _Rows:
         return len(batch)
 
 
+@dataclass
+class _Search:
+    """What there is to erase, as it stands."""
+
+    row_ids: RowIds
+    kinds: Any
+    ids: list[str]
+    live: int
+    snapshots: list[tuple[SnapshotRecord, int]]
+
+    @property
+    def train(self) -> RowIds:
+        """Row ids of training records, ascending."""
+        return np.sort(self.row_ids[self.kinds == _TRAIN])
+
+
+def _search(corpus: BaseCorpus, matching: _Matching, ids: Sequence[str] | None) -> _Search:
+    """Look for the records. With `ids` in the clear the index finds them; else everything is looked at."""
+    rows = _Rows()
+    versions = corpus.known_versions()
+    head = head_of(corpus, versions)  # first: what is sealed right after it is in a snapshot as well
+    snapshots = []
+    for sealed in list_records(corpus):
+        place = sealed_in(corpus, sealed, versions)
+        snapshots.append((sealed, sum(rows.add(batch) for batch in _meant(place, matching, ids))))
+    live = sum(rows.add(batch) for batch in _meant(head, matching, ids))
+    return _Search(
+        np.concatenate([np.empty(0, np.int64), *rows.row_ids]),
+        np.concatenate([np.empty(0, np.int8), *rows.kinds]),
+        rows.ids,
+        live,
+        snapshots,
+    )
+
+
 def _find(corpus: BaseCorpus, record: ErasureRecord, ids: Sequence[str] | None) -> ErasedFound:
-    """Find the rows, once. With `ids` in the clear the index finds them; else everything is looked at."""
+    """Find the rows, once."""
     path = record.path("found.json")
     with suppress(NotFoundError):
         return corpus.store.read_document(ErasedFound, path)
-    matching = _Matching(corpus, record)
-    rows = _Rows()
-    head = head_of(corpus, corpus.known_versions())  # first: what is sealed right after it is in a snapshot as well
-    snapshots: list[tuple[SnapshotRecord, int]] = []
-    for sealed in list_records(corpus):
-        place = sealed_in(corpus, sealed, corpus.known_versions())
-        snapshots.append((sealed, sum(rows.add(batch) for batch in _meant(place, matching, ids))))
-    live = sum(rows.add(batch) for batch in _meant(head, matching, ids))
-    erased = np.concatenate(rows.row_ids) if rows.row_ids else np.empty(0, np.int64)
-    kinds = np.concatenate(rows.kinds) if rows.kinds else np.empty(0, np.int8)
+    matching = _Matching.of(corpus, record)
+    search = _search(corpus, matching, ids)
     affected = [
         AffectedSnapshot(name=sealed.name, edition=sealed.edition, digest=Snapshot(corpus, sealed).digest, records=hits)
-        for sealed, hits in snapshots
-        if hits or _index_names(corpus.table, corpus.table.at(sealed.version, sealed.branch), erased)
+        for sealed, hits in search.snapshots
+        if hits or _index_names(corpus.table, corpus.table.at(sealed.version, sealed.branch), search.row_ids)
     ]
-    said = _said(corpus, Hashes(matching.hash_of.many(rows.ids)) | matching.asked, matching.hash_of, rows, erased)
-    nothing = [pa.nulls(len(erased), _ROWS.field(name).type) for name in ("version", "excluded")]
-    records = pa.Table.from_arrays([pa.array(erased), pa.array(kinds), *nothing], schema=_ROWS)
+    hashes = Hashes(matching.hash_of.many(search.ids))
+    said = _said(corpus, hashes | matching.asked, matching.hash_of, search)
+    nothing = [pa.nulls(len(search.row_ids), _ROWS.field(name).type) for name in ("version", "excluded")]
+    records = pa.Table.from_arrays([pa.array(search.row_ids), pa.array(search.kinds), *nothing], schema=_ROWS)
     table = pa.concat_tables([records, said]).sort_by([("kind", "ascending"), ("row_id", "ascending")])
     corpus.step("before-found")
     found = ErasedFound(
         corpus=corpus.name,
         incarnation=corpus.record.incarnation,
         number=record.number,
-        rows=keep(corpus.store, f"{_folder(corpus)}/{record.number}.rows", _ipc(table), len(erased)),
-        ids=_keep_hashes(corpus, record.number, Hashes(matching.hash_of.many(rows.ids))),
-        live=live,
+        rows=keep(corpus.store, f"{_folder(corpus)}/{record.number}.rows", _ipc(table), len(records)),
+        ids=_keep_hashes(corpus, record.number, hashes),
+        live=search.live,
         snapshots=affected,
-        annotations=sum(1 for kind in said.column("kind").to_pylist() if kind == _ANNOTATION),
-        seen_by=corpus.seen_by(np.sort(erased[kinds == _TRAIN])),
+        annotations=_words(said),
+        seen_by=corpus.seen_by(search.train),
         found_at=datetime.now(UTC),
     )
     try:
@@ -313,6 +373,26 @@ def _find(corpus: BaseCorpus, record: ErasureRecord, ids: Sequence[str] | None) 
         return corpus.store.read_document(ErasedFound, path)
     corpus.step("after-found")
     return found
+
+
+def preview(corpus: BaseCorpus, wanted: Wanted) -> ErasePreview:
+    """What `erase` would find. Stores nothing. Raises UsageError."""
+    _check(wanted)
+    matching = _Matching.for_now(wanted)
+    search = _search(corpus, matching, wanted.ids if not wanted.subjects else None)
+    said = _said(corpus, Hashes(matching.hash_of.many(search.ids)) | matching.asked, matching.hash_of, search)
+    by_place = {"live": search.live, **{sealed.name: hits for sealed, hits in search.snapshots}}
+    return ErasePreview(
+        corpus=corpus.name,
+        records={place: count for place, count in by_place.items() if count},
+        annotations=_words(said),
+        snapshots=[sealed.ref for sealed, hits in search.snapshots if hits],
+        seen_by=corpus.seen_by(search.train),
+    )
+
+
+def _words(said: pa.Table) -> int:
+    return sum(kind == _ANNOTATION for kind in said.column("kind").to_pylist())
 
 
 def _meant(place: Place, matching: _Matching, ids: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
@@ -331,13 +411,13 @@ def _index_names(table: LanceTable, dataset: Any, row_ids: RowIds) -> bool:
     return any(np.isin(held, row_ids).any() for held in table.indexed_row_ids(dataset))
 
 
-def _said(corpus: BaseCorpus, ids: Hashes, hash_of: KeyedHash, rows: _Rows, erased: RowIds) -> pa.Table:
+def _said(corpus: BaseCorpus, ids: Hashes, hash_of: KeyedHash, search: _Search) -> pa.Table:
     """The annotations about these records, and when which of them was excluded."""
     table = corpus.annotation_log.table
     head = table.head_if_made()
     found: list[tuple[int, int, int | None, bool | None]] = []
     if head is not None and len(ids):
-        at = dict(zip(rows.ids, erased.tolist(), strict=True))
+        at = dict(zip(search.ids, search.row_ids.tolist(), strict=True))
         for batch in table.scan(head, ["id", "key", "value", CREATED_AT], row_ids=True):
             hit = batch.filter(pa.array(among(hash_of, ids, batch.column("id"))))
             for row in hit.to_pylist():
@@ -524,7 +604,7 @@ def _erase_annotations(corpus: BaseCorpus, rows: RowIds) -> None:
 
 def _meant_by(corpus: BaseCorpus, record: ErasureRecord, found: ErasedFound) -> Denylist:
     """What one erasure means, subjects that aren't blocked included."""
-    matching = _Matching(corpus, record)
+    matching = _Matching.of(corpus, record)
     ids = matching.asked | Hashes(load_stored(corpus.store, found.ids))
     return Denylist(matching.hash_of, ids, matching.subjects, frozenset())
 

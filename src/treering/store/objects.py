@@ -79,7 +79,9 @@ class Objects(ABC):
     def sizes(self, prefix: str) -> dict[str, int]:
         """Path → bytes of all objects below `prefix`."""
         with self._reading(prefix):
-            found = {str(meta["path"]): int(meta["size"]) for part in obstore.list(self._store, prefix) for meta in part}
+            found = {
+                str(meta["path"]): int(meta["size"]) for part in obstore.list(self._store, prefix) for meta in part
+            }
         return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
 
     def written(self, prefix: str) -> dict[str, datetime]:

@@ -169,6 +169,9 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
         return False
 
     retry_conflicts(attempt, what=f"finishing {record.ref}")
+    if table.index_names_gone(table.head()):
+        # Else the next snapshot's index would name records of this one, which erasing couldn't leave untouched.
+        table.reindex(None)
     corpus.step("after-finish")
 
 
@@ -199,7 +202,10 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     if tagged is None or tagged == (record.branch, record.version):
         return
     before = edition_before(corpus, record)
-    if before is None or tagged != (before.branch, before.version):  # one edition behind: whoever maintains next moves it
+    if before is None or tagged != (
+        before.branch,
+        before.version,
+    ):  # one edition behind: whoever maintains next moves it
         raise StoreError(
             f"{record.ref}: the tag names {describe(tagged)}, the record says {describe((record.branch, record.version))}",
             code="tag-moved",

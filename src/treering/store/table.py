@@ -73,7 +73,7 @@ _LONG_RUN = 1_000
 
 #: How the engine is told to rewrite single fragments, each to one of its own: the options as it writes them into its own
 #: plans, which make tasks of neighbours that are small, and never of a fragment that is merely another branch's.
-_REWRITE = {
+_REWRITE: dict[str, Any] = {
     "target_rows_per_fragment": 1 << 40,
     "max_rows_per_group": 1024,
     "max_bytes_per_file": None,
@@ -410,7 +410,8 @@ class LanceTable:
             head = self._open(branch=branch)
             fragments = [fragment.metadata.to_json() for fragment in head.get_fragments()]
             stale = [
-                fragment["deletion_file"] is not None or any(file.get("base_id") is not None for file in fragment["files"])
+                fragment["deletion_file"] is not None
+                or any(file.get("base_id") is not None for file in fragment["files"])
                 for fragment in fragments
             ]
             if not any(stale):
@@ -431,6 +432,12 @@ class LanceTable:
                     reader = LanceFileReader(f"{self.uri}/{path}", storage_options=self._options, columns=["ids"])
                     for batch in reader.read_all(batch_size=65_536).to_batches():
                         yield np.asarray(batch.column(0)).astype(np.int64)
+
+    def index_names_gone(self, dataset: Dataset) -> bool:
+        """Whether the id index still covers fragments that the handle's version doesn't hold. Metadata only."""
+        held = {int(fragment.fragment_id) for fragment in dataset.get_fragments()}
+        segments = [segment for index in dataset.describe_indices() for segment in index.segments]
+        return any(not held.issuperset(map(int, segment.fragment_ids)) for segment in segments)
 
     def reindex(self, branch: str | None) -> None:
         """Make the id index anew: it holds the ids of the rows that are there, and no others."""

@@ -63,6 +63,7 @@ __all__ = [
     "erased_rows",
     "erasures",
     "finish_erasures",
+    "has_erasures",
     "list_found",
     "preview",
 ]
@@ -166,6 +167,11 @@ def erasures(corpus: BaseCorpus) -> list[EraseReceipt]:
     paths = [p for p in corpus.store.objects.list(_folder(corpus)) if p.endswith(".receipt.json")]
     found = [corpus.store.read_document(EraseReceipt, path) for path in paths]
     return sorted(found, key=lambda receipt: receipt.number)
+
+
+def has_erasures(corpus: BaseCorpus) -> bool:
+    """Whether anything was ever erased from the corpus: one listing."""
+    return bool(corpus.store.objects.list(_folder(corpus)))
 
 
 def finish_erasures(corpus: BaseCorpus) -> None:

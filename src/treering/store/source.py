@@ -208,6 +208,7 @@ class Segment:
         """
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
+        self.check_whole()
         dropped = self.excluded() if split else None
         if self.narrowing.is_whole and (dropped is None or not len(dropped)):
             yield from self._scan(names, split)
@@ -348,6 +349,38 @@ class Segment:
             return np.empty(0, np.int64), []
         return row_ids_of(self._places(again=self.name == "live"), ids)
 
+    def present(self) -> int:
+        """How many rows the store holds in its interval now, whatever is narrowed. Metadata only, mostly."""
+        places = self._places(again=True)
+        return sum(self._corpus.table.count(place.dataset, rows_between(low, high)) for low, high, place in places)
+
+    def check_whole(self) -> None:
+        """Raise ConflictError when records of it were erased since it was pinned, naming the receipts."""
+        from treering.store.erase import has_erasures
+
+        if self.rows and has_erasures(self._corpus):
+            gone = self._gone()
+            if gone is not None:
+                raise gone
+
+    def _gone(self) -> ConflictError | None:
+        from treering.store.erase import erased_rows, list_found
+        from treering.store.gone import Gone, erased_error, gone_since
+
+        if self.name == "live":
+            found = gone_since(self._corpus, self, None)
+            return None if found is None else erased_error(self, found)
+        record = self._record()
+        missing = self.rows - (record.rows if record is not None else 0)
+        if not missing:
+            return None
+        # Pinned by its name alone, as `load` does: the newest erasures that make up for what is missing.
+        taken = [one for one in list_found(self._corpus) if any(hit.name == self.name for hit in one.snapshots)]
+        by: list[Any] = []
+        while taken and len(Gone.of(by, self.row_ids).records) < missing:
+            by.insert(0, erased_rows(self._corpus, taken.pop()))
+        return erased_error(self, Gone.of(by, self.row_ids))
+
     def certified_runs(self) -> RowIds | None:
         """Every training row of the snapshot, whatever this source is narrowed to; None for live.
 
@@ -386,6 +419,7 @@ class Segment:
             found = self._take(row_ids, columns, self._places())
         except StoreError:
             if self.name != "live":
+                self.check_whole()
                 raise
             # The version of live that the handle knows was compacted and cleaned up: its rows lie elsewhere now.
         if self.name == "live" and (found is None or len(found) != len(row_ids)):
@@ -393,6 +427,7 @@ class Segment:
             found = self._take(row_ids, columns, self._places(again=True))
         assert found is not None
         if len(found) != len(row_ids):
+            self.check_whole()
             raise StoreError(
                 f"{self.ref}: {len(row_ids) - len(found)} of {len(row_ids)} rows are gone",
                 code="rows-missing",
@@ -685,10 +720,15 @@ class Source:
         return pin
 
     @classmethod
-    def from_pin(cls, store: BaseStore, pin: dict[str, Any]) -> Source:
+    def from_pin(
+        cls, store: BaseStore, pin: dict[str, Any], *, erased: Literal["refuse", "skip", "fewer"] = "refuse"
+    ) -> Source:
         """The source that was pinned, read as the schema version of that time: the same records, byte for byte.
 
-        Raises NotFoundError when it isn't in this store, ConflictError when the store holds something else by that name.
+        `erased` says what becomes of records that were erased since: "refuse", "skip" (they keep their positions, and
+        loaders leave them out of the batches) or "fewer" (positions close up). Raises NotFoundError when it isn't in this
+        store, ConflictError when the store holds something else by that name; with code "erased", naming the receipts, when
+        erasures are why.
         """
         home, _, name = pin["corpus"].rpartition("#")
         corpus = (store.neighbour(home) if home else store).corpus(name)
@@ -707,7 +747,9 @@ class Source:
         segments = []
         for part in pin["segments"]:
             span = (part["row_ids"][0], part["row_ids"][1])
-            segment = Segment(corpus, part["name"], span, part["rows"], narrowing)
+            segment = _as_pinned(Segment(corpus, part["name"], span, part["rows"], narrowing), part["digest"], erased)
+            if erased == "fewer":
+                part = {**part, "digest": segment.digest}
             for what, found in (("incarnation", corpus.record.incarnation), ("digest", segment.digest)):
                 if part[what] != found:
                     raise ConflictError(
@@ -737,6 +779,25 @@ class Source:
                 hint="use the store that the pin was made in, or pin anew",
             )
         return source
+
+
+def _as_pinned(segment: Segment, digest: str | None, erased: Literal["refuse", "skip", "fewer"]) -> Segment:
+    """A pinned segment, with what was erased of it since. Raises ConflictError when something was, and that is refused."""
+    from treering.store.erase import has_erasures
+
+    corpus = segment._corpus
+    if not has_erasures(corpus) or (segment.name != "live" and segment.digest == digest):
+        return segment
+    from treering.store.gone import GoneSegment, erased_error, gone_since
+
+    gone = gone_since(corpus, segment, digest)
+    if gone is None:
+        return segment
+    if erased == "refuse":
+        raise erased_error(segment, gone)
+    if erased == "fewer":
+        return Segment(corpus, segment.name, segment.row_ids, segment.rows - len(gone.records), segment.narrowing)
+    return GoneSegment(corpus, segment.name, segment.row_ids, segment.rows, segment.narrowing, gone, digest)
 
 
 def _among(ids: RowIds, chosen: RowIds) -> np.ndarray[Any, np.dtype[np.bool_]]:

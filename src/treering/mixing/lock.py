@@ -382,9 +382,10 @@ class MixLock(_Document):
             changed["ragged"] = ragged
         if pad_value is not None:
             changed["pad_value"] = pad_value
-        return Loader(
+        sources = self.resolve(store, erased=_erased(erased))
+        loader = Loader(
             MixLock.checked(**{**dict(self), **changed}),
-            _skipping(self.resolve(store, erased=_erased(erased))),
+            sources,
             transform=transform,
             num_workers=num_workers,
             rank=rank,
@@ -395,6 +396,8 @@ class MixLock(_Document):
             adaptive=adaptive,
             cache=cache,
         )
+        _warn_of_erased(sources)
+        return loader
 
 
 def _erased(given: Any) -> Any:
@@ -403,14 +406,13 @@ def _erased(given: Any) -> Any:
     return given
 
 
-def _skipping(sources: tuple[SourceLike, ...]) -> tuple[SourceLike, ...]:
+def _warn_of_erased(sources: tuple[SourceLike, ...]) -> None:
     for source in sources:
         gone = sum(len(getattr(segment, "erased", ())) for segment in source.segments)
         if gone:
             warnings.warn(
                 f"{gone:,} training records of {source.ref} were erased; batches go without them", stacklevel=3
             )
-    return sources
 
 
 def pinned_sampling(source: SourceLike, rows: TrainRows) -> PinnedSampling | None:

@@ -45,7 +45,7 @@ from treering.store.documents import (
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.runs import RowIds
 from treering.store.snapshot import Snapshot, finish_pending, list_records, settle_tag
-from treering.store.table import CREATED_AT, ROW_ID, LanceTable, retry_conflicts, rows_among, text_in
+from treering.store.table import CREATED_AT, ROW_ID, LanceTable, retry_conflicts, rows_among, rows_between, text_in
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +89,8 @@ _LEFT_BEHIND_S = 3600.0
 
 _LIMITS = (
     "backups and copies of the store, and versions that a bucket keeps of its own",
-    "weights, cards, scores and locks of adapters that had seen the records: they are named above",
+    "weights, cards, locks and scores of adapters that had seen the records, which are named here, and evaluations: they may "
+    "name labels and domains",
     "what processes that read the records before still hold in memory or have open",
     "spools and caches of other hosts, until the corpus is next opened there",
 )
@@ -496,7 +497,7 @@ def _complete(corpus: BaseCorpus, record: ErasureRecord, found: ErasedFound, hel
     meant = _meant_by(corpus, record, found)
     done.quarantined = _erase_quarantine(corpus, meant)
     corpus.step("after-quarantine")
-    done.selections = _erase_descriptions(corpus, meant)
+    done.selections = _erase_descriptions(corpus, meant, erased.records)
     _purge(corpus, done, held)
     corpus.step("after-purge")
     corpus.table.release()
@@ -636,8 +637,11 @@ def _erase_quarantine(corpus: BaseCorpus, meant: Denylist) -> int:
     return gone
 
 
-def _erase_descriptions(corpus: BaseCorpus, meant: Denylist) -> int:
-    """Selections that say they were narrowed to an erased value keep their rows and lose the word."""
+def _erase_descriptions(corpus: BaseCorpus, meant: Denylist, erased: RowIds) -> int:
+    """Selections keep their rows, and lose the words that only erased records said.
+
+    That are values they were narrowed to, and names of groups in their reports.
+    """
     objects = corpus.store.objects
     changed = 0
     for path in objects.list(f"selections/{corpus.record.table}"):
@@ -645,6 +649,9 @@ def _erase_descriptions(corpus: BaseCorpus, meant: Denylist) -> int:
             continue
         before = json.loads(objects.get(path))
         after = _without(before, meant)
+        spans = [segment["row_ids"] for segment in before["source"]["segments"]]
+        if any(((erased >= low) & (erased < high)).any() for low, high in spans):
+            _rename_lost(after, _names_left(corpus, before["by"], spans))
         if after != before:
             objects.replace(path, json.dumps(after, indent=2, ensure_ascii=False).encode())
             corpus.store.forget_document(path)
@@ -654,10 +661,38 @@ def _erase_descriptions(corpus: BaseCorpus, meant: Denylist) -> int:
 
 def _without(value: Any, meant: Denylist) -> Any:
     if isinstance(value, dict):
-        return {_without(key, meant): _without(item, meant) for key, item in value.items()}
+        return {key: _without(item, meant) for key, item in value.items()}
     if isinstance(value, list):
         return [_without(item, meant) for item in value]
     return ERASED if isinstance(value, str) and meant.denies_record(value, value) else value
+
+
+def _names_left(corpus: BaseCorpus, by: str, spans: Sequence[tuple[int, int]]) -> set[str] | None:
+    """The values that a column still has in these stretches; None when the groups weren't those of a column."""
+    versions = corpus.known_versions()
+    if by not in versions[-1].schema.names:
+        return None
+    left: set[str] = set()
+    places = [head_of(corpus, versions), *(sealed_in(corpus, sealed, versions) for sealed in list_records(corpus))]
+    for place in places:
+        for low, high in spans:
+            for batch in place.scan([by], rows_between(low, high)):
+                left.update(map(str, batch.column(0).unique().to_pylist()))
+    return left
+
+
+def _rename_lost(selection: dict[str, Any], left: set[str] | None) -> None:
+    """Take the names of groups that are gone out of a selection's report."""
+    from treering.store.selection import NO_VALUE
+
+    names = {entry["domain"] for entry in selection["report"]["domains"]}
+    names.update(selection["report"]["starving"], selection["weights"])
+    lost = sorted(names - (left or set()) - {NO_VALUE})
+    new = {name: f"{ERASED} {number}" for number, name in enumerate(lost, 1)}
+    for entry in selection["report"]["domains"]:
+        entry["domain"] = new.get(entry["domain"], entry["domain"])
+    selection["report"]["starving"] = [new.get(name, name) for name in selection["report"]["starving"]]
+    selection["weights"] = {new.get(name, name): share for name, share in selection["weights"].items()}
 
 
 def _purge(corpus: BaseCorpus, done: _Done, held: Lease | None) -> None:

@@ -225,4 +225,6 @@ def _empty(kind: Any, rows: int) -> Any:
         return pa.array([""] * rows, kind)
     if t.is_binary(kind) or t.is_large_binary(kind):
         return pa.array([b""] * rows, kind)
-    return pa.array(np.zeros(rows, np.int8)).cast(pa.int64()).cast(kind) if not t.is_null(kind) else pa.nulls(rows)
+    if t.is_primitive(kind) or t.is_decimal(kind):
+        return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(bytes((kind.bit_width * rows + 7) // 8))])
+    return pa.nulls(rows, kind)

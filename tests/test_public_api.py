@@ -6,7 +6,7 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "CheckFailedError", "ConflictError", "Corpus", "GatePolicy", "InvalidRecordError", "Loader",
+    "AlreadyExistsError", "CheckFailedError", "ConflictError", "Corpus", "EraseReceipt", "GatePolicy", "InvalidRecordError", "Loader",
     "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "Run", "Schedule", "ScoreMatrix", "Snapshot",
     "Source", "Store", "StoreError", "TrainConfig", "TreeringError", "UsageError", "Verdict", "evaluate", "gate", "load_adapter", "mix", "open",
     "score_matrix", "streams", "train",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.train import Run, train
-    from treering.store import Snapshot, Source
+    from treering.store import EraseReceipt, Snapshot, Source
     from treering.training import TrainConfig
 
 __version__ = "0.1.0"
@@ -35,6 +35,7 @@ _HOMES = {
     "CheckFailedError": "errors",
     "ConflictError": "errors",
     "Corpus": "front",
+    "EraseReceipt": "store",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
@@ -69,6 +70,7 @@ __all__ = [
     "CheckFailedError",
     "ConflictError",
     "Corpus",
+    "EraseReceipt",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",

@@ -38,6 +38,7 @@ class ImportSummary:
     stored: int = 0
     duplicates: int = 0
     refused: int = 0
+    erased: int = 0  # dropped, because they were erased before
     conflicts: list[str] = field(default_factory=list)
     problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
 
@@ -75,6 +76,7 @@ def import_file(
         progress(summary.read)
     summary.stored = recorder.counts.stored
     summary.duplicates = recorder.counts.duplicates
+    summary.erased = recorder.counts.erased
     summary.conflicts = recorder.conflicts
     return summary
 
@@ -130,9 +132,10 @@ def _capture(
             record = parse_json(line)
         except ValueError as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
-            kept = line[:_KEPT].decode("utf-8", "replace").rstrip("\r\n")
-            recorder.refuse(kept, [problem], f"{name}:{number}")
-            _note(summary, number, (problem,))
+            kept = line[:_KEPT].decode("utf-8", "replace").rstrip("
+")
+            if recorder.refuse(kept, [problem], f"{name}:{number}"):
+                _note(summary, number, (problem,))
             continue
         if origin is not None and isinstance(record, dict) and record.get("id") is None:
             # The n-th copy of a line is a record of its own: two users may well say the same.

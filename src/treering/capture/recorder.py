@@ -259,14 +259,15 @@ class Recorder:
             part = table.slice(start, 16 * _CHUNK)
             yield partial(_raw_row, part), record_type.validate_arrow(part)
 
-    def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> None:
-        """Put aside, durably, what an importer couldn't even read as a record."""
+    def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> bool:
+        """Put aside, durably, what an importer couldn't even read as a record; False when it names what was erased."""
         self._check_usable()
         if self._denied and self._denied.mentions(quarantine.plain(record)):
             with self._lock:
                 self.counts.erased += 1
-            return
+            return False
         self._refuse([(record, tuple(problems), source)])
+        return True
 
     def _refuse(self, refused: Sequence[_Refused]) -> None:
         self._spool_batches([], refused)

@@ -39,6 +39,7 @@ class Captured:
     stored: int
     duplicates: int
     refused: int
+    erased: int
     conflicts: int
     refused_lines: list[RefusedLine]
     conflicting_ids: list[str]
@@ -69,6 +70,7 @@ def capture(
         stored=summary.stored,
         duplicates=summary.duplicates,
         refused=summary.refused,
+        erased=summary.erased,
         conflicts=len(summary.conflicts),
         refused_lines=[RefusedLine(line, problems) for line, problems in sorted(summary.problems, key=_line)],
         conflicting_ids=summary.conflicts[:20],
@@ -82,6 +84,7 @@ def capture(
                 ("stored", number(result.stored)),
                 ("duplicates", number(result.duplicates)),
                 ("refused", number(result.refused)),
+                ("erased before", number(result.erased) if result.erased else None),
                 ("id conflicts", number(result.conflicts)),
             ]
         ),

@@ -2,8 +2,8 @@
 
 `erase SUBJECT N KILL_MS`: erase a subject (an empty one: complete what is pending), and die at the N-th step, or after so
 many milliseconds, by a kill that nothing can catch; 0 is never.
-`people SECONDS NAME`: capture records of many people, some of whom are being erased.
-`erasures SECONDS NAME STEP`: erase one person after another; with a step's name, die there in the second erasure.
+`people SECONDS FIRST`: capture records of many people, some of whom are being erased.
+`erasures SECONDS FIRST STEP`: erase one person after another; with a step's name, die there in the second erasure.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def erase(corpus: treering.Corpus, subject: str, steps: str, kill_ms: str) -> No
     os._exit(0)
 
 
-def people(corpus: treering.Corpus, seconds: str, name: str) -> None:
-    end, n = time.monotonic() + float(seconds), 0
+def people(corpus: treering.Corpus, seconds: str, first: str) -> None:
+    end, n = time.monotonic() + float(seconds), int(first)
     with corpus.capture() as live:
         while time.monotonic() < end:
-            rows = [record(f"{name}{n + i}", random.choice(PEOPLE)) for i in range(random.randint(1, 20))]  # type: ignore[arg-type]
+            rows = [record(n + i, random.choice(PEOPLE)) for i in range(random.randint(1, 20))]
             n += len(rows)
             live.extend(rows)
             say(captured=[row["id"] for row in rows])

@@ -726,3 +726,32 @@ def test_after_any_history_exactly_the_rest_remains(
             assert all(row == {**row, **record(int(row["id"].rpartition("-")[2]), row["subject"])} for row in rows)
     for who in gone:
         assert files_with(Path(store.uri), who) == []
+
+
+def test_readers_beside_an_erasure_read_all_or_are_told(store: treering.Store, corpus: treering.Corpus) -> None:
+    sealed(corpus)
+    stop, wrong = threading.Event(), []
+
+    def read() -> None:
+        mine = treering.open(store.uri, create=False)
+        while not stop.is_set():
+            for ref in ("support@v1", "support@live"):
+                try:
+                    rows = mine.load(ref).to_table(["id", "text", "subject"]).to_pylist()
+                except treering.ConflictError as exc:
+                    if exc.code != "erased":
+                        wrong.append(exc)
+                except Exception as exc:
+                    wrong.append(exc)
+                else:
+                    wrong.extend(r for r in rows if r["text"] != f"text {r['id'].rpartition('-')[2]} by {r['subject']}")
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for who in (WHO, "ann", "bob"):
+        corpus.erase(where={"subject": who})
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

@@ -9,12 +9,10 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from treering.capture.recorder import flush_spools, spool_directory
-from treering.capture.spool import scrub_file
-from treering.errors import StoreError, UsageError
+from treering.capture.recorder import flush_spools, scrub_spools, spool_directory
+from treering.errors import UsageError
 from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import EraseReceipt
@@ -77,11 +75,19 @@ def scrub(corpus: BaseCorpus) -> Scrubbed:
     dropped = flush_spools(corpus)
     left: list[str] = []
     directory = spool_directory(corpus)
+    paths = sorted(directory.glob("*.sqlite")) if directory.is_dir() else []
+    waiting = {path: newest for path in paths if (newest := _number(path, "max(seq), 0"))}
     end = time.monotonic() + _WAIT_S
-    for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
-        problem = _scrubbed(path, end)
-        if problem is not None:
-            left.append(problem)
+    while (held := [path for path, newest in waiting.items() if _oldest(path) <= newest]) and time.monotonic() < end:
+        time.sleep(0.05)
+    if held:
+        left.append(
+            f"{len(held)} spools of processes on this host that haven't committed what they held: their next commit drops it"
+        )
+    if busy := scrub_spools(corpus, wait_s=max(1.0, end - time.monotonic()), again=True):
+        left.append(
+            f"{len(busy)} spools of processes on this host that were busy: their next commit overwrites what they held"
+        )
     damaged = sorted(directory.glob("*.damaged")) if directory.is_dir() else []
     if damaged:
         left.append(
@@ -90,37 +96,21 @@ def scrub(corpus: BaseCorpus) -> Scrubbed:
     return Scrubbed(dropped, drop_cached(corpus), tuple(left))
 
 
-def _scrubbed(path: Path, end: float) -> str | None:
-    """Wait until a spool's owner has committed what it held, and overwrite that; what is left undone, or None."""
-    try:
-        waiting = _newest(path)
-        while waiting and _oldest(path) <= waiting and time.monotonic() < end:
-            time.sleep(0.05)
-        scrub_file(path, wait_s=max(1.0, end - time.monotonic()))
-        if waiting and _oldest(path) <= waiting:
-            return f"{path.name}: a process of this host still held records; they are looked at when it commits them"
-    except (StoreError, sqlite3.Error):
-        if path.exists():  # else its owner has closed it, and it is gone
-            return f"{path.name}: a process of this host is using it without a pause; its next commit drops what was erased"
-    return None
-
-
-def _newest(path: Path) -> int:
-    return _number(path, "max(seq), 0")
-
-
 def _oldest(path: Path) -> int:
-    return _number(path, f"min(seq), {2**62}")
+    return _number(path, f"min(seq), {2**62}") or 2**62
 
 
 def _number(path: Path, what: str) -> int:
+    """Of the batches in a spool that may be another process's; 0 when it is gone, or can't be asked just now."""
     if not path.exists():
-        return 0 if what.startswith("max") else 2**62
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5)
+        return 0
     try:
-        found = 0
-        with suppress(sqlite3.OperationalError):
-            found = int(connection.execute(f"SELECT coalesce({what}) FROM batches").fetchone()[0])  # noqa: S608
-        return found
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=1)
+    except sqlite3.Error:
+        return 0
+    try:
+        return int(connection.execute(f"SELECT coalesce({what}) FROM batches").fetchone()[0])  # noqa: S608
+    except sqlite3.Error:
+        return 0
     finally:
         connection.close()

@@ -132,8 +132,7 @@ def _capture(
             record = parse_json(line)
         except ValueError as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
-            kept = line[:_KEPT].decode("utf-8", "replace").rstrip("
-")
+            kept = line[:_KEPT].decode("utf-8", "replace").rstrip("\r\n")
             if recorder.refuse(kept, [problem], f"{name}:{number}"):
                 _note(summary, number, (problem,))
             continue

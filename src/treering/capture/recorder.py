@@ -27,12 +27,13 @@ from pydantic import BaseModel
 
 from treering.capture import quarantine
 from treering.capture.commit import GIVEN, Committed, comparable, drain, look_up, same_content, spool_schema
-from treering.capture.spool import Spool, Write, orphans
-from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
+from treering.capture.spool import Spool, Write, orphans, scrub_file
+from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
 from treering.store.denylist import denylist
 from treering.store.documents import CorpusRecord
+from treering.store.erase import note, noted
 from treering.store.table import RECENT_VERSIONS, TARGET_ROWS_PER_FRAGMENT
 
 __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
@@ -533,7 +534,31 @@ def adopt_orphans(corpus: BaseCorpus) -> int:
             drain(corpus, spool, done)
         finally:
             spool.close()
+    scrub_spools(corpus)
     return done.erased
+
+
+def scrub_spools(corpus: BaseCorpus, *, wait_s: float = 1.0, again: bool = False) -> list[str]:
+    """Overwrite what this host's spools have let go of, once for each erasure; names of those that didn't let us in.
+
+    An open recorder does so itself with its next commit. This is for one that commits nothing more.
+    """
+    newest = denylist(corpus).newest
+    marker = corpus.store.host_dir / "erased" / f"{corpus.record.table}.spools"
+    if not newest or (not again and noted(marker) >= newest):
+        return []
+    left = []
+    directory = spool_directory(corpus)
+    for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
+        try:
+            scrub_file(path, wait_s=wait_s)
+        except StoreError:
+            if path.exists():  # else its owner has closed it, and it is gone
+                left.append(path.name)
+    if not left:
+        with suppress(OSError):
+            note(marker, newest)
+    return left
 
 
 def flush_spools(corpus: BaseCorpus) -> int:

@@ -121,6 +121,11 @@ class Denylist:
     def __bool__(self) -> bool:
         return bool(len(self.ids) or len(self.subjects))
 
+    @property
+    def newest(self) -> int:
+        """Number of the newest erasure that it knows; 0 without any."""
+        return max((int(path.rpartition("/")[2].partition(".")[0]) for path in self.known), default=0)
+
     def denies(self, ids: Any, subjects: Any) -> Bools:
         """Which records are denied, by their `id` and `subject` columns (`pa.Array`s or chunked; nulls are let in)."""
         return self._among(self.ids, ids) | self._among(self.subjects, subjects)

@@ -65,6 +65,8 @@ __all__ = [
     "finish_erasures",
     "has_erasures",
     "list_found",
+    "note",
+    "noted",
     "preview",
 ]
 
@@ -179,7 +181,8 @@ def finish_erasures(corpus: BaseCorpus) -> None:
     """Complete erasures that were begun, oldest first. The caller holds the lease."""
     for record in _pending(corpus):
         found = _find(corpus, record, None)
-        _receipt(corpus, record, found, _complete(corpus, record, found, None), Scrubbed())
+        done = _complete(corpus, record, found, None)
+        _receipt(corpus, record, found, done, Scrubbed(cached=drop_cached(corpus)))
 
 
 def _check(wanted: Wanted) -> None:
@@ -732,9 +735,8 @@ def drop_cached(corpus: BaseCorpus) -> int:
     if not newest:
         return 0
     marker = corpus.store.host_dir / "erased" / f"{corpus.record.table}.caches"
-    with suppress(OSError, ValueError):
-        if int(marker.read_text()) >= newest:
-            return 0
+    if noted(marker) >= newest:
+        return 0
     stale = {hit.digest for found in list_found(corpus) for hit in found.snapshots if hit.records}
     gone = 0
     folder = corpus.store.cache_dir
@@ -756,6 +758,14 @@ def drop_cached(corpus: BaseCorpus) -> int:
     with suppress(OSError):
         note(marker, newest)
     return gone + len(activations)
+
+
+def noted(marker: Path) -> int:
+    """The number of the newest erasure that this host was scrubbed for; 0 for none."""
+    try:
+        return int(marker.read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def note(marker: Path, number: int) -> None:

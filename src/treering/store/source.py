@@ -210,12 +210,17 @@ class Segment:
         self.check_columns(names)
         self.check_whole()
         dropped = self.excluded() if split else None
-        if self.narrowing.is_whole and (dropped is None or not len(dropped)):
-            yield from self._scan(names, split)
-            return
-        wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
-        for batch in self._scan(list(dict.fromkeys(wanted)), split):
-            yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        try:
+            if self.narrowing.is_whole and (dropped is None or not len(dropped)):
+                yield from self._scan(names, split)
+            else:
+                wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
+                for batch in self._scan(list(dict.fromkeys(wanted)), split):
+                    yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        except StoreError:
+            self.check_whole()
+            raise
+        self.check_whole()  # what was erased while it was read is missing from some point on
 
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
         """Batches of the segment, whatever is narrowed."""
@@ -839,6 +844,8 @@ def _one_type(parts: list[pa.Array]) -> list[pa.Array]:
 
 def resolve(store: BaseStore, text: str) -> Source:
     """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError."""
+    from treering.store.erase import drop_cached, has_erasures
+
     ref = Ref.parse(text)
     if ref.store is not None:
         store = store.neighbour(ref.store)
@@ -864,6 +871,8 @@ def resolve(store: BaseStore, text: str) -> Source:
         live = _live(corpus)
         newer = [r for r in list_records(corpus) if r.ref not in trained and r.row_ids[1] <= live.row_ids[0]]
         segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
+    if has_erasures(corpus):
+        drop_cached(corpus)  # once an erasure, on whichever host: others may have erased what is cached here
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
     corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)

@@ -37,11 +37,18 @@ class Corpus(BaseCorpus):
 
     store: Store
 
-    def capture(self, *, durability: Literal["disk", "store"] = "disk") -> Recorder:
-        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`."""
+    def capture(
+        self, *, durability: Literal["disk", "store"] = "disk", redact: bool | Sequence[str] | None = None
+    ) -> Recorder:
+        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`.
+
+        redact: replace secrets and obvious personal data in what records say by markers such as `[EMAIL]`, before anything
+        reaches the disk: True, or some of secret, email, iban, card, ip, phone; as the corpus was made when left out. Needs
+        the extra `redact`. It finds what has a form of its own, and neither names nor addresses.
+        """
         from treering.capture import Recorder
 
-        return Recorder(self, durability=durability)
+        return Recorder(self, durability=durability, redact=redact)
 
     def quarantine(self) -> list[Quarantined]:
         """Refused records, each with its problems, oldest first."""
@@ -204,6 +211,23 @@ class Store(BaseStore):
 
     def _corpus_type(self) -> type[BaseCorpus]:
         return Corpus
+
+    def create(
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: bool | Sequence[str] = False,
+    ) -> Corpus:
+        """Make a corpus; see `BaseStore.create`. `redact`: what its recorders replace by markers; see `Corpus.capture`."""
+        from treering.capture.redact import redaction_kinds
+
+        kinds = redaction_kinds(redact)
+        made = super().create(name, schema, heldout=heldout, group_by=group_by, split_key=split_key, redact=kinds)
+        return cast(Corpus, made)
 
     def corpus(self, name: str, *, schema: SchemaSpec | None = None) -> Corpus:
         """A corpus by name; see `BaseStore.corpus`."""

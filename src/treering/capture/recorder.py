@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from pydantic import BaseModel
 
 from treering.capture import quarantine
 from treering.capture.commit import GIVEN, Committed, comparable, drain, look_up, same_content, spool_schema
+from treering.capture.redact import Redactor, redaction_kinds
 from treering.capture.spool import Spool, Write, orphans, scrub_file
 from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
 from treering.schema import Validated
@@ -121,9 +123,18 @@ class Recorder:
     seconds, or after `flush` or `close`.
     """
 
-    def __init__(self, corpus: BaseCorpus, *, durability: Literal["disk", "store"] = "disk") -> None:
+    def __init__(
+        self,
+        corpus: BaseCorpus,
+        *,
+        durability: Literal["disk", "store"] = "disk",
+        redact: bool | Sequence[str] | None = None,
+    ) -> None:
         if durability not in ("disk", "store"):
             raise UsageError(f"durability is 'disk' or 'store', not {durability!r}", code="bad-durability")
+        kinds = redaction_kinds(corpus.record.redact if redact is None else redact)
+        self._redactor = Redactor(kinds) if kinds else None
+        self.redacted: Counter[str] = Counter()  # marker → how often it was put in
         # What a process that is gone left behind may wait; that its disk is full, say, must not stop this one.
         with suppress(TreeringError):
             adopt_orphans(corpus)
@@ -160,7 +171,7 @@ class Recorder:
         is in quarantine then), StoreError when it can't be made durable.
         """
         self._check_usable()
-        checked = self._record_type.validate([record])
+        checked = self._without_secrets(self._record_type.validate([record]))
         if self._denied and self._allowed(checked, lambda _: record)[1]:
             return Receipt(_given_id(record), "erased")
         if checked.refused:
@@ -196,6 +207,7 @@ class Recorder:
         try:
             for chunk, checked in self._checked(records):
                 given = len(checked.batch) + len(checked.refused)
+                checked = self._without_secrets(checked)
                 if self._denied:
                     checked, dropped = self._allowed(checked, chunk)
                     erased += dropped
@@ -293,6 +305,26 @@ class Recorder:
             f"the id {record_id!r} is taken by other content", [problem], hint="it waits in quarantine; use another id"
         )
 
+    def _without_secrets(self, checked: Validated) -> Validated:
+        """A validation whose accepted records are redacted; refused ones are when they are put aside."""
+        if self._redactor is None or not len(checked.batch):
+            return checked
+        found: Counter[str] = Counter()
+        batch = self._redactor.batch(checked.batch, found)
+        with self._lock:
+            self.redacted.update(found)
+        return Validated(batch, checked.accepted, checked.refused)
+
+    def _entry(self, record: Any, problems: Sequence[Problem], source: str | None) -> quarantine.Quarantined:
+        if self._redactor is None:
+            return quarantine.entry(record, problems, source)
+        found: Counter[str] = Counter()
+        kept = self._redactor.value(quarantine.plain(record), found)
+        problems = [Problem(p.loc, p.kind, self._redactor.text(p.message, found)) for p in problems]
+        with self._lock:
+            self.redacted.update(found)
+        return quarantine.entry(kept, problems, source)
+
     def _filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with id, ts and split filled in, and a note on which of them were given."""
         ids, ts = batch.column("id"), batch.column("ts")
@@ -322,7 +354,7 @@ class Recorder:
         payloads = [(rows, _to_ipc(batches))] if batches else []
         aside = []
         if refused:
-            entries = [quarantine.entry(record, problems, source) for record, problems, source in refused]
+            entries = [self._entry(record, problems, source) for record, problems, source in refused]
             aside = [(len(entries), quarantine.encode(entries))]
         return _Writing(self._spool.append(payloads, aside), rows, len(refused), sum(len(data) for _, data in payloads))
 

@@ -40,6 +40,7 @@ class Captured:
     duplicates: int
     refused: int
     erased: int
+    redacted: dict[str, int]
     conflicts: int
     refused_lines: list[RefusedLine]
     conflicting_ids: list[str]
@@ -48,6 +49,14 @@ class Captured:
 def capture(
     name: str,
     source: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL: a path, a URL, or - for standard input.")],
+    redact: Annotated[
+        bool | None,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Put markers in the place of secrets, e-mail addresses, phone and card numbers … [default: as the corpus was "
+            "made]",
+        ),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -62,7 +71,7 @@ def capture(
     corpus = open_store(store).corpus(name)
     with counter("lines read") as progress:
         given: Any = sys.stdin.buffer if source == "-" else source
-        summary = import_file(corpus, given, progress=progress)
+        summary = import_file(corpus, given, progress=progress, redact=redact)
     result = Captured(
         corpus=name,
         source=source,
@@ -71,6 +80,7 @@ def capture(
         duplicates=summary.duplicates,
         refused=summary.refused,
         erased=summary.erased,
+        redacted=summary.redacted,
         conflicts=len(summary.conflicts),
         refused_lines=[RefusedLine(line, problems) for line, problems in sorted(summary.problems, key=_line)],
         conflicting_ids=summary.conflicts[:20],
@@ -84,6 +94,7 @@ def capture(
                 ("stored", number(result.stored)),
                 ("duplicates", number(result.duplicates)),
                 ("refused", number(result.refused)),
+                ("redacted", ", ".join(f"{number(n)} {what}" for what, n in sorted(result.redacted.items())) or None),
                 ("erased before", number(result.erased) if result.erased else None),
                 ("id conflicts", number(result.conflicts)),
             ]

@@ -7,7 +7,7 @@ also `spool/`, `leases/` and `cache/` (droppable); beside an object store these 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -199,14 +199,22 @@ class BaseStore:
         return BaseCorpus
 
     def create(
-        self, name: str, schema: SchemaSpec, *, heldout: float = 0.1, group_by: str = "session_id", split_key: str = ""
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: Sequence[str] = (),
     ) -> Any:
         """Make a corpus.
 
         `schema`: a built-in record type's name, a pydantic model class, or a `pyarrow.Schema`. `heldout`: share in
         [0, 1) of the groups that become held-out; records with equal `group_by` share a split, and one without that
         field is a group of its own. `split_key` keys the hash that draws them (by default the corpus's name: the same
-        records are split alike in every store). Raises AlreadyExistsError, UsageError.
+        records are split alike in every store). `redact`: what recorders replace by markers (`Store.create` takes more).
+        Raises AlreadyExistsError, UsageError.
         """
         check_corpus_name(name)
         record_type = RecordType.of(schema)
@@ -225,6 +233,7 @@ class BaseStore:
             heldout=float(heldout),
             group_by=group_by,
             split_key=split_key or name,
+            redact=list(redact),
             created_at=now,
         )
         first = first_version(record_type)

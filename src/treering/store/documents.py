@@ -79,6 +79,7 @@ class CorpusRecord(_Document):
     heldout: float = Field(ge=0, lt=1, description="Share of groups whose records become held-out.")
     group_by: str = Field(description="Common field whose records share a split.")
     split_key: str = Field(description="Key of the hash that draws the split.")
+    redact: list[str] = Field(default=[], description="What is replaced by markers at capture: secret, email, …")
     created_at: datetime
 
     @property

@@ -570,8 +570,10 @@ def test_a_writer_that_died_right_after_such_a_commit_leaves_it_to_whoever_takes
 
     corpus.erase(where={"subject": WHO})
     with monkeypatch.context() as patch:  # who doesn't know of any erasure, and dies before the look after the commit
-        patch.setattr(commit, "denylist", lambda corpus: Denylist(None, Hashes(), Hashes(), frozenset()))
-        patch.setattr(recorder_module, "denylist", lambda corpus: Denylist(None, Hashes(), Hashes(), frozenset()))
+        patch.setattr(commit, "denylist", lambda corpus, look=True: Denylist(None, Hashes(), Hashes(), frozenset()))
+        patch.setattr(
+            recorder_module, "denylist", lambda corpus, look=True: Denylist(None, Hashes(), Hashes(), frozenset())
+        )
         live = corpus.capture()
         live.add(record(1, WHO))
         entries = live._spool.read("batches", 9, 99, 1 << 20)

@@ -163,7 +163,7 @@ def _without_denied(payload: bytes, denied: Denylist) -> tuple[bytes | None, int
 def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committed) -> None:
     """Store what wasn't erased before; what was erased meanwhile leaves the table again."""
     while True:
-        denied = denylist(corpus)
+        denied = denylist(corpus, look=False)  # `_commit_allowed` looks, once the table is open
         hit = pa.array(denied.denies(rows.column("id"), rows.column("subject")))
         dropped, allowed = rows.filter(hit), rows.filter(pc.invert(hit))
         try:

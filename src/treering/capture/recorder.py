@@ -416,7 +416,7 @@ class Recorder:
     def _take_denylist(self) -> None:
         """Know from now on what was erased by now; and keep no trimmed byte of it."""
         with suppress(TreeringError):  # the next time: what is committed is looked at in any case
-            denied = denylist(self.corpus)
+            denied = denylist(self.corpus, look=False)  # each commit has looked
             if denied.known != self._denied.known:
                 self._spool.scrub()
                 self._denied = denied

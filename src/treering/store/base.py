@@ -1,7 +1,8 @@
 """A store: a directory, or a prefix on an object store, that holds corpora, snapshots and adapters.
 
-Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … (objects), `tables/` (Lance). In a directory
-also `spool/`, `leases/` and `cache/` (droppable); beside an object store these lie on each host (location), `leases/` on both.
+Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `erasures/`, `adapters/` … (objects), `tables/` (Lance). In a
+directory also `spool/`, `leases/`, `erased/` (what the host was scrubbed for) and `cache/` (droppable); beside an object
+store these lie on each host (location), `leases/` on both.
 """
 
 from __future__ import annotations

@@ -232,13 +232,18 @@ def keyed_hash(store: BaseStore, *, make: bool = False) -> KeyedHash | None:
     return KeyedHash(key)
 
 
-def denylist(corpus: BaseCorpus) -> Denylist:
-    """What is denied in the corpus by now: one listing, and what is new in it. Raises StoreError."""
+def denylist(corpus: BaseCorpus, *, look: bool = True) -> Denylist:
+    """What is denied in the corpus by now: one listing, and what is new in it. Raises StoreError.
+
+    Without `look`, what this process knew last.
+    """
     folder = f"erasures/{corpus.record.table}"
+    key = (corpus.store.marker.id + corpus.store.uri, corpus.record.table)
+    if not look:
+        return _READ.get(key, _NOTHING)
     found = frozenset(p for p in corpus.store.objects.list(folder) if p.endswith(".json") and ".receipt." not in p)
     if not found:
         return _NOTHING
-    key = (corpus.store.marker.id + corpus.store.uri, corpus.record.table)
     read = _READ.get(key, _NOTHING)
     new = found - read.known
     if not new:

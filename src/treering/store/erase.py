@@ -334,7 +334,7 @@ def _search(corpus: BaseCorpus, matching: _Matching, ids: Sequence[str] | None) 
     versions = corpus.known_versions()
     head = head_of(corpus, versions)  # first: what is sealed right after it is in a snapshot as well
     snapshots = []
-    for sealed in list_records(corpus):
+    for sealed in _kept_records(corpus):
         place = sealed_in(corpus, sealed, versions)
         snapshots.append((sealed, sum(rows.add(batch) for batch in _meant(place, matching, ids))))
     live = sum(rows.add(batch) for batch in _meant(head, matching, ids))
@@ -345,6 +345,12 @@ def _search(corpus: BaseCorpus, matching: _Matching, ids: Sequence[str] | None) 
         live,
         snapshots,
     )
+
+
+def _kept_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
+    """Snapshots that hold their records; of a pruned one only its name is left."""
+    paths = set(corpus.store.objects.list(f"snapshots/{corpus.record.table}"))
+    return [one for one in list_records(corpus) if f"{one.path().rpartition('/')[0]}/pruned.json" not in paths]
 
 
 def _find(corpus: BaseCorpus, record: ErasureRecord, ids: Sequence[str] | None) -> ErasedFound:
@@ -576,24 +582,25 @@ def _forget(corpus: BaseCorpus, path: str) -> None:
 
 
 def _erase_live(corpus: BaseCorpus, erased: RowIds) -> None:
-    """From the main branch. Rows of snapshots are in it no more, since finishing comes first."""
-    if not len(erased):
-        return
+    """From the main branch, whose index may name rows of snapshots as well; those are in it no more."""
     table = corpus.table
+    records = list_records(corpus)
+    live = erased[erased >= records[-1].row_ids[1]] if records else erased
 
     def attempt() -> bool:
         head = table.head()
-        present = [where for where in rows_among(erased) if table.count(head, where)]
-        if present:
-            table.delete_rows(None, erased)
-        table.drop_deleted()
-        if _index_names(table, table.head(), erased):
+        if any(table.count(head, where) for where in rows_among(live)):
+            table.delete_rows(None, live)
+            head = table.head()
+        if len(live) and table.holds_deleted(head):
+            table.drop_deleted()
+            head = table.head()
+        if _index_names(table, head, erased):
             table.reindex(None)
-        head = table.head()
-        return not any(table.count(head, where) for where in rows_among(erased))
+            head = table.head()
+        return not any(table.count(head, where) for where in rows_among(live))
 
     retry_conflicts(attempt, what=f"erasing from {corpus.name}", limit=100)
-    table.make_durable(table.head())
 
 
 def _erase_annotations(corpus: BaseCorpus, rows: RowIds) -> None:
@@ -676,7 +683,7 @@ def _names_left(corpus: BaseCorpus, by: str, spans: Sequence[tuple[int, int]]) -
     if by not in versions[-1].schema.names:
         return None
     left: set[str] = set()
-    places = [head_of(corpus, versions), *(sealed_in(corpus, sealed, versions) for sealed in list_records(corpus))]
+    places = [head_of(corpus, versions), *(sealed_in(corpus, sealed, versions) for sealed in _kept_records(corpus))]
     for place in places:
         for low, high in spans:
             for batch in place.scan([by], rows_between(low, high)):
@@ -717,6 +724,7 @@ def _purge(corpus: BaseCorpus, done: _Done, held: Lease | None) -> None:
             continue
         try:
             with table.held_up(_HELD_UP_S):
+                table.make_durable(table.head())  # nothing older is left to go back to
                 done.freed += table.purge(branches, unnamed=True)
         except ConflictError as exc:
             if exc.code != "writers-inside":

@@ -7,6 +7,7 @@ The boundary is the version V, never a list of fragments: compaction rewrites th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -170,8 +171,9 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
 
     retry_conflicts(attempt, what=f"finishing {record.ref}")
     if table.index_names_gone(table.head()):
-        # Else the next snapshot's index would name records of this one, which erasing couldn't leave untouched.
-        table.reindex(None)
+        # Else the next snapshot's index would name records of this one, and erasing those couldn't leave it untouched.
+        with suppress(ConflictError):
+            table.reindex(None)
     corpus.step("after-finish")
 
 

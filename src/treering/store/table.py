@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import lance
@@ -377,6 +377,16 @@ class LanceTable:
         with self._writers.passed(), self._translated(f"making the branch {name}"):
             self.at(version).create_branch(name, version)
 
+    def drop_branch(self, name: str) -> None:
+        """Remove a branch that no tag names, with all its files; nothing happens when there is none."""
+        if name not in self.branches():
+            return
+        with self._writers.passed(), self._translated(f"removing the branch {name}"):
+            self._open().branches.delete(name)
+        if self._root is not None:
+            for directory in (self._root / "_refs" / "branches", self._root / "tree", self._root):
+                sync_directory(directory)
+
     def branch_head(self, branch: str | None) -> Dataset:
         """A fresh handle on the newest version of a branch; None is the main one."""
         with self._translated(f"opening {self.name}"):
@@ -387,6 +397,10 @@ class LanceTable:
         for where in rows_among(row_ids):
             with self._writers.passed(), self._translated("deleting rows"):
                 self._open(branch=branch).delete(where)
+
+    def holds_deleted(self, dataset: Dataset) -> bool:
+        """Whether any fragment of the handle's version still holds deleted rows."""
+        return any(fragment.metadata.deletion_file is not None for fragment in dataset.get_fragments())
 
     def drop_deleted(self) -> None:
         """Rewrite the main branch's fragments that hold deleted rows, however few, without them."""
@@ -454,11 +468,17 @@ class LanceTable:
 
         freed = 0
         for branch in [None, *branches, None]:
+            if branch is None and not unnamed:  # beside writers
+                freed += self.clean_up(0.0)
+                continue
             with self._translated(f"cleaning up {self.name}"):
                 stats = self._open(branch=branch).cleanup_old_versions(
                     older_than=timedelta(0), error_if_tagged_old_versions=False, delete_unverified=unnamed
                 )
             freed += int(stats.bytes_removed)
+        if self._root is not None:
+            for folder, _, _ in os.walk(self._root):
+                sync_directory(Path(folder))  # else a power cut could bring names back
         return freed
 
     def remove_left_behind(self, older_than_s: float) -> int:

@@ -64,8 +64,8 @@ def killed_again_and_again(store: treering.Store, subjects: list[str], kills: in
     hits = 0
     for number, who in enumerate(subjects):
         todo, here = who, 0
-        wanted = kills * (number + 1) // len(subjects) - hits
-        for _ in range(4 * wanted):
+        wanted = -(-kills * (number + 1) // len(subjects)) - hits  # those that missed are made up for by the next
+        for _ in range(6 * wanted):
             if here == wanted:
                 break
             # Half of the kills come between two steps, half of them in the middle of one.
@@ -89,7 +89,7 @@ def killed_again_and_again(store: treering.Store, subjects: list[str], kills: in
         else:
             corpus.erase(where={"subject": who})
     print(f"{hits} kills hit: {dict(died.most_common())}")
-    assert hits >= kills * 2 // 3
+    assert hits >= kills * 9 // 10
     corpus.clean_up(older_than_s=0)
     assert files_with(Path(store.uri), *subjects) == []
     gone = set(subjects)

@@ -210,7 +210,10 @@ def test_plain_lance_opens_the_newest_edition_by_its_tag(store: treering.Store, 
 def test_a_store_that_was_moved_still_holds_its_erased_snapshots(
     store: treering.Store, corpus: treering.Corpus
 ) -> None:
-    sealed(corpus)
+    """The engine's branches name files of another by absolute paths: a copy would read the original's, or none."""
+    for start, subjects in ((0, OTHERS), (100, [WHO, *OTHERS]), (200, OTHERS)):  # a fragment each; one holds WHO
+        fill(corpus, *subjects, start=start)
+    corpus.snapshot()
     corpus.erase(where={"subject": WHO})
     before = contents(store)
     assert store.root is not None
@@ -272,8 +275,9 @@ def test_what_a_killed_writer_left_in_the_table_goes_too(store: treering.Store, 
 def test_trimmed_bytes_leave_the_spools_of_this_host(store: treering.Store, corpus: treering.Corpus) -> None:
     with corpus.capture() as mine:
         mine.extend([record(n, WHO) for n in range(50)])
+        mine._spool._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # as SQLite does on its own after some megabytes
         mine.flush()
-        assert any("spool/" in path for path in mentioned(store))
+        assert any(path.endswith(".sqlite") for path in mentioned(store))
         corpus.erase(where={"subject": WHO})
         assert mentioned(store) == []
 

@@ -13,7 +13,7 @@ from typing import Any
 from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
 from treering.mixing import MixLock
 from treering.registry import AdapterEvent, StoredAdapter, StoredScore
-from treering.rounds import Evaluation
+from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
@@ -33,9 +33,11 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 DOCUMENTS = {
     "adapter": StoredAdapter,
     "adapter-event": AdapterEvent,
+    "audit": Audit,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
+    "diff": Diff,
     "erase-receipt": EraseReceipt,
     "erasure": ErasureRecord,
     "erasure-found": ErasedFound,
@@ -43,10 +45,12 @@ DOCUMENTS = {
     "gate-policy": GatePolicy,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "round-policy": RoundPolicy,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
     "selection": SelectionRecord,
     "snapshot": SnapshotRecord,
+    "status": Status,
     "store": StoreMarker,
     "verdict": Verdict,
 }

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
     from treering.schema import Alignment, SchemaSpec
+    from treering.store.doctor import Diagnosis
     from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
     from treering.store.erase import ErasePreview
     from treering.store.runs import RowIds
+    from treering.store.verify import Verification
 
 __all__ = ["Corpus", "Store", "open"]
 
@@ -38,17 +40,23 @@ class Corpus(BaseCorpus):
     store: Store
 
     def capture(
-        self, *, durability: Literal["disk", "store"] = "disk", redact: bool | Sequence[str] | None = None
+        self,
+        *,
+        durability: Literal["disk", "batch", "store"] = "disk",
+        sync_every_s: float = 0.1,
+        redact: bool | Sequence[str] | None = None,
     ) -> Recorder:
         """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`.
 
+        What `add` has returned for is on disk ("disk"), in the table ("store"), or will be on disk within `sync_every_s`
+        seconds ("batch": 0.1 s unless you say otherwise; a power cut may take that much, a kill nothing).
         redact: replace secrets and obvious personal data in what records say by markers such as `[EMAIL]`, before anything
         reaches the disk: True, or some of secret, email, iban, card, ip, phone; as the corpus was made when left out. Needs
         the extra `redact`. It finds what has a form of its own, and neither names nor addresses.
         """
         from treering.capture import Recorder
 
-        return Recorder(self, durability=durability, redact=redact)
+        return Recorder(self, durability=durability, sync_every_s=sync_every_s, redact=redact)
 
     def quarantine(self) -> list[Quarantined]:
         """Refused records, each with its problems, oldest first."""
@@ -205,6 +213,16 @@ class Corpus(BaseCorpus):
             f"other processes kept sealing {self.name} first", code="seal-raced", hint="look at its log, then try again"
         )
 
+    def verify(self, name: str) -> Verification:
+        """Compare a snapshot (`v1`, or `live`) with all that is known of it: documents, tag, files, records.
+
+        Reads every record (300 MB/s and more). Damage doesn't raise: `.ok` says, `.findings` name the file and the records.
+        Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify, verify_live
+
+        return verify_live(self) if name == "live" else verify(self, name)
+
 
 class Store(BaseStore):
     """A directory of corpora, snapshots, evaluations and adapters. Made by `treering.open`."""
@@ -251,6 +269,26 @@ class Store(BaseStore):
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
         return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
+
+    def verify(self, ref: str | None = None) -> list[Verification]:
+        """Compare what a ref names (a snapshot, a range, live, a whole corpus), or all there is, with what is known of it.
+
+        One `Verification` a snapshot or live; damage doesn't raise. Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify_store
+
+        return verify_store(self, ref)
+
+    def doctor(self, *, repair: bool = False) -> Diagnosis:
+        """Whether the store is fit to be relied on: documents, permissions, versions, spools, tags, space, rot.
+
+        `repair` does what can be done without guessing; where a choice is left, `.remarks` say which. Whether the records
+        are what was sealed is for `verify` to say.
+        """
+        from treering.capture.rescue import look_at
+        from treering.store.doctor import Chart, examine
+
+        return examine(Chart(self, repair), look_at)
 
     @property
     def cache(self) -> SnapshotCache:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import multiprocessing
+import sys
+from multiprocessing import forkserver
+
 import pytest
 
 from treering.testing import MemoryStore
@@ -18,6 +22,14 @@ def records(prefix: str, rows: int, *, heldout_every: int = 5) -> list[dict[str,
         }
         for n in range(rows)
     ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _a_fork_server_that_stays() -> None:
+    """What runs before a loader needs it isn't ended with it: else each of some hundred loaders would start its own."""
+    if sys.platform != "win32":
+        multiprocessing.set_forkserver_preload(["treering.mixing.loader"])
+        forkserver.ensure_running()
 
 
 @pytest.fixture

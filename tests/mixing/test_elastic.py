@@ -8,6 +8,7 @@ that grows).
 
 from __future__ import annotations
 
+import ast
 import gc
 import itertools
 import json
@@ -244,8 +245,7 @@ def test_random_histories_of_ranks_equal_the_unbroken_run(data: st.DataObject) -
 def handles() -> tuple[int, list[str], list[int]]:
     """Open files, threads of ours, and child processes of this process.
 
-    Worker processes are children of multiprocessing's fork server. The server itself and the resource tracker stay:
-    there is one of each per Python process, whoever else uses multiprocessing shares them, and they end with it.
+    Worker processes are children of multiprocessing's fork server, which runs since before these tests (conftest).
     """
     gc.collect()
     files = len(os.listdir("/proc/self/fd"))
@@ -290,6 +290,63 @@ def test_no_thread_process_or_file_handle_is_left_after_close(
         time.sleep(0.05)  # an ended process stays in the server's list until it is reaped
     assert after == before
     assert after[2] == []
+
+
+def left_behind(script: str) -> list[str]:
+    """What a program prints that ends with `left()`: the command lines of its child processes."""
+    program = """
+import multiprocessing, os
+from pathlib import Path
+from treering.mixing import mix
+from treering.testing import MemoryStore
+
+def left():
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    print([Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\\0", b" ").decode() for child in children])
+
+def used(n=3):
+    loader = mix(MemoryStore().add("a@v1", [{"x": n} for n in range(200)])).loader(8, num_workers=2, epochs=None)
+    batches = iter(loader)
+    for _ in range(n):
+        next(batches)
+    return loader, batches
+
+if __name__ == "__main__":
+"""
+    body = "".join(f"    {line}\n" for line in script.strip().splitlines())
+    done = subprocess.run([sys.executable, "-c", program + body], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return [str(line) for line in ast.literal_eval(done.stdout.splitlines()[-1])]
+
+
+def test_no_process_at_all_is_left_when_the_last_loader_has_closed() -> None:
+    script = """
+first, _ = used()
+second, _ = used()
+first.close()
+assert len(multiprocessing.active_children()) == 2  # the other one goes on
+second.close()
+third, _ = used()  # and whoever comes next has what it needs
+third.close()
+left()
+"""
+    assert left_behind(script) == []
+
+
+def test_helpers_of_multiprocessing_that_somebody_else_uses_are_left_to_him() -> None:
+    script = """
+from multiprocessing.shared_memory import SharedMemory
+mine = SharedMemory(create=True, size=16)  # registered with the tracker, which would remove it
+loader, _ = used()
+loader.close()
+again = SharedMemory(mine.name)
+again.close()
+left()
+mine.close()
+mine.unlink()
+"""
+    (kept,) = left_behind(script)
+    assert "resource_tracker" in kept
 
 
 @pytest.mark.parametrize("end", ["pass", pytest.param("loader.close()", marks=pytest.mark.slow)])

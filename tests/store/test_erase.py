@@ -762,3 +762,25 @@ def test_readers_beside_an_erasure_read_all_or_are_told(store: treering.Store, c
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+# --- with verify and doctor ----------------------------------------------------------------------------------------
+
+
+def test_an_erased_edition_is_verified_like_any_other_and_a_flipped_bit_in_it_named(
+    store: treering.Store, corpus: treering.Corpus
+) -> None:
+    sealed(corpus)
+    corpus.erase(where={"subject": WHO})
+    assert all(corpus.verify(name).ok for name in ("v1", "v2", "v3"))
+    assert store.root is not None
+    (data,) = (store.root / "tables" / f"{corpus.record.table}.lance" / "tree" / "v1-erased" / "data").iterdir()
+    spoilt = bytearray(data.read_bytes())
+    spoilt[len(spoilt) // 2] ^= 1
+    data.write_bytes(bytes(spoilt))
+    said = corpus.verify("v1")
+    assert [finding.file for finding in said.findings] == [data.relative_to(store.root).as_posix()]
+    assert corpus.verify("v2").ok
+    data.unlink()
+    with pytest.raises(StoreError, match="is missing"):
+        treering.open(store.uri, create=False).load("support@v1")

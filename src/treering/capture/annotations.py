@@ -9,19 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import IO, Any
+from itertools import compress
+from typing import Any
 
 import pyarrow as pa
 
 from treering.capture.commit import FILTERS
-from treering.capture.importer import read_lines
 from treering.capture.recorder import flush_spools
 from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageError
-from treering.schema import parse_json
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
-from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
 from treering.store.denylist import all_denied
 from treering.store.erase import Wanted, erase
@@ -29,7 +27,7 @@ from treering.store.place import sealed_in
 from treering.store.snapshot import list_records
 from treering.store.table import text_in
 
-__all__ = ["annotate", "annotate_file"]
+__all__ = ["annotate", "annotate_rows", "refusal"]
 
 _NAMED = 5  # problems and ids that an error spells out
 _ABOUT = ("by", "note")
@@ -72,30 +70,15 @@ def annotate(corpus: BaseCorpus, rows: Iterable[Mapping[str, Any]] | pa.Table | 
         raise UsageError(
             f"annotations are a list of dicts or an Arrow table, not {safe_repr(rows)[:80]}", code="bad-rows"
         )
-    return _annotate(corpus, list(rows), "annotation", 0)
+    given = list(rows)
+    return annotate_rows(corpus, given, what="annotation", numbers=range(len(given)))
 
 
-def annotate_file(corpus: BaseCorpus, source: str | IO[bytes]) -> int:
-    """Store what the lines of a JSONL file (a path, any fsspec URL, or a binary stream) say; as `annotate`.
-
-    The whole file is held in memory, since it is stored as one. Problems name lines, from 1.
-    """
-    rows: list[Any] = []
-    for number, line in enumerate(read_lines(source), start=1):
-        try:
-            rows.append(parse_json(line) if line.strip() else {})
-        except ValueError as exc:
-            problem = Problem((number,), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
-            raise _refusal([problem], "line") from exc
-    return _annotate(corpus, rows, "line", 1, blank_ok=True)
-
-
-def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *, blank_ok: bool = False) -> int:
+def annotate_rows(corpus: BaseCorpus, rows: Sequence[Any], *, what: str, numbers: Sequence[int] | None = None) -> int:
+    """As `annotate`; problems name a row by `what` it is ("line") and its number, from 1 when not given."""
     problems: list[Problem] = []
     said: list[tuple[str, str, str, str | None, str | None]] = []
-    for number, row in enumerate(rows, start=first):
-        if row == {} and blank_ok:
-            continue
+    for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
         found = list(_problems(row, number))
         problems += found
         if not found:
@@ -103,7 +86,7 @@ def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *,
             words = [(key, row[key]) for key in KEYS if row.get(key) is not None]
             said += [(row["id"], key, dump_json(value, sort_keys=True), *about) for key, value in words]
     if problems:
-        raise _refusal(problems, what)
+        raise refusal(problems, what)
     if not said:
         return 0
     ids = [word[0] for word in said]
@@ -155,7 +138,8 @@ def _problems(row: Any, number: int) -> Iterable[Problem]:
             yield Problem((number,), "bad-value", "expected text that UTF-8 can hold, got a lone surrogate")
 
 
-def _refusal(problems: Sequence[Problem], what: str) -> InvalidRecordError:
+def refusal(problems: Sequence[Problem], what: str) -> InvalidRecordError:
+    """The error that names what is wrong with rows; each problem's `loc` begins with its row's number."""
     shown = "; ".join(
         f"{what} {problem.loc[0]}: {Problem(problem.loc[1:], problem.kind, problem.message)}"
         for problem in problems[:_NAMED]
@@ -169,8 +153,10 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
     records = list_records(corpus)
-    for dataset, bloom in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
-        asked = [i for i in missing if bloom is None or stable_hash(i) in bloom]
+    for dataset, denies in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
+        asked = list(missing)
+        if denies is not None and asked:
+            asked = list(compress(asked, denies.may_hold(asked)))
         for part in chunks(asked):
             for batch in corpus.table.scan(dataset, ["id"], text_in("id", part)):
                 for found in batch.column("id").to_pylist():

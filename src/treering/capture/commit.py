@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -24,11 +24,12 @@ from treering.capture.spool import Spool
 from treering.errors import ConflictError, Problem, StoreError, TreeringError
 from treering.schema import Alignment, Version
 from treering.schema.evolution import SCHEMA_VERSION, History, as_stored
-from treering.store.certificate import id_filter, stable_hash
+from treering.store.certificate import id_filter
 from treering.store.corpus import BaseCorpus
 from treering.store.denylist import Denylist, denylist
 from treering.store.documents import SnapshotRecord
 from treering.store.erase import Wanted, erase
+from treering.store.idfilter import IdFilter
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.schemas import add_columns
 from treering.store.snapshot import list_records
@@ -78,9 +79,9 @@ class _Filters:
     """Id filters of the snapshots of one corpus, kept while the process lives."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str], IdFilter] = {}
 
-    def of(self, corpus: BaseCorpus, record: Any) -> Any | None:
+    def of(self, corpus: BaseCorpus, record: SnapshotRecord) -> IdFilter | None:
         key = (corpus.uri, record.path())  # the path holds the incarnation
         if key not in self._known:
             found = id_filter(corpus, record)
@@ -222,6 +223,7 @@ def _commit_allowed(corpus: BaseCorpus, rows: pa.Table, version: Version, done: 
         # Asked after the head was opened: then no record in it is of a later version.
         history = corpus.known_versions()
         known = _sealed_with(corpus, history, rows.column("id").to_pylist(), records)
+        corpus.table.check_floor(head)
         fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
         stored = 0
         if len(fresh):
@@ -314,10 +316,9 @@ def _sealed_with(
     """Rows of any snapshot that have one of the ids."""
     records = list_records(corpus) if records is None else records
     found: dict[str, dict[str, Any]] = {}
-    hashes = [stable_hash(record_id) for record_id in ids] if records else []
     for record in records:
-        bloom = FILTERS.of(corpus, record)
-        maybe = ids if bloom is None else [i for i, h in zip(ids, hashes, strict=True) if h in bloom]
+        denies = FILTERS.of(corpus, record)
+        maybe = ids if denies is None else list(compress(ids, denies.may_hold(ids)))
         if maybe:
             found.update(_rows_with(sealed_in(corpus, record, history), maybe))
     return found

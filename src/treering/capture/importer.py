@@ -12,6 +12,7 @@ import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -21,7 +22,7 @@ from treering.schema import parse_json
 from treering.schema.strict_json import MOST_BYTES
 from treering.store.corpus import BaseCorpus
 
-__all__ = ["ImportSummary", "import_file", "read_lines"]
+__all__ = ["ImportSummary", "import_file", "read_bytes", "read_lines"]
 
 _LINES = 8_192  # lines read, checked and spooled at a time …
 _BYTES = 16 << 20  # … or so many bytes of them
@@ -94,6 +95,13 @@ def read_lines(source: str | IO[bytes]) -> Iterator[bytes]:
         yield from _lines(stream, name)
 
 
+def read_bytes(source: str | IO[bytes]) -> bytes:
+    """All of a file, decompressed. Raises as `import_file` does."""
+    name, stream = _opened(source)
+    with stream, _reading(name):
+        return stream.read()
+
+
 def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
     if not isinstance(source, str):
         return getattr(source, "name", "<stream>"), source
@@ -110,7 +118,7 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    try:
+    with _reading(name):
         line = stream.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)
         while line:
             yield line
@@ -119,6 +127,12 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
             ):  # too long for a record: the rest of it is passed over
                 line = stream.readline(_LONGEST)
             line = stream.readline(_LONGEST)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
         raise StoreError(f"can't read {name}: {exc}", code="read-failed") from exc
 

@@ -31,6 +31,7 @@ from treering.errors import ConflictError, NotFoundError, TreeringError, UsageEr
 from treering.mixing.cache import Job, LoaderCache
 from treering.mixing.columns import Columns, Kind, drop_rows, kind_of, token_count
 from treering.mixing.events import Agree, Course, Stretch, compact, expand, same_course
+from treering.mixing.helpers import end_helpers, note_helpers
 from treering.mixing.lock import MixLock
 from treering.mixing.permute import Int64Array
 from treering.mixing.plan import MixPlan
@@ -328,6 +329,8 @@ class Loader:
         """End threads and worker processes. Calling it again does nothing; iterating afterwards is refused."""
         self._closed = True
         self._stop()
+        if self._workers:
+            end_helpers()
         if self._cache is not None:
             self._cache.close()
 
@@ -709,6 +712,7 @@ class _Processes:
                 hint="define it at the top of a module, or use num_workers=0",
             ) from exc
         context = multiprocessing.get_context(start_method)
+        note_helpers()
         if start_method == "forkserver":
             # Without "__main__", which is there by default: the user's script may have used Lance when it is imported,
             # and what the server has used, its forked children hang on.

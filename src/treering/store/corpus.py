@@ -125,6 +125,7 @@ class BaseCorpus:
         """Records in live: committed to the table and not sealed yet."""
         head = self.table.head()
         records = list_records(self)
+        self.table.check_floor(head)
         return self.table.count(head, created_after(records[-1].boundary) if records else None)
 
     def compact(self, *, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, wait_s: float = 30.0) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from datetime import datetime
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -30,6 +32,8 @@ __all__ = [
     "SnapshotRecord",
     "StoreMarker",
     "StoredRows",
+    "add_checksum",
+    "check_document",
     "parse_document",
 ]
 
@@ -41,18 +45,51 @@ RowIds = tuple[int, int]
 Document = TypeVar("Document", bound=BaseModel)
 
 
-class _Document(BaseModel):
+#: The last member of a stored document: the SHA-256 of the document without it. A flipped bit anywhere shows.
+_SEAL = re.compile(rb',\n  "sha256": "([0-9a-f]{64})"\n}\Z')
+
+
+def _with_checksum(schema: dict[str, Any]) -> None:
+    described = "SHA-256 (hex) of the document's bytes without this member, which comes last."
+    schema["properties"]["sha256"] = {"description": described, "pattern": "^[0-9a-f]{64}$", "type": "string"}
+    schema["required"].append("sha256")
+
+
+class _Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+
+class _Document(_Part):
+    model_config = ConfigDict(json_schema_extra=_with_checksum)
+
     def to_json(self) -> bytes:
-        """Indented UTF-8 JSON, the form it is stored in."""
-        return self.model_dump_json(indent=2).encode()
+        """Indented UTF-8 JSON with its checksum as the last member, the form it is stored in."""
+        return add_checksum(self.model_dump_json(indent=2).encode())
+
+
+def add_checksum(text: bytes) -> bytes:
+    """An object as JSON, indented, with its checksum as the last member."""
+    return text.removesuffix(b"\n}") + b',\n  "sha256": "' + hashlib.sha256(text).hexdigest().encode() + b'"\n}'
+
+
+def check_document(path: str, data: bytes) -> bytes:
+    """A stored document of any kind without its checksum. Raises StoreError when that doesn't fit."""
+    found = _SEAL.search(data)
+    text = data[: found.start()] + b"\n}" if found else data
+    if found is None or hashlib.sha256(text).hexdigest().encode() != found[1]:
+        raise StoreError(
+            f"{path} is damaged: its checksum doesn't fit", code="document-damaged", hint="restore it from a backup"
+        )
+    return text
 
 
 def parse_document(kind: type[Document], path: str, data: bytes) -> Document:
-    """The document that stands at `path`. Raises StoreError when it isn't one of its kind."""
+    """The document that stands at `path`, of this layer or of one to the right, whose documents have no checksum.
+
+    Raises StoreError when it isn't one of its kind, or isn't byte for byte as it was made.
+    """
     try:
-        return kind.model_validate_json(data)
+        return kind.model_validate_json(check_document(path, data) if issubclass(kind, _Document) else data)
     except ValidationError as exc:
         first = exc.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
@@ -88,14 +125,14 @@ class CorpusRecord(_Document):
         return f"{self.name}-{self.incarnation}"
 
 
-class ColumnPlace(_Document):
+class ColumnPlace(_Part):
     """Where the values of a column are stored, as of one version."""
 
     key: int = Field(ge=1, description="The column, whatever it is called: the same in every version that has it.")
     stored: str = Field(description="Column of the Lance table that holds its values of this version's type.")
 
 
-class ColumnDefault(_Document):
+class ColumnDefault(_Part):
     """What earlier records get in a column where they hold nothing."""
 
     value: JsonValue = Field(description="For readers; times as ISO 8601 text, bytes as base64.")
@@ -217,10 +254,18 @@ class Certificate(_Document):
     files: dict[str, Sha256] = Field(description="SHA-256 of each data, deletion, index and manifest file.")
     id_filter: str = Field(description="Object with the static filter of the ids (a Bloom filter, 1e-4).")
     id_filter_sha256: Sha256
+    blocks: str = Field(
+        description="XXH3 (64 bit, little-endian, base64) of each 512 records in order: says which records a damaged file "
+        "concerns."
+    )
+    tag: str | None = Field(description="The engine's tag file as it was then; null when there was none yet.")
+    record: SnapshotRecord = Field(
+        description="The snapshot's record: each of the two says whether the other is right."
+    )
     created_at: datetime
 
 
-class StoredRows(_Document):
+class StoredRows(_Part):
     """An object of bytes beside a document, and what it must be."""
 
     path: str
@@ -250,7 +295,7 @@ class ErasureRecord(_Document):
         return f"erasures/{self.corpus}-{self.incarnation}/{self.number}.{suffix}"
 
 
-class SeenBy(_Document):
+class SeenBy(_Part):
     """An adapter whose run could draw erased records."""
 
     adapter: str
@@ -259,7 +304,7 @@ class SeenBy(_Document):
     inherits_from: str | None = Field(description="The adapter that saw them, when this one only continues from it.")
 
 
-class AffectedSnapshot(_Document):
+class AffectedSnapshot(_Part):
     """What of one snapshot is to be erased."""
 
     name: str
@@ -287,7 +332,7 @@ class ErasedFound(_Document):
     found_at: datetime
 
 
-class RewrittenSnapshot(_Document):
+class RewrittenSnapshot(_Part):
     """A snapshot that has another edition now."""
 
     name: str
@@ -326,7 +371,7 @@ class EraseReceipt(_Document):
         return sum(self.records.values())
 
 
-class Occupancy(_Document):
+class Occupancy(_Part):
     """How much of one domain a selection took."""
 
     domain: str
@@ -334,7 +379,7 @@ class Occupancy(_Document):
     rows: int = Field(ge=0, description="Rows taken.")
 
 
-class SelectionReport(_Document):
+class SelectionReport(_Part):
     """How a selection stands to what it was taken from."""
 
     by: str = Field(description="Column whose values are the domains.")

@@ -41,6 +41,8 @@ from treering.store.documents import (
     SeenBy,
     SnapshotRecord,
     StoredRows,
+    add_checksum,
+    check_document,
 )
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.runs import RowIds
@@ -657,13 +659,13 @@ def _erase_descriptions(corpus: BaseCorpus, meant: Denylist, erased: RowIds) -> 
     for path in objects.list(f"selections/{corpus.record.table}"):
         if not path.endswith(".json"):
             continue
-        before = json.loads(objects.get(path))
+        before = json.loads(check_document(path, objects.get(path)))
         after = _without(before, meant)
         spans = [segment["row_ids"] for segment in before["source"]["segments"]]
         if any(((erased >= low) & (erased < high)).any() for low, high in spans):
             _rename_lost(after, _names_left(corpus, before["by"], spans))
         if after != before:
-            objects.replace(path, json.dumps(after, indent=2, ensure_ascii=False).encode())
+            objects.replace(path, add_checksum(json.dumps(after, indent=2, ensure_ascii=False).encode()))
             corpus.store.forget_document(path)
             changed += 1
     return changed

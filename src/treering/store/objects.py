@@ -25,7 +25,7 @@ from obstore.exceptions import BaseError, PreconditionError, UnknownConfiguratio
 from obstore.store import LocalStore, from_url
 
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
-from treering.store.durable import sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory, sync_file
 from treering.store.location import Location, remote_failure
 
 __all__ = ["LocalObjects", "Objects", "RemoteObjects", "objects_at"]
@@ -70,18 +70,14 @@ class Objects(ABC):
 
     def list(self, prefix: str) -> list[str]:
         """Paths of all objects below `prefix` (a folder, with or without its slash), sorted."""
-        prefix = prefix.rstrip("/")
-        with self._reading(prefix):
-            found = [str(meta["path"]) for batch in obstore.list(self._store, prefix) for meta in batch]
-        # `name#…` is what a crash cut short; it never got its name, so it was never an object.
-        return sorted(path for path in found if "#" not in path.rpartition("/")[2])
+        return sorted(self.sizes(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Path → bytes of all objects below `prefix`."""
+        """Bytes of all objects below `prefix`, by path."""
+        prefix = prefix.rstrip("/")
         with self._reading(prefix):
-            found = {
-                str(meta["path"]): int(meta["size"]) for part in obstore.list(self._store, prefix) for meta in part
-            }
+            found = {str(m["path"]): int(m["size"]) for batch in obstore.list(self._store, prefix) for m in batch}
+        # `name#…` is what a crash cut short; it never got its name, so it was never an object.
         return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
 
     def written(self, prefix: str) -> dict[str, datetime]:
@@ -146,10 +142,7 @@ class LocalObjects(Objects):
         """
         file = self._root / path
         try:
-            missing = [d for d in file.parents if d.is_relative_to(self._root) and not d.exists()]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for directory in reversed(missing):
-                sync_directory(directory.parent)
+            make_directory(file.parent, below=self._root)
             _write_then_link(file, data)
         except FileExistsError as exc:
             self.make_durable(path)  # whoever is told that it is there may rely on it
@@ -186,6 +179,11 @@ class LocalObjects(Objects):
                 file.unlink(missing_ok=True)
         except OSError as exc:
             raise StoreError(f"can't write {file}: {exc.strerror}", code="write-failed") from exc
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 (hex) of a file of any size; lets other threads go on meanwhile. Raises NotFoundError."""
+        with self._reading(path), (self._root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def make_durable(self, path: str) -> None:
         """Fsync an object that another process created, and its name."""

@@ -38,6 +38,11 @@ class Place:
         """Names of the columns that are delivered."""
         return list(self._versions[-1].schema.names)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what is delivered, when every column is."""
+        return self._versions[-1].schema
+
     def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """Batches of the rows that match, in table order. `_rowid` and `_schema_version` may be asked for like columns.
 

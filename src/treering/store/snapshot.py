@@ -16,6 +16,7 @@ from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
 from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.place import sealed_in
 from treering.store.table import created_up_to, describe, retry_conflicts
 
 if TYPE_CHECKING:
@@ -64,13 +65,39 @@ class Snapshot:
 def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
     """The newest edition of every snapshot record, oldest snapshot first."""
     newest: dict[int, tuple[int, str]] = {}
+    named: set[int] = set()  # folders, whatever lies in them
     for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
         folder, _, file = path.rpartition("/")
         stem, _, rest = file.partition(".")
         name = folder.rpartition("/")[2]
-        if rest == "json" and stem.isdigit() and name[1:].isdigit():
+        if not name[1:].isdigit():
+            continue
+        named.add(int(name[1:]))
+        if rest == "json" and stem.isdigit():
             newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
-    return [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+    _check_none_missing(corpus, named, set(newest))
+    records = [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+    # The engine opens an older version when the newest is missing; no version before a sealed one can be the newest.
+    corpus.table.floor = max([corpus.table.floor, *(r.boundary for r in records)])
+    return records
+
+
+def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> None:
+    """Raise StoreError when a record is gone: names are never used again, so the records are one unbroken row.
+
+    That the newest is gone shows by what else lies in its folder, and in a directory by the witness.
+    """
+    witness = corpus.table.witness
+    seen = None if witness is None else witness.read()
+    last = max([0, *named, seen.snapshots if seen is not None else 0])
+    missing = [number for number in range(1, last + 1) if number not in found]
+    if missing:
+        raise StoreError(
+            f"the record of {corpus.name}@v{missing[0]} is missing, and it was sealed",
+            code="record-missing",
+            hint="restore the store's files from a backup, or have it written again from its certificate or tag: "
+            f"treering doctor --repair --store {corpus.store.uri}",
+        )
 
 
 class _NameTaken:
@@ -154,11 +181,14 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     corpus.store.objects.make_durable(record.path())  # its creator may have died before it was
     settle_tag(corpus, record)
     corpus.step("after-tag")
+    changed = False
 
     def attempt() -> bool:
+        nonlocal changed
         head = table.head()
         if table.count(head, created_up_to(boundary)) == 0:
             return True
+        changed = True
         # A fragment that V held is old as a whole. One that V didn't hold may mix old rows and new: compaction did that.
         sealed = {fragment.fragment_id for fragment in table.at(boundary).get_fragments()}
         old = [f.fragment_id for f in head.get_fragments() if f.fragment_id in sealed]
@@ -169,11 +199,15 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             table.delete_created_up_to(head, boundary)
         return False
 
+    table.note_sealed(record.number)
     retry_conflicts(attempt, what=f"finishing {record.ref}")
     if table.index_names_gone(table.head()):
         # Else the next snapshot's index would name records of this one, and erasing those couldn't leave it untouched.
         with suppress(ConflictError):
             table.reindex(None)
+            changed = True
+    if changed:
+        table.make_durable(table.head())
     corpus.step("after-finish")
 
 
@@ -192,7 +226,11 @@ def settle_tag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
 
 
 def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
-    """Raise StoreError when the engine's version is no longer the one that was sealed."""
+    """Raise StoreError when the engine's version is no longer the one that was sealed, or lacks a file.
+
+    What is cheap and certain, before anything is read: the manifest's hash, the tag, which files there are and their
+    sizes. What is in them takes reading them: `certificate.check_files`, `verify`.
+    """
     found = corpus.table.manifest_sha256(record.version, record.branch)
     if found != record.manifest_sha256:
         raise StoreError(
@@ -201,13 +239,14 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             hint="restore the store's files from a backup; nothing was read",
         )
     tagged = corpus.table.tagged(record.name)
-    if tagged is None or tagged == (record.branch, record.version):
-        return
-    before = edition_before(corpus, record)
-    # One edition behind is fine: whoever maintains the corpus next moves it.
-    if before is None or tagged != (before.branch, before.version):
-        raise StoreError(
-            f"{record.ref}: the tag names {describe(tagged)}, the record says {describe((record.branch, record.version))}",
-            code="tag-moved",
-            hint="somebody moved the tag; the record is what counts",
-        )
+    if tagged is not None and tagged != (record.branch, record.version):
+        before = edition_before(corpus, record)
+        # One edition behind is fine: whoever maintains the corpus next moves it.
+        if before is None or tagged != (before.branch, before.version):
+            raise StoreError(
+                f"{record.ref}: the tag names {describe(tagged)}, the record says "
+                f"{describe((record.branch, record.version))}",
+                code="tag-moved",
+                hint="somebody moved the tag; the record is what counts",
+            )
+    corpus.table.check_present(sealed_in(corpus, record).dataset)

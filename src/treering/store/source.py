@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
-from treering.store.annotations import KEYS, row_ids_of
+from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, row_ids_of
 from treering.store.certificate import check_files, split_runs
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
@@ -568,6 +568,20 @@ class Source:
         """The held-out records of this source alone, without excluded ones: what it is evaluated on. No mix draws them."""
         return self._like(split="heldout", sampling=None)
 
+    def annotations(self, ids: Sequence[str] | None = None) -> pa.Table:
+        """What had been said of its records (of those among `ids`, when given) by the time it was pinned.
+
+        The newest word per record and key, in order; columns as `Corpus.annotations` has them.
+        """
+        empty = ANNOTATION_SCHEMA.append(pa.field("seq", pa.int64())).empty_table()
+        if not self.segments:
+            return empty
+        log, version = self.segments[0]._corpus.annotation_log, self._narrowing.annotations
+        said = log.read(version, ids=ids)
+        named = list(dict.fromkeys(said.column("id").to_pylist()))
+        here = [name for segment in self.segments for name in segment.find_ids(named)[1]] if named else []
+        return said.filter(pc.is_in(said.column("id"), pa.array(here, pa.string())))
+
     def where(self, **equals: Plain | Sequence[Plain]) -> Source:
         """The records whose columns have these values (one, or a list of them; None is "no value").
 
@@ -892,6 +906,7 @@ def _live(corpus: BaseCorpus) -> Segment:
     # The head first, the records second: a seal in between leaves live smaller, never rows in both.
     head = corpus.table.head()
     records = list_records(corpus)
+    corpus.table.check_floor(head)
     low = records[-1].row_ids[1] if records else 0
     rows = corpus.table.count(head, created_after(records[-1].boundary) if records else None)
     high = corpus.table.last_row_id(head) + 1 if rows else low

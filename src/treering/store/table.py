@@ -5,13 +5,17 @@ Offers what the store needs of the engine and turns its errors into ours. Does n
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
+import re
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,11 +35,13 @@ from treering.store.plain import plain_layouts
 from treering.store.rows import DataFile, FileContents, FileReaders, RowPlaces, row_runs
 from treering.store.runs import RowIds, inside, runs_of
 from treering.store.turnstile import Turnstile
+from treering.store.witness import HeadWitness, Seen, boot_id
 
 __all__ = [
     "CREATED_AT",
     "RECENT_S",
     "RECENT_VERSIONS",
+    "ROW_ADDRESS",
     "ROW_ID",
     "Dataset",
     "LanceTable",
@@ -54,7 +60,7 @@ TagTarget = tuple[str | None, int]  # branch (None: the main one) and version
 
 ROW_ID = "_rowid"
 CREATED_AT = "_row_created_at_version"
-_ROW_ADDRESS = "_rowaddr"
+ROW_ADDRESS = "_rowaddr"
 
 _MOST_VERSIONS = 16  # versions whose rows' places are kept
 
@@ -96,6 +102,11 @@ _REWRITE: dict[str, Any] = {
     "data_storage_version": "2.2",
     "has_eager_remappable_index": True,
 }
+
+_MANIFEST = re.compile(r"([0-9]{20})\.manifest")
+#: Keeps the newest durable version while old ones are being removed: until the next commit has reached the disk, it is
+#: the one to go back to.
+_KEPT = "treering-durable"
 
 #: Rows a compacted fragment aims at. Larger ones make each compaction step, and so its memory, larger.
 TARGET_ROWS_PER_FRAGMENT = 65_536
@@ -193,7 +204,8 @@ class LanceTable:
         self._folder = location.under(PurePosixPath(path).parent.as_posix())
         self._objects = objects
         self._path = path
-        self._root = None if location.root is None else location.root / path
+        #: The table's directory; None on an object store.
+        self.root = self._root = None if location.root is None else location.root / path
         #: Options for Lance; None for a directory. They hold credentials: never print them.
         self._options = None if location.root is not None else {**_REMOTE, **location.options}
         self._synced: set[str] = set()  # immutable files this process knows to be on disk
@@ -203,6 +215,14 @@ class LanceTable:
         self._readers = FileReaders(_open_file, _contents)
         #: Writers pass it, so that they can be held up while files that no version names are removed.
         self._writers = Turnstile(None if location.root is None else location.root / "leases" / self.name)
+        #: No version before this one can be the newest: a snapshot sealed it.
+        self.floor = 1
+        self._sound_manifest: tuple[int, tuple[int, int, int]] | None = None
+        #: What is known of the newest version on this disk; None on an object store, where nothing is lost silently.
+        self.witness: HeadWitness | None = None
+        if location.root is not None:
+            lock = location.root / "leases" / f"{self.name}.head.lock"
+            self.witness = HeadWitness(location.root / "witness" / f"{self.name}.head", lock)
 
     def __repr__(self) -> str:
         return f"LanceTable({self.uri!r})"
@@ -239,6 +259,15 @@ class LanceTable:
             reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
             hint = "free some space, then try again" if "No space left" in str(exc) else None
             raise StoreError(f"failed {what}: {location.options.scrub(reason)}", code="engine", hint=hint) from exc
+        except BaseException as exc:
+            if type(exc).__name__ != "PanicException":  # it has no name to catch it by, and isn't an Exception
+                raise
+            reason = str(exc).strip().splitlines()[0] if str(exc).strip() else "the engine gave up"
+            raise StoreError(
+                f"failed {what}: {reason}",
+                code="engine",
+                hint=f"see whether the files are damaged: treering verify --store {self._objects.location.uri}",
+            ) from exc
 
     def create(self, schema: pa.Schema) -> None:
         """Make the table, empty, through the LanceDB catalogue, with stable row ids and an index on `id`.
@@ -249,9 +278,11 @@ class LanceTable:
         import lancedb  # 1.5 s to import: only the rare call that needs the catalogue pays for it
 
         schema = pa.schema([field if field.name == "id" else field.with_nullable(True) for field in schema])
-        if self._root is not None:
-            self._root.parent.mkdir(exist_ok=True)
         with self._translated(f"creating the table {self.name}"):
+            if self._root is not None:
+                self._root.parent.mkdir(exist_ok=True)
+                if self.is_unmade():
+                    shutil.rmtree(self._root)
             catalogue = lancedb.connect(self._folder, storage_options=self._options)
             catalogue.create_table(
                 self.name,
@@ -268,20 +299,195 @@ class LanceTable:
             for directory in (self._root.parent, self._root.parent.parent):
                 sync_directory(directory)
 
+    def is_unmade(self) -> bool:
+        """Whether what is there is what a power cut left of a table that was being made: unwitnessed, and without a row."""
+        if self.witness is None or self._root is None or self.witness.path.exists():
+            return False
+        return self._root.exists() and next((self._root / "data").glob("*.lance"), None) is None
+
     def head_if_made(self) -> Dataset | None:
-        """A fresh handle on the newest version; None when the table has never been made."""
+        """A fresh handle on the newest version; None when the table has never been made, or never as a whole."""
+        if self.is_unmade():
+            return None
         with self._translated(f"opening {self.name}"):
             try:
-                return self._open()
+                return self._newest()
             except ValueError as exc:
                 if "was not found" in str(exc):  # the engine has no error of its own for it
                     return None
                 raise
 
     def head(self) -> Dataset:
-        """A fresh handle on the newest version."""
+        """A fresh handle on the newest version.
+
+        Raises StoreError when the table was rolled back: versions that had reached the disk are gone, or another one
+        stands in their place.
+        """
         with self._translated(f"opening {self.name}"):
-            return self._open()
+            return self._newest()
+
+    def _newest(self) -> Dataset:
+        # What is known comes first, the handle second: then the handle can't be older than what is known.
+        seen = None if self.witness is None else self.witness.read()
+        if seen is not None and seen.boot != boot_id():
+            seen = self._take_back(seen)
+        floor = self.floor  # of before: what is sealed from now on may be newer than the handle
+        try:
+            dataset = self._open()
+        except (OSError, ValueError, RuntimeError):
+            if seen is None or not self._drop_torn():
+                raise
+            dataset = self._open()
+        if seen is not None:
+            if dataset.version < seen.version and self._drop_torn():  # a manifest of zeros opens, as an empty version 0
+                dataset = self._open()
+            self._check_head(dataset, seen)
+        if dataset.version < floor:
+            raise self._rolled_back(int(dataset.version), floor)
+        return dataset
+
+    def check_floor(self, dataset: Dataset) -> None:
+        """Raise StoreError when versions are missing, judging by a handle that was opened before the records were listed.
+
+        One that is older than a snapshot may just have been opened before that was sealed: a fresh handle decides.
+        """
+        if dataset.version < self.floor:
+            self.head()
+
+    def _check_head(self, dataset: Dataset, seen: Seen) -> None:
+        """Raise StoreError unless the newest version is the one that was noted, or came after it."""
+        if dataset.version < seen.version:
+            raise self._rolled_back(int(dataset.version), seen.version)
+        assert self._root is not None
+        manifest = self._root / self.manifest_path(seen.version)
+        try:
+            found = manifest.stat()
+        except FileNotFoundError:
+            return  # cleaned up: the newest one came after it
+        stamp = (seen.version, (found.st_ino, found.st_size, found.st_mtime_ns))
+        if self._sound_manifest == stamp:
+            return
+        with suppress(FileNotFoundError):
+            if hashlib.sha256(manifest.read_bytes()).hexdigest() != seen.manifest_sha256:
+                raise StoreError(
+                    f"the manifest of version {seen.version} of {self.name} isn't the one that was committed",
+                    code="manifest-changed",
+                    hint=f"restore the store's files from a backup, or: {self._repair}",
+                )
+            self._sound_manifest = stamp
+
+    @property
+    def _repair(self) -> str:
+        return f"treering doctor --repair --store {self._objects.location.uri}"
+
+    def _rolled_back(self, found: int, known: int) -> StoreError:
+        return StoreError(
+            f"{self.name} was rolled back: its newest version is {found}, and version {known} had reached the disk",
+            code="rolled-back",
+            hint=f"restore the store's files from a backup, or go on without what is missing: {self._repair}",
+        )
+
+    def newest_manifests(self) -> list[int]:
+        """Versions that have a manifest file, newest first; of a table in a directory."""
+        assert self._root is not None
+        names = os.listdir(self._root / "_versions") if (self._root / "_versions").is_dir() else []
+        return sorted((2**64 - 1 - int(m[1]) for name in names if (m := _MANIFEST.fullmatch(name))), reverse=True)
+
+    def _take_back(self, seen: Seen) -> Seen:
+        """After a restart of the machine: forget versions that never reached the disk as a whole.
+
+        The witness is an earlier boot's. What was committed after it and not synced may hold anything by now, and the
+        engine would read it; its records wait in their spools, since nothing was acknowledged for it.
+        """
+        assert self.witness is not None
+        assert self._root is not None
+        try:
+            with self.witness.held():
+                seen = self.witness.read() or seen
+                if seen.boot == boot_id():
+                    return seen  # another process was faster
+                versions = self.newest_manifests()
+                if seen.version in versions:  # else there is nothing to go back to, and `_check_head` says so
+                    self._forget([version for version in versions if version > seen.version])
+                self.witness.write(replace(seen, boot=boot_id()))
+                return self.witness.read() or seen
+        except (StoreError, OSError):
+            if max(self.newest_manifests(), default=0) <= seen.version:
+                return seen  # a store that can't be written; there is nothing to take back
+            raise
+
+    def _forget(self, versions: Sequence[int]) -> None:
+        """Remove manifests; the caller holds the witness."""
+        assert self._root is not None
+        if versions:
+            for version in sorted(versions, reverse=True):
+                (self._root / self.manifest_path(version)).unlink(missing_ok=True)
+            (self._root / "_versions" / "latest_version_hint.json").unlink(missing_ok=True)
+            sync_directory(self._root / "_versions")
+
+    def bump(self, version: int) -> None:
+        """Commit nothing until the newest version's number is beyond `version`: it was lost, and must not come back.
+
+        For repairs, which look at the newest version that can be read and not at what was noted.
+        """
+        with self._translated(f"repairing {self.name}"):
+            dataset = self._open()
+            while True:
+                nothing = LanceOperation.Append([])
+                dataset = lance.LanceDataset.commit(self.uri, nothing, read_version=dataset.version)
+                if dataset.version > version:
+                    break
+        self.make_durable(dataset)
+
+    def orphans(self, sealed: Sequence[Dataset]) -> list[str]:
+        """Data files that neither the newest version nor any of `sealed` refers to, relative to the table."""
+        assert self._root is not None
+        needed = {path for dataset in [self._open(), *sealed] for path in self.files(dataset)}
+        found = [f"data/{path.name}" for path in sorted((self._root / "data").glob("*.lance"))]
+        return [path for path in found if path not in needed]
+
+    def read_orphan(self, path: str) -> pa.Table:
+        """The rows of one data file as they are stored. Raises StoreError when it isn't whole."""
+        from lance.file import LanceFileReader
+
+        assert self._root is not None
+        with self._translated(f"reading {path} of {self.name}"):
+            return LanceFileReader(str(self._root / path)).read_all().to_table()
+
+    def _drop_torn(self) -> bool:
+        """Remove newest manifests that can't be read and were never made durable. Whether there were any.
+
+        Raises StoreError when one that can't be read had been made durable: that one was damaged later.
+        """
+        if self.witness is None or self._root is None or not (versions := self.newest_manifests()):
+            return False
+        seen = self.witness.read()
+        if seen is None or self.reads(versions[0]):
+            return False
+        if versions[0] <= seen.version:
+            raise StoreError(
+                f"the newest manifest of {self.name}, of version {versions[0]}, is damaged",
+                code="manifest-damaged",
+                hint=f"restore the store's files from a backup, or go back to the version before: {self._repair}",
+            )
+        with self.witness.held():
+            torn = []
+            for version in self.newest_manifests():
+                if version <= seen.version or self.reads(version):
+                    break
+                torn.append(version)
+            self._forget(torn)
+        return bool(torn)
+
+    def reads(self, version: int) -> bool:
+        """Whether a version's manifest can be opened. Raises OSError when its file can't even be read."""
+        assert self._root is not None
+        with suppress(FileNotFoundError):
+            (self._root / self.manifest_path(version)).read_bytes()
+        try:
+            return bool(self._open(version).version == version)
+        except (OSError, ValueError, RuntimeError):
+            return False
 
     def at(self, version: int, branch: str | None = None) -> Dataset:
         """A handle on one version of the main branch, or of another; versions never change, so handles are kept."""
@@ -342,10 +548,10 @@ class LanceTable:
         reads some thousand ids more as quickly.
         """
         with self._writers.passed(), self._translated(f"compacting {self.name}"):
-            head = self._open()
+            head = self._newest()
             head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
             if rows_per_fragment >= _WORTH_INDEXING:
-                self._open().optimize.optimize_indices()
+                self._newest().optimize.optimize_indices()
         self.make_durable(self.head())
 
     def clean_up(self, older_than_s: float, keep_versions: int = 1) -> int:
@@ -355,13 +561,31 @@ class LanceTable:
         """
         from datetime import timedelta
 
-        with self._translated(f"cleaning up {self.name}"):
-            stats = self._open().cleanup_old_versions(
+        head = self.head()
+        self.make_durable(head)
+        with self._translated(f"cleaning up {self.name}"), self._kept(head):
+            stats = self._newest().cleanup_old_versions(
                 older_than=timedelta(seconds=older_than_s),
                 retain_versions=keep_versions,
                 error_if_tagged_old_versions=False,
             )
         return int(stats.bytes_removed)
+
+    @contextmanager
+    def _kept(self, head: Dataset) -> Iterator[None]:
+        """Let no cleanup take this version, which is on disk, before its successor is on disk too."""
+        if self._root is None:
+            yield
+            return
+        tags = head.tags
+        if _KEPT in tags.list():  # of a process that was killed
+            tags.delete(_KEPT)
+        tags.create(_KEPT, int(head.version))
+        try:
+            yield
+            self.make_durable(self._newest())
+        finally:
+            self._open().tags.delete(_KEPT)
 
     # --- erasing -------------------------------------------------------------------------------------------------
 
@@ -390,13 +614,16 @@ class LanceTable:
     def branch_head(self, branch: str | None) -> Dataset:
         """A fresh handle on the newest version of a branch; None is the main one."""
         with self._translated(f"opening {self.name}"):
-            return self._open(branch=branch)
+            return self._newest_of(branch)
+
+    def _newest_of(self, branch: str | None) -> Dataset:
+        return self._newest() if branch is None else self._open(branch=branch)
 
     def delete_rows(self, branch: str | None, row_ids: RowIds) -> None:
         """Delete rows by their ascending stable row ids: the engine keeps the predicate, so it may hold nothing else."""
         for where in rows_among(row_ids):
             with self._writers.passed(), self._translated("deleting rows"):
-                self._open(branch=branch).delete(where)
+                self._newest_of(branch).delete(where)
 
     def holds_deleted(self, dataset: Dataset) -> bool:
         """Whether any fragment of the handle's version still holds deleted rows."""
@@ -405,7 +632,7 @@ class LanceTable:
     def drop_deleted(self) -> None:
         """Rewrite the main branch's fragments that hold deleted rows, however few, without them."""
         with self._writers.passed(), self._translated(f"compacting {self.name}"):
-            self._open().optimize.compact_files(
+            self._newest().optimize.compact_files(
                 target_rows_per_fragment=TARGET_ROWS_PER_FRAGMENT,
                 materialize_deletions=True,
                 materialize_deletions_threshold=0.0,
@@ -456,7 +683,7 @@ class LanceTable:
     def reindex(self, branch: str | None) -> None:
         """Make the id index anew: it holds the ids of the rows that are there, and no others."""
         with self._writers.passed(), self._translated(f"making the index of {self.name}"):
-            self._open(branch=branch).create_scalar_index("id", "BTREE", replace=True)
+            self._newest_of(branch).create_scalar_index("id", "BTREE", replace=True)
 
     def purge(self, branches: Sequence[str], *, unnamed: bool) -> int:
         """Remove all files that only untagged versions need, of the main branch and of these; returns the bytes freed.
@@ -472,7 +699,7 @@ class LanceTable:
                 freed += self.clean_up(0.0)
                 continue
             with self._translated(f"cleaning up {self.name}"):
-                stats = self._open(branch=branch).cleanup_old_versions(
+                stats = self._newest_of(branch).cleanup_old_versions(
                     older_than=timedelta(0), error_if_tagged_old_versions=False, delete_unverified=unnamed
                 )
             freed += int(stats.bytes_removed)
@@ -516,6 +743,9 @@ class LanceTable:
         Raises StoreError when it names anything else.
         """
         wanted = (branch, version)
+        if self._root is not None:
+            with self._translated(f"tagging {name}"):
+                self._drop_torn_tag(self._root / self.tag_path(name))
         found = self.tagged(name)
         if found is None:
             try:
@@ -554,7 +784,47 @@ class LanceTable:
                 f"the tag {name} of {self.name} can't be read", code="tag-damaged", hint="restore it from a backup"
             ) from exc
 
+    @staticmethod
+    def tag_path(name: str) -> str:
+        """The file of a tag, relative to the table."""
+        return f"_refs/tags/{name}.json"
+
+    def tags(self) -> list[str]:
+        """Names of all tags."""
+        found = self._objects.list(f"{self._path}/_refs/tags")
+        return [path.rpartition("/")[2].removesuffix(".json") for path in found if path.endswith(".json")]
+
+    def untag(self, name: str) -> None:
+        """Remove a tag, whatever it names. For repairs alone."""
+        with self._translated(f"removing the tag {name}"), suppress(ValueError):
+            self._open().tags.delete(name)
+
+    def sizes(self) -> dict[str, int]:
+        """Every file of the table, relative to it, with its bytes."""
+        return {path.removeprefix(f"{self._path}/"): size for path, size in self._objects.sizes(self._path).items()}
+
+    def read_tag(self, name: str) -> bytes | None:
+        """The bytes of a tag's file; None when there is no such tag."""
+        try:
+            return self._objects.get(f"{self._path}/{self.tag_path(name)}")
+        except NotFoundError:
+            return None
+
+    @staticmethod
+    def _drop_torn_tag(path: Path) -> None:
+        """Remove a tag that a power cut left half written: whoever has its record writes it again."""
+        with suppress(FileNotFoundError):
+            try:
+                json.loads(path.read_bytes())
+            except ValueError:
+                path.unlink()
+
     # --- durability ----------------------------------------------------------------------------------------------
+
+    def note_sealed(self, number: int) -> None:
+        """Note that the record of snapshot `number` is on disk: from now on it is an error when it is gone."""
+        if self.witness is not None:
+            self.witness.sealed(number)
 
     def manifest_path(self, version: int, branch: str | None = None) -> str:
         """The manifest file of a version, relative to the table (Lance's V2 naming: newest sorts first)."""
@@ -573,6 +843,43 @@ class LanceTable:
     def file_sha256(self, path: str) -> str:
         """SHA-256 (hex) of one of the table's files, by its path relative to the table. Raises NotFoundError."""
         return self._objects.sha256(f"{self._path}/{path}")
+
+    def path_of(self, path: str) -> str:
+        """The path in the store of one of the table's files."""
+        return f"{self._path}/{path}"
+
+    def owners(self, dataset: Dataset) -> dict[str, int]:
+        """Data and deletion file, relative to the table → the fragment whose rows it holds or deletes."""
+        own = self._folder_in(dataset)
+        found: dict[str, int] = {}
+        for fragment in dataset.get_fragments():
+            meta = fragment.metadata
+            found |= {_joined(own, f"data/{data.path}"): int(meta.id) for data in meta.files}
+            if meta.deletion_file is not None:
+                found[_joined(own, meta.deletion_file.path(meta.id))] = int(meta.id)
+        return found
+
+    def stamp(self, path: str) -> tuple[str, int, int, int] | None:
+        """What changes whenever one of the table's files does: path, inode, size, time; None on an object store."""
+        if self._root is None:
+            return None
+        try:
+            found = (self._root / path).stat()
+        except FileNotFoundError as exc:
+            raise NotFoundError(f"{path} of {self.name} isn't there", code="object-missing") from exc
+        return str(self._root / path), found.st_ino, found.st_size, found.st_mtime_ns
+
+    def certified(self, dataset: Dataset) -> list[str]:
+        """The files that a certificate vouches for: `files`, and the transaction that made the version if it is kept."""
+        with self._translated(f"looking at version {dataset.version} of {self.name}"):
+            try:
+                made = dataset.read_transaction(int(dataset.version))
+            except TypeError:  # pylance can't show a compaction that touched the index; nothing reads it ever again
+                made = None
+        name = f"_transactions/{made.read_version}-{made.uuid}.txn" if made is not None else ""
+        path = _joined(self._folder_in(dataset), name) if name else ""
+        kept = [path] if path and self._objects.exists(f"{self._path}/{path}") else []
+        return self.files(dataset) + kept
 
     def files(self, dataset: Dataset) -> list[str]:
         """Every file that the handle's version references, relative to the table."""
@@ -598,6 +905,38 @@ class LanceTable:
                 files += [path.removeprefix(f"{self._path}/") for path in found]
         return files
 
+    def check_present(self, dataset: Dataset) -> None:
+        """Raise StoreError when a data or deletion file of the handle's version is missing, or a data file of another size.
+
+        Looks at metadata alone (2 µs a file). On an object store, where that is a request a file, it does nothing.
+        """
+        if self._root is None:
+            return
+        own = self._folder_in(dataset)
+        sizes: dict[str, int | None] = {}
+        for fragment in dataset.get_fragments():
+            meta = fragment.metadata
+            sizes |= {
+                _joined(own, f"data/{data.path}"): data.file_size_bytes for data in meta.files if data.base_id is None
+            }
+            if meta.deletion_file is not None and meta.deletion_file.base_id is None:
+                sizes[_joined(own, meta.deletion_file.path(meta.id))] = None
+        for path, size in sizes.items():
+            try:
+                found = (self._root / path).stat().st_size
+            except FileNotFoundError:
+                wrong = "is missing"
+            else:
+                if size is None or size == found:
+                    continue
+                wrong = f"has {found:,} bytes, not {size:,}"
+            raise StoreError(
+                f"version {dataset.version} of {self.name}: {path} {wrong}",
+                code="snapshot-damaged",
+                hint="restore the store's files from a backup; what is damaged: treering verify "
+                f"--store {self._objects.location.uri}",
+            )
+
     def make_durable(self, dataset: Dataset) -> None:
         """Fsync every file that the handle's version references, whoever wrote it, and their directories.
 
@@ -621,6 +960,14 @@ class LanceTable:
             sync_directory(directory)
         sync_file(root / own / "_versions" / "latest_version_hint.json")  # rewritten by every commit
         self._synced |= pending
+        self.note(dataset)
+
+    def note(self, dataset: Dataset) -> None:
+        """Note that the handle's version is on disk: from now on an older one is an error."""
+        if self.witness is not None and str(dataset.uri).rstrip("/") == self.uri:  # a branch numbers its own versions
+            seen = self.witness.read()
+            if seen is None or seen.version < dataset.version:
+                self.witness.advance(int(dataset.version), self.manifest_sha256(int(dataset.version)))
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -674,7 +1021,7 @@ class LanceTable:
         key = (str(dataset.uri), int(dataset.version))
         found = self._places.get(key)
         if found is None:
-            batches = dataset.scanner(columns=[ROW_ID, _ROW_ADDRESS], **_SCAN).to_batches()
+            batches = dataset.scanner(columns=[ROW_ID, ROW_ADDRESS], **_SCAN).to_batches()
             runs = row_runs((np.asarray(batch.column(0)), np.asarray(batch.column(1))) for batch in batches)
             leaves = {field.name(): _leaves(field) for field in dataset.lance_schema.fields()}
             found = self._places[key] = RowPlaces(runs, self._plain_files(dataset), leaves)

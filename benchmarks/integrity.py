@@ -108,14 +108,14 @@ def small_ones(root: Path, rounds: int) -> dict[str, float]:
     def noted(self: Any, seen: Any) -> None:
         noting.append(timed(lambda: real(self, seen)))
 
-    type(witness).write = noted
+    type(witness).write = noted  # type: ignore[method-assign]
     try:
         with corpus.capture() as live:
             for n in range(10 * rounds):
                 live.extend([{"id": f"c{n}-{i}", "text": "t", "label": "a"} for i in range(1_000)])
                 found["commit_ms"].append(timed(live.flush))
     finally:
-        type(witness).write = real
+        type(witness).write = real  # type: ignore[method-assign]
     found["witness_ms"] = noting
     for n in range(rounds):
         for way in ("disk", "batch"):

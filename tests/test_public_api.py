@@ -6,7 +6,7 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diff", "GatePolicy",
+    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diff", "EraseReceipt", "GatePolicy",
     "InvalidRecordError", "Loader", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundPolicy",
     "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
     "TreeringError", "UsageError", "Verdict", "audit", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.status import Status, status
     from treering.rounds.train import Run, train
-    from treering.store import Snapshot, Source
+    from treering.store import EraseReceipt, Snapshot, Source
     from treering.training import TrainConfig
 
 __version__ = "0.1.0"
@@ -43,6 +43,7 @@ _HOMES = {
     "ConflictError": "errors",
     "Corpus": "front",
     "Diff": "rounds",
+    "EraseReceipt": "store",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
@@ -85,6 +86,7 @@ __all__ = [
     "ConflictError",
     "Corpus",
     "Diff",
+    "EraseReceipt",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",

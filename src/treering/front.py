@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
     from treering.store.doctor import Diagnosis
-    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.erase import ErasePreview
+    from treering.store.runs import RowIds
     from treering.store.verify import Verification
 
 __all__ = ["Corpus", "Store", "open"]
@@ -41,15 +43,24 @@ class Corpus(BaseCorpus):
 
     store: Store
 
-    def capture(self, *, durability: Literal["disk", "batch", "store"] = "disk", sync_every_s: float = 0.1) -> Recorder:
+    def capture(
+        self,
+        *,
+        durability: Literal["disk", "batch", "store"] = "disk",
+        sync_every_s: float = 0.1,
+        redact: bool | Sequence[str] | None = None,
+    ) -> Recorder:
         """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`.
 
         What `add` has returned for is on disk ("disk"), in the table ("store"), or will be on disk within `sync_every_s`
         seconds ("batch": 0.1 s unless you say otherwise; a power cut may take that much, a kill nothing).
+        redact: replace secrets and obvious personal data in what records say by markers such as `[EMAIL]`, before anything
+        reaches the disk: True, or some of secret, email, iban, card, ip, phone; as the corpus was made when left out. Needs
+        the extra `redact`. It finds what has a form of its own, and neither names nor addresses.
         """
         from treering.capture import Recorder
 
-        return Recorder(self, durability=durability, sync_every_s=sync_every_s)
+        return Recorder(self, durability=durability, sync_every_s=sync_every_s, redact=redact)
 
     def quarantine(self) -> list[Quarantined]:
         """Refused records, each with its problems, oldest first."""
@@ -135,6 +146,51 @@ class Corpus(BaseCorpus):
         """
         log = self.annotation_log
         return log.read(log.version(), ids=ids, key=key, history=history)
+
+    def erase(
+        self,
+        *,
+        where: Mapping[str, str | Sequence[str]] | None = None,
+        ids: Iterable[str] | None = None,
+        reason: str = "",
+        block_subject: bool = True,
+    ) -> EraseReceipt:
+        """Erase records for good, everywhere in the store, and return the receipt; acts at once.
+
+        where: {"subject": one, or a list of them}: every record that is about them. ids: records by id. Gone are they from
+        live, from every snapshot (the next edition of it: another digest; the other records and their order stay), from
+        annotations, quarantine, spools and caches of this host, old versions, indices and leftover files. Their ids are
+        denied for ever, so that a late retry can't bring one back: it is dropped and counted. So is, with `block_subject`,
+        whatever else comes about the subjects, from anybody; without it, new records about them are taken.
+
+        Locks and sources of a former content refuse and name the receipt; `MixLock.loader(erased="skip")` goes on without
+        the records. `reason` is kept and names nobody. Nothing personal is kept: keyed hashes and row ids. Raises
+        UsageError, ConflictError when the lease stays taken, StoreError; what was begun is completed by whoever maintains
+        the corpus next.
+        """
+        from treering.capture.erasing import erase
+
+        return erase(self, where=where, ids=ids, reason=reason, block_subject=block_subject)
+
+    def erase_preview(
+        self, *, where: Mapping[str, str | Sequence[str]] | None = None, ids: Iterable[str] | None = None
+    ) -> ErasePreview:
+        """What `erase` would take, and which adapters saw it. Stores nothing. Raises UsageError."""
+        from treering.capture.erasing import preview
+
+        return preview(self, where=where, ids=ids)
+
+    def erasures(self) -> list[EraseReceipt]:
+        """The receipts of all erasures, oldest first."""
+        from treering.store.erase import erasures
+
+        return erasures(self)
+
+    def seen_by(self, train_rows: RowIds) -> list[SeenBy]:
+        """The adapters whose runs could draw any of these rows (ascending stable row ids), and those that go on from them."""
+        from treering.registry.seen import seen_by
+
+        return seen_by(self.store, self, train_rows)
 
     def selections(self) -> list[SelectionRecord]:
         """The stored selections of this corpus, oldest first; `store.load(selection.ref)` gives one as a source."""
@@ -228,6 +284,23 @@ class Store(BaseStore):
 
     def _corpus_type(self) -> type[BaseCorpus]:
         return Corpus
+
+    def create(
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: bool | Sequence[str] = False,
+    ) -> Corpus:
+        """Make a corpus; see `BaseStore.create`. `redact`: what its recorders replace by markers; see `Corpus.capture`."""
+        from treering.capture.redact import redaction_kinds
+
+        kinds = redaction_kinds(redact)
+        made = super().create(name, schema, heldout=heldout, group_by=group_by, split_key=split_key, redact=kinds)
+        return cast(Corpus, made)
 
     def corpus(self, name: str, *, schema: SchemaSpec | None = None) -> Corpus:
         """A corpus by name; see `BaseStore.corpus`."""

@@ -24,6 +24,8 @@ from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
 from treering.store.corpus import BaseCorpus
 from treering.store.corrections import encode_correction
+from treering.store.denylist import all_denied
+from treering.store.erase import Wanted, erase
 from treering.store.place import sealed_in
 from treering.store.snapshot import listed
 from treering.store.table import text_in
@@ -117,6 +119,8 @@ def annotate_rows(corpus: BaseCorpus, rows: Sequence[Any], *, what: str, numbers
     table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip([*columns, now], ANNOTATION_SCHEMA, strict=True)],
                                  schema=ANNOTATION_SCHEMA)  # fmt: skip
     corpus.annotation_log.append(table)
+    if gone := all_denied(corpus, sorted(set(ids))):  # erased while this was said: what was said goes, too
+        erase(corpus, Wanted(ids=tuple(gone), reason="annotated while an erasure was under way"))
     return len(said)
 
 

@@ -11,7 +11,7 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -51,25 +51,31 @@ class ImportSummary:
     stored: int = 0
     duplicates: int = 0
     refused: int = 0
+    erased: int = 0  # dropped, because they were erased before
+    redacted: dict[str, int] = field(default_factory=dict)  # marker → how often it was put in
     conflicts: list[str] = field(default_factory=list)
     problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
 
 
 def import_file(
-    corpus: BaseCorpus, source: str | IO[bytes], *, progress: Callable[[int], None] | None = None
+    corpus: BaseCorpus,
+    source: str | IO[bytes],
+    *,
+    progress: Callable[[int], None] | None = None,
+    redact: bool | Sequence[str] | None = None,
 ) -> ImportSummary:
     """Capture every line of a JSONL file (a path, any fsspec URL, or a binary stream) as a record.
 
     A bad line goes to quarantine with its number and never blocks the rest. A record without an id gets one from the
     file's path and the line's text, so importing a file twice adds nothing; one from a stream gets a fresh id. `progress`
-    is called with the number of lines done so far. Raises NotFoundError when there is no such file, StoreError when it
+    is called with the number of lines done so far; `redact` is `Corpus.capture`'s. Raises NotFoundError when there is no such file, StoreError when it
     can't be read or stored; what came before the damage is captured then.
     """
     name, stream = opened(source)
     summary = ImportSummary()
     seen: Counter[bytes] = Counter()
     origin = origin_of(source)
-    with stream, Recorder(corpus) as recorder:
+    with stream, Recorder(corpus, redact=redact) as recorder:
         lines: list[tuple[int, bytes]] = []
         size = 0
         for line in _lines(stream, name):
@@ -88,6 +94,8 @@ def import_file(
         progress(summary.read)
     summary.stored = recorder.counts.stored
     summary.duplicates = recorder.counts.duplicates
+    summary.erased = recorder.counts.erased
+    summary.redacted = dict(recorder.redacted)
     summary.conflicts = recorder.conflicts
     return summary
 
@@ -160,8 +168,8 @@ def capture_lines(
         except ValueError as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
             kept = line[:_KEPT].decode("utf-8", "replace").rstrip("\r\n")
-            recorder.refuse(kept, [problem], f"{name}:{number}")
-            _note(summary, number, (problem,))
+            if recorder.refuse(kept, [problem], f"{name}:{number}"):
+                _note(summary, number, (problem,))
             continue
         identify(record, origin, line, seen)
         problems = tuple(look(record)) if look is not None else ()

@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from treering.errors import StoreError, UsageError
 from treering.store.durable import make_directory, sync_directory
 
-__all__ = ["Entry", "Spool", "Write", "orphans"]
+__all__ = ["Entry", "Spool", "Write", "orphans", "scrub_file"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, payload BLOB NOT NULL);
@@ -153,6 +153,11 @@ class Spool:
         with self._reading, _translated(self.path):
             self._reader.execute(f"DELETE FROM {table} WHERE seq <= ?", (up_to,))  # noqa: S608
 
+    def scrub(self) -> None:
+        """Overwrite what was trimmed: SQLite leaves deleted bytes in its files until it needs their place."""
+        with self._reading, _translated(self.path):
+            _scrub(self._reader)
+
     def backlog(self) -> tuple[int, int]:
         """Accepted (rows, bytes) that are still here."""
         with self._reading, _translated(self.path):
@@ -189,6 +194,27 @@ class Spool:
         if empty:
             with suppress(OSError):
                 self.path.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _scrub(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA temp_store=MEMORY")  # else what is copied could lie in another file for a moment
+    connection.execute("VACUUM")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def scrub_file(path: Path, *, wait_s: float) -> int:
+    """Overwrite what was trimmed from a spool that may be another process's; how many batches it still holds.
+
+    Raises StoreError when its owner doesn't let us in for that long, or it can't be read.
+    """
+    with _translated(path):
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=wait_s)
+        try:
+            _scrub(connection)
+            query = "SELECT (SELECT count(*) FROM batches) + (SELECT count(*) FROM refused)"
+            return int(connection.execute(query).fetchone()[0])
+        finally:
+            connection.close()
 
 
 def _write(

@@ -26,6 +26,7 @@ from treering.cli import (
     corpus,
     demo,
     diff,
+    erasure,
     evaluation,
     gate,
     integrity,
@@ -156,6 +157,7 @@ for name, command in (
     ("promote", adapters.promote),
     ("rollback", adapters.rollback),
     ("lineage", lineage.lineage),
+    ("erase", erasure.erase),
     ("demo", demo.demo),
 ):
     app.command(name)(command)

@@ -51,6 +51,8 @@ class Captured:
     stored: int
     duplicates: int
     refused: int
+    erased: int
+    redacted: dict[str, int]
     conflicts: int
     refused_lines: list[RefusedLine]
     conflicting_ids: list[str]
@@ -68,6 +70,14 @@ def capture(
     snapshot_by: Annotated[
         str | None,
         typer.Option("--snapshot-by", metavar="PERIOD", help="month, week or day: seal a snapshot for each, in order."),
+    ] = None,
+    redact: Annotated[
+        bool | None,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Put markers in the place of secrets, e-mail addresses, phone and card numbers … [default: as the corpus was "
+            "made]",
+        ),
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -95,7 +105,7 @@ def capture(
         if as_of is not None:
             summary = corpus.backfill(given, as_of=as_of, snapshot_by=cast("Any", snapshot_by), progress=progress)
         else:
-            summary = import_file(corpus, given, progress=progress)
+            summary = import_file(corpus, given, progress=progress, redact=redact)
     periods = [SealedPeriod(*one) for one in summary.snapshots] if isinstance(summary, BackfillSummary) else []
     late = summary.late if isinstance(summary, BackfillSummary) else 0
     result = Captured(
@@ -105,6 +115,8 @@ def capture(
         stored=summary.stored,
         duplicates=summary.duplicates,
         refused=summary.refused,
+        erased=summary.erased,
+        redacted=summary.redacted,
         conflicts=len(summary.conflicts),
         refused_lines=[RefusedLine(line, problems) for line, problems in sorted(summary.problems, key=_line)],
         conflicting_ids=summary.conflicts[:20],
@@ -120,6 +132,8 @@ def capture(
                 ("stored", number(result.stored)),
                 ("duplicates", number(result.duplicates)),
                 ("refused", number(result.refused)),
+                ("redacted", ", ".join(f"{number(n)} {what}" for what, n in sorted(result.redacted.items())) or None),
+                ("erased before", number(result.erased) if result.erased else None),
                 ("id conflicts", number(result.conflicts)),
                 *((one.period, f"{one.ref}, {number(one.rows)} records") for one in periods),
             ]

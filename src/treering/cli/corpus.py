@@ -87,6 +87,9 @@ def create(
     ],
     heldout: Annotated[float, typer.Option(help="Share of the groups that becomes held-out.")] = 0.1,
     group_by: Annotated[str, typer.Option(help="Records that share this field share a split.")] = "session_id",
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Put markers in the place of secrets and obvious personal data at capture.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -95,7 +98,7 @@ def create(
     API: Store.create.
     """
     opened = open_store(store)
-    corpus = opened.create(name, _schema(schema), heldout=heldout, group_by=group_by)
+    corpus = opened.create(name, _schema(schema), heldout=heldout, group_by=group_by, redact=redact)
     record = corpus.record
     made = NewCorpus(corpus.name, corpus.record_type.name, record.heldout, record.group_by, corpus.uri)
     render(made, json, lambda: f"made the corpus {made.corpus} of {made.record_type} records")

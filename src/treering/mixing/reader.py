@@ -34,6 +34,7 @@ _LOOKUP = 64  # batches whose counts are looked up at once
 _READERS = 3  # threads that read ahead, each another source's window: half the time they wait for the engine
 _PIECE_BYTES = 4 << 20  # decoded rows asked for at once
 _LABELS = 1_024  # kinds of batches, by counts, whose source numbers are kept; a mix of a few sources has a handful
+_NONE = np.empty(0, dtype=np.int64)
 _NOTHING_KNOWN: tuple[int, list[list[int]], list[int]] = (0, [], [])
 
 
@@ -267,6 +268,26 @@ class BatchReader:
         columns[REF] = labels
         self._go_on()
         return columns, np.array(counts, dtype=np.int64)
+
+    def gone(self, batch: int) -> Any | None:
+        """Which rows of this reader's slice of batch t were erased: bool (rows,); None when none of any source was.
+
+        By the plan alone, since erased rows keep their positions: what was read in their place says nothing.
+        """
+        rows_of = self._view.rows
+        erased = [[getattr(segment, "erased", _NONE) for segment in rows.segments] for rows in rows_of]
+        if not any(len(one) for of_source in erased for one in of_source):
+            return None
+        taken, after, turn = self._look_up(batch)
+        found = []
+        for source, (low, high) in enumerate(zip(taken, after, strict=True)):
+            owner, row_ids = rows_of[source].find(self._plan.sources[source].positions(np.arange(low, high)))
+            dead = np.zeros(high - low, dtype=np.bool_)
+            for number, ids in enumerate(erased[source]):
+                dead |= (owner == number) & np.isin(row_ids, ids)
+            found.append(dead)
+        flags = np.concatenate(found)
+        return flags[self._plan.order(batch, turn, rows=len(flags), slots=self._slots)]
 
     def _begin(self, taken: Sequence[int], counts: Sequence[int]) -> None:
         """Read the first windows of all sources at once: the first batch waits for every one of them."""

@@ -91,7 +91,7 @@ class AnnotationLog:
     def compact(self, *, wait_s: float = 30.0) -> None:
         """Join small fragments and drop old versions; pins stay good. Does nothing without a table."""
         if self.table.head_if_made() is not None:
-            with self._lease(wait_s) as held:
+            with self.lease(wait_s) as held:
                 self.table.compact()
                 held.check()
                 self.table.clean_up(RECENT_S, RECENT_VERSIONS)
@@ -103,7 +103,7 @@ class AnnotationLog:
         """
         if self.table.head_if_made() is None:
             return 0
-        with self._lease(wait_s):
+        with self.lease(wait_s):
             return self.table.clean_up(older_than_s, keep_versions)
 
     def read(
@@ -154,13 +154,14 @@ class AnnotationLog:
         table = self.newest("exclude", version)
         return list(table.filter(pc.equal(table.column("value"), "true")).column("id").to_pylist())
 
-    def _lease(self, wait_s: float) -> AbstractContextManager[Lease]:
+    def lease(self, wait_s: float) -> AbstractContextManager[Lease]:
+        """Of whoever compacts, cleans up or erases annotations. Raises ConflictError, StoreError."""
         return self._store.lease(f"{self._name}.annotations", wait_s=wait_s)
 
     def _make(self) -> None:
         if self.table.head_if_made() is not None:
             return
-        with self._lease(30.0):
+        with self.lease(30.0):
             if self.table.head_if_made() is None:
                 self.table.create(ANNOTATION_SCHEMA)
 

@@ -1,7 +1,8 @@
 """A store: a directory, or a prefix on an object store, that holds corpora, snapshots and adapters.
 
-Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … (objects), `tables/` (Lance). In a directory
-also `spool/`, `leases/` and `cache/` (droppable); beside an object store these lie on each host (location), `leases/` on both.
+Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `erasures/`, `adapters/` … (objects), `tables/` (Lance). In a
+directory also `spool/`, `leases/`, `erased/` (what the host was scrubbed for) and `cache/` (droppable); beside an object
+store these lie on each host (location), `leases/` on both.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 import secrets
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -233,14 +234,22 @@ class BaseStore:
         return BaseCorpus
 
     def create(
-        self, name: str, schema: SchemaSpec, *, heldout: float = 0.1, group_by: str = "session_id", split_key: str = ""
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: Sequence[str] = (),
     ) -> Any:
         """Make a corpus.
 
         `schema`: a built-in record type's name, a pydantic model class, or a `pyarrow.Schema`. `heldout`: share in
         [0, 1) of the groups that become held-out; records with equal `group_by` share a split, and one without that
         field is a group of its own. `split_key` keys the hash that draws them (by default the corpus's name: the same
-        records are split alike in every store). Raises AlreadyExistsError, UsageError.
+        records are split alike in every store). `redact`: what recorders replace by markers (`Store.create` takes more).
+        Raises AlreadyExistsError, UsageError.
         """
         check_corpus_name(name)
         record_type = RecordType.of(schema)
@@ -259,6 +268,7 @@ class BaseStore:
             heldout=float(heldout),
             group_by=group_by,
             split_key=split_key or name,
+            redact=list(redact),
             created_at=now,
         )
         first = first_version(record_type)

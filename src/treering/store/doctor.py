@@ -169,9 +169,7 @@ def examine(chart: Chart, corpus_too: Callable[[Chart, Any], object] = lambda ch
                 _versions(chart, corpus)
             _records(chart, corpus)
             _tags(chart, corpus)
-            _health(
-                chart, corpus.table, [r.version for r, pruned in listed(corpus) if r.branch is None and pruned is None]
-            )
+            _health(chart, corpus.table, [(r.version, r.branch) for r, pruned in listed(corpus) if pruned is None])
             _pending(chart, corpus)
             if corpus.annotation_log.table.head_if_made() is not None:
                 _health(chart, corpus.annotation_log.table, [])
@@ -522,11 +520,9 @@ def _retag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             sync_file(temporary)
             temporary.replace(path)
             sync_directory(path.parent)
-        elif record.branch is None:
-            table.untag(record.name)
-            table.tag(record.name, record.version)
         else:
-            raise StoreError("only its certificate could tell the tag of an erased edition", code="tag-moved")
+            table.untag(record.name)
+            table.tag(record.name, record.version, record.branch)
 
 
 def _pending(chart: Chart, corpus: BaseCorpus) -> None:
@@ -535,7 +531,7 @@ def _pending(chart: Chart, corpus: BaseCorpus) -> None:
     records = [record for record, _ in found]
     if not records:
         return
-    left = corpus.table.count(corpus.table.head(), created_up_to(records[-1].version))
+    left = corpus.table.count(corpus.table.head(), created_up_to(records[-1].boundary))
     untagged = found[-1][1] is None and corpus.table.read_tag(records[-1].name) is None
     if (left or untagged) and not _held(corpus):
 
@@ -561,15 +557,13 @@ def _held(corpus: BaseCorpus) -> bool:
     return False
 
 
-def _health(chart: Chart, table: LanceTable, sealed: list[int]) -> None:
+def _health(chart: Chart, table: LanceTable, sealed: list[tuple[int, str | None]]) -> None:
     """The figures that small commits make grow."""
     head = table.head()
     rows = table.fragment_rows(head)
     seen = table.witness.read() if table.witness is not None else None
     sizes = table.sizes()
-    needed = {
-        path for version in [None, *sealed] for path in table.files(head if version is None else table.at(version))
-    }
+    needed = {path for dataset in [head, *(table.at(*version) for version in sealed)] for path in table.files(dataset)}
     total = sum(rows)
     chart.tables.append(
         TableHealth(

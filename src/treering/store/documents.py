@@ -17,20 +17,27 @@ from treering.schema.evolution import Column, decode_scalar, encode_scalar, show
 
 __all__ = [
     "FORMAT",
+    "AffectedSnapshot",
     "BundleEntry",
     "BundleManifest",
     "Certificate",
     "CorpusRecord",
+    "EraseReceipt",
+    "ErasedFound",
+    "ErasureRecord",
     "HeldoutPart",
     "HeldoutRecord",
     "Occupancy",
     "PruneRecord",
+    "RewrittenSnapshot",
     "SchemaVersion",
+    "SeenBy",
     "SelectionRecord",
     "SelectionReport",
     "SnapshotOrigin",
     "SnapshotRecord",
     "StoreMarker",
+    "StoredRows",
     "UnpackIntent",
     "add_checksum",
     "check_document",
@@ -116,6 +123,7 @@ class CorpusRecord(_Document):
     heldout: float = Field(ge=0, lt=1, description="Share of groups whose records become held-out.")
     group_by: str = Field(description="Common field whose records share a split.")
     split_key: str = Field(description="Key of the hash that draws the split.")
+    redact: list[str] = Field(default=[], description="What is replaced by markers at capture: secret, email, …")
     created_at: datetime
 
     @property
@@ -205,7 +213,16 @@ class SnapshotRecord(_Document):
     number: int = Field(ge=1)
     edition: int = Field(ge=1)
     branch: str | None = Field(description="Lance branch that holds it; null for the main one.")
-    version: int = Field(ge=1, description="The boundary: sealed rows are those created at or before it.")
+    version: int = Field(
+        ge=1,
+        description="Table version that holds it; without a branch the boundary: sealed rows were created by then.",
+    )
+    main_version: int | None = Field(
+        default=None, description="With a branch: the version of the main one that was sealed, still the boundary."
+    )
+    receipt: str | None = Field(
+        default=None, description="The receipt of the erasure that made this edition; null for the first one."
+    )
     manifest_sha256: Sha256
     schema_version: int = Field(
         ge=1, description="Version of the schema that it was sealed with: its records are of this one or earlier ones."
@@ -213,11 +230,16 @@ class SnapshotRecord(_Document):
     schema_fingerprint: Sha256
     parent: str | None
     parent_version: int = Field(ge=0, description="The parent's boundary; 0 without a parent.")
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=0, description="Records; 0 once all of them were erased.")
     row_ids: RowIds = Field(description="Half-open interval of stable row ids that holds its rows and no others.")
     created_at: datetime
     message: str
     origin: SnapshotOrigin | None = Field(default=None, description="Of one that came in a bundle.")
+
+    @property
+    def boundary(self) -> int:
+        """The version of the main branch that was sealed: sealed rows are those created at or before it."""
+        return self.version if self.main_version is None else self.main_version
 
     def path(self, suffix: str = "json") -> str:
         """The object that holds it, or with another suffix one that belongs to it."""
@@ -267,7 +289,7 @@ class PruneRecord(_Document):
     name: str
     edition: int = Field(ge=1, description="The edition that was pruned.")
     digest: Sha256 = Field(description="Content digest that the snapshot had.")
-    rows: int = Field(ge=1)
+    rows: int = Field(ge=0)
     why: str = Field(description="The rule that it was pruned by.")
     ids: str = Field(description="Object with 128-bit hashes of its ids, ascending, 16 bytes each: late retries.")
     ids_sha256: Sha256
@@ -330,6 +352,112 @@ class HeldoutRecord(_Document):
     rows: int = Field(ge=0)
     parts: list[HeldoutPart] = Field(description="In record order.")
     created_at: datetime
+
+
+class StoredRows(_Part):
+    """An object of bytes beside a document, and what it must be."""
+
+    path: str
+    sha256: Sha256
+    count: int = Field(ge=0)
+
+
+class ErasureRecord(_Document):
+    """`erasures/TABLE/N.json`: creating it is what decides an erasure; whoever comes next completes it.
+
+    Whom and what it is about stands here as hashes alone, keyed by the store's `erasures/key`.
+    """
+
+    corpus: str
+    incarnation: str
+    number: int = Field(ge=1)
+    subjects: list[str] = Field(description="Keyed hashes (128 bits, hex) of the subjects whose records are erased.")
+    ids: StoredRows | None = Field(description="Keyed hashes of the ids that were asked for: 16 bytes each, ascending.")
+    block_subjects: bool = Field(
+        description="Whether records of these subjects are dropped from now on, whatever their id."
+    )
+    reason: str
+    requested_at: datetime
+
+    def path(self, suffix: str = "json") -> str:
+        """The object that holds it, or with another suffix one that belongs to it."""
+        return f"erasures/{self.corpus}-{self.incarnation}/{self.number}.{suffix}"
+
+
+class SeenBy(_Part):
+    """An adapter whose run could draw erased records."""
+
+    adapter: str
+    lock_digest: str | None = Field(description="Digest of the run's mix lock.")
+    records: int = Field(ge=0, description="Erased training records among those that its run drew from.")
+    inherits_from: str | None = Field(description="The adapter that saw them, when this one only continues from it.")
+
+
+class AffectedSnapshot(_Part):
+    """What of one snapshot is to be erased."""
+
+    name: str
+    edition: int = Field(ge=1, description="The edition that held it.")
+    digest: Sha256 = Field(description="Content digest of that edition.")
+    records: int = Field(
+        ge=0, description="0: none of its records, but its index still names ids of an earlier snapshot's."
+    )
+
+
+class ErasedFound(_Document):
+    """`erasures/TABLE/N.found.json`: what was found to erase, once nobody who doesn't know of it could add to it."""
+
+    corpus: str
+    incarnation: str
+    number: int = Field(ge=1)
+    rows: StoredRows = Field(
+        description="Arrow IPC stream of row ids and what each is: a training or held-out record, or an annotation."
+    )
+    ids: StoredRows = Field(description="Keyed hashes of the ids of the erased records: they are dropped from now on.")
+    live: int = Field(ge=0, description="Records found in live.")
+    snapshots: list[AffectedSnapshot]
+    annotations: int = Field(ge=0)
+    seen_by: list[SeenBy]
+    found_at: datetime
+
+
+class RewrittenSnapshot(_Part):
+    """A snapshot that has another edition now."""
+
+    name: str
+    edition: int = Field(ge=2)
+    digest_before: Sha256
+    digest_after: Sha256
+    rows_before: int = Field(ge=0)
+    rows_after: int = Field(ge=0)
+
+
+class EraseReceipt(_Document):
+    """`erasures/TABLE/N.receipt.json`: an erasure was carried out; what it took, and whom else it concerns."""
+
+    corpus: str
+    incarnation: str
+    number: int = Field(ge=1)
+    reason: str
+    subjects: int = Field(ge=0, description="How many subjects were named; the store keeps only keyed hashes of them.")
+    block_subjects: bool
+    records: dict[str, int] = Field(description="Records erased, by place: `live`, `v1`, …")
+    annotations: int = Field(ge=0)
+    quarantined: int = Field(ge=0, description="Refused records erased from quarantine.")
+    spooled: int = Field(ge=0, description="Records dropped from spools of this host before they reached the table.")
+    selections: int = Field(ge=0, description="Stored selections whose description named an erased value.")
+    cached: int = Field(ge=0, description="Files of this host's caches that were dropped.")
+    freed_bytes: int = Field(ge=0)
+    snapshots: list[RewrittenSnapshot]
+    seen_by: list[SeenBy] = Field(description="Adapters (with the locks of their runs) that had seen the records.")
+    not_covered: list[str] = Field(description="Where copies may still be.")
+    requested_at: datetime
+    completed_at: datetime
+
+    @property
+    def total(self) -> int:
+        """Records erased, over all places."""
+        return sum(self.records.values())
 
 
 class Occupancy(_Part):

@@ -57,7 +57,7 @@ def land(
     number = parent.number + 1 if parent else 1
     _add_columns(corpus)
     head = table.head()
-    waiting = table.count(head, created_after(parent.version) if parent else None)
+    waiting = table.count(head, created_after(parent.boundary) if parent else None)
     if waiting:
         raise ConflictError(
             f"{corpus.name}@live holds {waiting:,} records, and a snapshot is what live holds",
@@ -98,7 +98,7 @@ def land(
             schema_version=version.number,
             schema_fingerprint=fingerprint(version.schema),
             parent=parent.name if parent else None,
-            parent_version=parent.version if parent else 0,
+            parent_version=parent.boundary if parent else 0,
             rows=rows,
             row_ids=(parent.row_ids[1] if parent else 0, last + 1),
             created_at=datetime.now(UTC),

@@ -80,6 +80,11 @@ class Objects(ABC):
         # `name#…` is what a crash cut short; it never got its name, so it was never an object.
         return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
 
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Path → when it was written, by the store's clock, of all objects below `prefix`."""
+        with self._reading(prefix):
+            return {str(m["path"]): m["last_modified"] for part in obstore.list(self._store, prefix) for m in part}
+
     def written_at(self, path: str) -> datetime:
         """When an object was written, by the store's clock. Raises NotFoundError."""
         with self._reading(path):
@@ -100,6 +105,10 @@ class Objects(ABC):
             if known is not None:
                 raise known from exc
             raise StoreError(f"can't remove {path}: {self._reason(exc)}", code="write-failed") from exc
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once: for what must be forgotten. Nothing else changes one."""
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
@@ -143,10 +152,21 @@ class LocalObjects(Objects):
             raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
         sync_directory(file.parent)
 
-    def sha256(self, path: str) -> str:
-        """SHA-256 (hex) of a file of any size; lets other threads go on meanwhile. Raises NotFoundError."""
-        with self._reading(path), (self._root / path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, durably: there is the old one or the new one, whatever happens."""
+        file = self._root / path
+        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
+        try:
+            try:
+                temporary.write_bytes(data)
+                sync_file(temporary)
+                temporary.replace(file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as exc:
+            hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
+            raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
+        sync_directory(file.parent)
 
     def now(self) -> datetime:
         """The time by the clock of the file system, which may be another host's."""
@@ -159,6 +179,11 @@ class LocalObjects(Objects):
                 file.unlink(missing_ok=True)
         except OSError as exc:
             raise StoreError(f"can't write {file}: {exc.strerror}", code="write-failed") from exc
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 (hex) of a file of any size; lets other threads go on meanwhile. Raises NotFoundError."""
+        with self._reading(path), (self._root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def make_durable(self, path: str) -> None:
         """Fsync an object that another process created, and its name."""
@@ -305,6 +330,16 @@ class RemoteObjects(Objects):
                     raise known from exc
                 raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
             return
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once."""
+        try:
+            obstore.put(self._upload if len(data) > _LARGE else self._small, path, data, use_multipart=False)
+        except (BaseError, OSError) as exc:
+            known = remote_failure("can't write to", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
 
     def now(self) -> datetime:
         """The time by the server's clock: that of an object written for it."""

@@ -120,4 +120,4 @@ def sealed_in(corpus: BaseCorpus, record: SnapshotRecord, versions: History | No
     """The table as a snapshot sealed it."""
     chosen = versions or corpus.versions
     sealed = min(record.schema_version, len(chosen))
-    return Place(corpus, corpus.table.at(record.version), chosen, where=record.ref, sealed=sealed)
+    return Place(corpus, corpus.table.at(record.version, record.branch), chosen, where=record.ref, sealed=sealed)

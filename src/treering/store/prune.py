@@ -182,6 +182,8 @@ def finish_prunes(corpus: BaseCorpus, found: Sequence[tuple[SnapshotRecord, Prun
         tags = corpus.table.tags() if tags is None else tags
         if record.name in tags:
             corpus.table.untag(record.name)
+        if record.branch is not None:  # what erasing had rewritten lies on a branch of its own
+            corpus.table.drop_branch(record.branch)
 
 
 class _PrunedIds:

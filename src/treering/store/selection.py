@@ -224,7 +224,7 @@ def load_selection(corpus: BaseCorpus, name: str) -> Source:
     record = find_selection(corpus, name)
     pin = {**record.source, "annotations": None, "where": None, "selection": None}
     pin["schema_version"] = len(corpus.known_versions())  # as any other ref: read as the newest
-    whole = Source.from_pin(corpus.store, pin)
+    whole = Source.from_pin(corpus.store, pin, erased="fewer")
     version = corpus.annotation_log.version()
     segments = [segment.narrowed(replace(segment.narrowing, annotations=version)) for segment in whole.segments]
     return selected(whole._like(segments=segments), corpus, record)

@@ -7,6 +7,7 @@ The boundary is the version V, never a list of fragments: compaction rewrites th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,16 @@ from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
 from treering.store.documents import Certificate, PruneRecord, SnapshotRecord
 from treering.store.place import sealed_in
-from treering.store.table import created_up_to, retry_conflicts
+from treering.store.table import created_up_to, describe, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "listed", "pruned_error", "seal"]
+__all__ = ["NAME_TAKEN", "Listed", "Snapshot", "finish_pending", "list_records", "listed", "pruned_error", "seal"]
+
+
+#: Records, each with what says that its snapshot was pruned.
+Listed = list[tuple[SnapshotRecord, PruneRecord | None]]
 
 
 class Snapshot:
@@ -66,7 +71,7 @@ def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
     return [record for record, _ in listed(corpus)]
 
 
-def listed(corpus: BaseCorpus) -> list[tuple[SnapshotRecord, PruneRecord | None]]:
+def listed(corpus: BaseCorpus) -> Listed:
     """`list_records`, each with what says that it was pruned."""
     newest: dict[int, tuple[int, str]] = {}
     pruned: dict[int, str] = {}
@@ -90,7 +95,7 @@ def listed(corpus: BaseCorpus) -> list[tuple[SnapshotRecord, PruneRecord | None]
         for number, (_, path) in sorted(newest.items())
     ]
     # The engine opens an older version when the newest is missing; no version before a sealed one can be the newest.
-    corpus.table.floor = max([corpus.table.floor, *(record.version for record, _ in found if record.branch is None)])
+    corpus.table.floor = max([corpus.table.floor, *(record.boundary for record, _ in found)])
     return found
 
 
@@ -148,7 +153,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
                 hint=f"seal to {corpus.name}@v{number}, or just to {corpus.name}; names are never used again",
             )
         head = corpus.table.head()
-        if parent and corpus.table.count(head, created_up_to(parent.version)):
+        if parent and corpus.table.count(head, created_up_to(parent.boundary)):
             return NAME_TAKEN  # finishing was undone or raced: V must not hold a row of the parent
         rows = corpus.table.count(head)
         if rows == 0:
@@ -170,7 +175,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
             schema_version=schema.number,
             schema_fingerprint=fingerprint(schema.schema),
             parent=parent.name if parent else None,
-            parent_version=parent.version if parent else 0,
+            parent_version=parent.boundary if parent else 0,
             rows=rows,
             row_ids=(parent.row_ids[1] if parent else 0, corpus.table.last_row_id(head) + 1),
             created_at=datetime.now(UTC),
@@ -188,7 +193,8 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
-    """Complete the newest seal and every prune, whoever began them. Earlier seals were complete before it could begin."""
+    """Complete what was begun, whoever began it: the newest seal, earlier ones were complete before it; prunes, erasures."""
+    from treering.store.erase import finish_erasures
     from treering.store.landing import undo_landings
     from treering.store.prune import finish_prunes
 
@@ -197,13 +203,14 @@ def finish_pending(corpus: BaseCorpus) -> None:
     if found and found[-1][1] is None:  # a seal was complete before its snapshot could be pruned
         finish(corpus, found[-1][0])
     finish_prunes(corpus, found)
+    finish_erasures(corpus)
 
 
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Steps 3 and 4 of a seal; does nothing where they are done."""
-    table, boundary = corpus.table, record.version
+    table, boundary = corpus.table, record.boundary
     corpus.store.objects.make_durable(record.path())  # its creator may have died before it was
-    table.tag(record.name, boundary)
+    settle_tag(corpus, record)
     corpus.step("after-tag")
     changed = False
 
@@ -225,9 +232,28 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
 
     table.note_sealed(record.number)
     retry_conflicts(attempt, what=f"finishing {record.ref}")
+    if table.index_names_gone(table.head()):
+        # Else the next snapshot's index would name records of this one, and erasing those couldn't leave it untouched.
+        with suppress(ConflictError):
+            table.reindex(None)
+            changed = True
     if changed:
         table.make_durable(table.head())
     corpus.step("after-finish")
+
+
+def edition_before(corpus: BaseCorpus, record: SnapshotRecord) -> SnapshotRecord | None:
+    """The record of the edition before this one; None for the first."""
+    if record.edition == 1:
+        return None
+    return corpus.store.read_document(SnapshotRecord, record.model_copy(update={"edition": record.edition - 1}).path())
+
+
+def settle_tag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
+    """Let the tag name what the record names: new, there already, or one edition behind. Raises StoreError else."""
+    before = edition_before(corpus, record)
+    moves = None if before is None else (before.branch, before.version)
+    corpus.table.tag(record.name, record.version, record.branch, moves=moves)
 
 
 def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
@@ -236,18 +262,22 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     What is cheap and certain, before anything is read: the manifest's hash, the tag, which files there are and their
     sizes. What is in them takes reading them: `certificate.check_files`, `verify`.
     """
-    found = corpus.table.manifest_sha256(record.version)
+    found = corpus.table.manifest_sha256(record.version, record.branch)
     if found != record.manifest_sha256:
         raise StoreError(
-            f"{record.ref}: the manifest of version {record.version} isn't the one that was sealed",
+            f"{record.ref}: the manifest of {describe((record.branch, record.version))} isn't the one that was sealed",
             code="manifest-changed",
             hint="restore the store's files from a backup; nothing was read",
         )
     tagged = corpus.table.tagged(record.name)
-    if tagged is not None and tagged != record.version:
-        raise StoreError(
-            f"{record.ref}: the tag names version {tagged}, the record says {record.version}",
-            code="tag-moved",
-            hint="somebody moved the tag; the record is what counts",
-        )
+    if tagged is not None and tagged != (record.branch, record.version):
+        before = edition_before(corpus, record)
+        # One edition behind is fine: whoever maintains the corpus next moves it.
+        if before is None or tagged != (before.branch, before.version):
+            raise StoreError(
+                f"{record.ref}: the tag names {describe(tagged)}, the record says "
+                f"{describe((record.branch, record.version))}",
+                code="tag-moved",
+                hint="somebody moved the tag; the record is what counts",
+            )
     corpus.table.check_present(sealed_in(corpus, record).dataset)

@@ -242,13 +242,19 @@ class Segment:
         """
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
+        self.check_whole()
         dropped = self.excluded() if split else None
-        if self.narrowing.is_whole and (dropped is None or not len(dropped)):
-            yield from self._scan(names, split)
-            return
-        wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
-        for batch in self._scan(list(dict.fromkeys(wanted)), split):
-            yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        try:
+            if self.narrowing.is_whole and (dropped is None or not len(dropped)):
+                yield from self._scan(names, split)
+            else:
+                wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
+                for batch in self._scan(list(dict.fromkeys(wanted)), split):
+                    yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        except StoreError:
+            self.check_whole()
+            raise
+        self.check_whole()  # what was erased while it was read is missing from some point on
 
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
         """Batches of the segment, whatever is narrowed; with what was corrected."""
@@ -418,6 +424,38 @@ class Segment:
             return np.empty(0, np.int64), []
         return row_ids_of(self._places(again=self.name == "live"), ids)
 
+    def present(self) -> int:
+        """How many rows the store holds in its interval now, whatever is narrowed. Metadata only, mostly."""
+        places = self._places(again=True)
+        return sum(self._corpus.table.count(place.dataset, rows_between(low, high)) for low, high, place in places)
+
+    def check_whole(self) -> None:
+        """Raise ConflictError when records of it were erased since it was pinned, naming the receipts."""
+        from treering.store.erase import has_erasures
+
+        if self.rows and has_erasures(self._corpus):
+            gone = self._gone()
+            if gone is not None:
+                raise gone
+
+    def _gone(self) -> ConflictError | None:
+        from treering.store.erase import erased_rows, list_found
+        from treering.store.gone import Gone, erased_error, gone_since
+
+        if self.name == "live":
+            found = gone_since(self._corpus, self, None)
+            return None if found is None else erased_error(self, found)
+        record = self._record()
+        missing = self.rows - (record.rows if record is not None else 0)
+        if not missing:
+            return None
+        # Pinned by its name alone, as `load` does: the newest erasures that make up for what is missing.
+        taken = [one for one in list_found(self._corpus) if any(hit.name == self.name for hit in one.snapshots)]
+        by: list[Any] = []
+        while taken and len(Gone.of(by, self.row_ids).records) < missing:
+            by.insert(0, erased_rows(self._corpus, taken.pop()))
+        return erased_error(self, Gone.of(by, self.row_ids))
+
     def certified_runs(self) -> RowIds | None:
         """Every training row of the snapshot, whatever this source is narrowed to; None for live.
 
@@ -457,6 +495,7 @@ class Segment:
         except StoreError:
             self.check_pruned()
             if self.name != "live":
+                self.check_whole()
                 raise
             # The version of live that the handle knows was compacted and cleaned up: its rows lie elsewhere now.
         if self.name == "live" and (found is None or len(found) != len(row_ids)):
@@ -464,6 +503,7 @@ class Segment:
             found = self._take(row_ids, columns, self._places(again=True))
         assert found is not None
         if len(found) != len(row_ids):
+            self.check_whole()
             raise StoreError(
                 f"{self.ref}: {len(row_ids) - len(found)} of {len(row_ids)} rows are gone",
                 code="rows-missing",
@@ -780,10 +820,15 @@ class Source:
         return pin
 
     @classmethod
-    def from_pin(cls, store: BaseStore, pin: dict[str, Any]) -> Source:
+    def from_pin(
+        cls, store: BaseStore, pin: dict[str, Any], *, erased: Literal["refuse", "skip", "fewer"] = "refuse"
+    ) -> Source:
         """The source that was pinned, read as the schema version of that time: the same records, byte for byte.
 
-        Raises NotFoundError when it isn't in this store, ConflictError when the store holds something else by that name.
+        `erased` says what becomes of records that were erased since: "refuse", "skip" (they keep their positions, and
+        loaders leave them out of the batches) or "fewer" (positions close up). Raises NotFoundError when it isn't in this
+        store, ConflictError when the store holds something else by that name; with code "erased", naming the receipts, when
+        erasures are why.
         """
         home, _, name = pin["corpus"].rpartition("#")
         corpus = (store.neighbour(home) if home else store).corpus(name)
@@ -802,7 +847,9 @@ class Source:
         segments = []
         for part in pin["segments"]:
             span = (part["row_ids"][0], part["row_ids"][1])
-            segment = Segment(corpus, part["name"], span, part["rows"], narrowing)
+            segment = _as_pinned(Segment(corpus, part["name"], span, part["rows"], narrowing), part["digest"], erased)
+            if erased == "fewer":
+                part = {**part, "digest": segment.digest}
             for what, found in (("incarnation", corpus.record.incarnation), ("digest", segment.digest)):
                 if part[what] != found:
                     raise ConflictError(
@@ -835,6 +882,25 @@ class Source:
                 hint="use the store that the pin was made in, or pin anew",
             )
         return source
+
+
+def _as_pinned(segment: Segment, digest: str | None, erased: Literal["refuse", "skip", "fewer"]) -> Segment:
+    """A pinned segment, with what was erased of it since. Raises ConflictError when something was, and that is refused."""
+    from treering.store.erase import has_erasures
+
+    corpus = segment._corpus
+    if not has_erasures(corpus) or (segment.name != "live" and segment.digest == digest):
+        return segment
+    from treering.store.gone import GoneSegment, erased_error, gone_since
+
+    gone = gone_since(corpus, segment, digest)
+    if gone is None:
+        return segment
+    if erased == "refuse":
+        raise erased_error(segment, gone)
+    if erased == "fewer":
+        return Segment(corpus, segment.name, segment.row_ids, segment.rows - len(gone.records), segment.narrowing)
+    return GoneSegment(corpus, segment.name, segment.row_ids, segment.rows, segment.narrowing, gone, digest)
 
 
 def _among(ids: RowIds, chosen: RowIds) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -878,6 +944,8 @@ def resolve(store: BaseStore, text: str, split: Split | None = None) -> Source:
 
     With `split="heldout"` its held-out records, for which a snapshot may be pruned if they were kept.
     """
+    from treering.store.erase import drop_cached, has_erasures
+
     ref = Ref.parse(text)
     if ref.store is not None:
         store = store.neighbour(ref.store)
@@ -908,6 +976,8 @@ def resolve(store: BaseStore, text: str, split: Split | None = None) -> Source:
             if pruned is None and record.ref not in trained and record.row_ids[1] <= live.row_ids[0]
         ]
         segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
+    if has_erasures(corpus):
+        drop_cached(corpus)  # once an erasure, on whichever host: others may have erased what is cached here
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
     corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)
@@ -934,6 +1004,6 @@ def _live(corpus: BaseCorpus) -> Segment:
     records = list_records(corpus)
     corpus.table.check_floor(head)
     low = records[-1].row_ids[1] if records else 0
-    rows = corpus.table.count(head, created_after(records[-1].version) if records else None)
+    rows = corpus.table.count(head, created_after(records[-1].boundary) if records else None)
     high = corpus.table.last_row_id(head) + 1 if rows else low
     return Segment(corpus, "live", (low, max(low, high)), rows)

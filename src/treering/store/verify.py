@@ -33,7 +33,7 @@ from treering.store.place import head_of
 from treering.store.runs import RowIds, runs_of
 from treering.store.schemas import read_versions
 from treering.store.snapshot import list_records, listed
-from treering.store.table import ROW_ADDRESS, ROW_ID
+from treering.store.table import ROW_ADDRESS, ROW_ID, describe
 
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
@@ -218,9 +218,9 @@ def _documents(store: BaseStore, name: str, report: _Report) -> None:
 def _manifest(corpus: BaseCorpus, record: SnapshotRecord, report: _Report) -> bool:
     """Compare the manifest with the record. Whether the version can be opened at all."""
     table = corpus.table
-    path = table.path_of(table.manifest_path(record.version))
+    path = table.path_of(table.manifest_path(record.version, record.branch))
     with report.checking(path):
-        if table.manifest_sha256(record.version) != record.manifest_sha256:
+        if table.manifest_sha256(record.version, record.branch) != record.manifest_sha256:
             report.add(path, "isn't the manifest that was sealed", [record.row_ids])
             return False
         sealed_place(corpus, record)
@@ -245,8 +245,9 @@ def _tag(corpus: BaseCorpus, record: SnapshotRecord, certificate: Certificate | 
             report.add(path, "the tag can't be read")
             return
         if named != (record.branch, record.version):
-            where = f"version {named[1]}" + (f" of branch {named[0]}" if named[0] else "")
-            report.add(path, f"the tag names {where}, the record says {record.version}")
+            report.add(
+                path, f"the tag names {describe(named)}, the record says {describe((record.branch, record.version))}"
+            )
         elif certificate is not None and certificate.tag is not None and data != certificate.tag.encode():
             report.add(path, "the tag was changed since it was certified, though it names the right version")
 
@@ -285,7 +286,7 @@ def _certified(
         comparing.result()
     wrong = [path for path, expected in certificate.files.items() if sums[path] != expected]
     # Nothing ever reads a transaction again: one that a cleanup took is no loss.
-    wrong = [path for path in wrong if sums[path] or not path.startswith("_transactions/")]
+    wrong = [path for path in wrong if sums[path] or "_transactions" not in path.split("/")]
     report.files += len(certificate.files)
     concerned = _damaged_records(corpus, record, certificate, wrong) if readable else {}
     for path in wrong:

@@ -112,10 +112,11 @@ class GoneSegment(Segment):
         self._stand_in: int | None = None
 
     def __getstate__(self) -> Any:
-        return (*super().__getstate__(), self.gone, self._pinned_digest)
+        return *super().__getstate__(), (self.gone, self._pinned_digest)
 
     def __setstate__(self, state: Any) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+        made, corrected, more = state
+        super().__setstate__(((*made, *more), corrected))
 
     def narrowed(self, narrowing: Narrowing) -> Segment:
         """The same stretch, of which other rows count."""

@@ -17,15 +17,19 @@ from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
+    BundleManifest,
     Certificate,
     CorpusRecord,
     ErasedFound,
     EraseReceipt,
     ErasureRecord,
+    HeldoutRecord,
+    PruneRecord,
     SchemaVersion,
     SelectionRecord,
     SnapshotRecord,
     StoreMarker,
+    UnpackIntent,
 )
 from treering.training.card import ModelCard
 
@@ -34,6 +38,7 @@ DOCUMENTS = {
     "adapter": StoredAdapter,
     "adapter-event": AdapterEvent,
     "audit": Audit,
+    "bundle": BundleManifest,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
@@ -43,8 +48,10 @@ DOCUMENTS = {
     "erasure-found": ErasedFound,
     "evaluation": Evaluation,
     "gate-policy": GatePolicy,
+    "heldout": HeldoutRecord,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "prune": PruneRecord,
     "round-policy": RoundPolicy,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
@@ -52,6 +59,7 @@ DOCUMENTS = {
     "snapshot": SnapshotRecord,
     "status": Status,
     "store": StoreMarker,
+    "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from treering.evaluation.due import RoundPolicy
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
+    from treering.registry.trace import lineage
     from treering.rounds.audit import audit
     from treering.rounds.diff import Diff, diff
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
@@ -68,6 +69,7 @@ _HOMES = {
     "diff": "rounds",
     "evaluate": "rounds",
     "gate": "rounds",
+    "lineage": "registry.trace",
     "load_adapter": "rounds",
     "mix": "mixing",
     "open": "front",
@@ -110,6 +112,7 @@ __all__ = [
     "diff",
     "evaluate",
     "gate",
+    "lineage",
     "load_adapter",
     "mix",
     "open",

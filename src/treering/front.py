@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from treering.errors import ConflictError, UsageError
 from treering.store.base import BaseStore
@@ -12,15 +12,19 @@ from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
 from treering.store.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
     from pathlib import Path
 
     import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
+    from treering.capture.backfill import BackfillSummary
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
+    from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
     from treering.store.doctor import Diagnosis
     from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
@@ -95,7 +99,7 @@ class Corpus(BaseCorpus):
         label: str | None = None,
         outcome: Any = None,
         quality: float | None = None,
-        correction: Any = None,
+        correction: Mapping[str, Any] | None = None,
         exclude: bool | None = None,
         by: str | None = None,
         note: str | None = None,
@@ -103,7 +107,9 @@ class Corpus(BaseCorpus):
         """Say something about a record later. Durable when this returns; the newest word under each key counts.
 
         label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
-        correction: what it should have been. exclude: True keeps it out of training and evaluation from the next `load` on
+        correction: {column: what should have stood there}, checked as a record is; sources that are loaded from now on deliver
+        it, to training and evaluation alike, while the snapshot stays as it is. It takes the place of an earlier one; {} takes
+        that back. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
         (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
         for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
         """
@@ -192,6 +198,55 @@ class Corpus(BaseCorpus):
 
         return list_selections(self)
 
+    def backfill(
+        self,
+        source: str | IO[bytes],
+        *,
+        as_of: str,
+        snapshot_by: Literal["day", "week", "month"],
+        progress: Callable[[int], None] | None = None,
+    ) -> BackfillSummary:
+        """Turn a JSONL file of history into snapshots, one per period of its records' times, oldest first.
+
+        Running it again adds nothing, also after a kill. See `treering.capture.backfill.backfill`.
+        """
+        from treering.capture.backfill import backfill
+
+        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, progress=progress)
+
+    def prune(
+        self,
+        *,
+        keep: int | None = None,
+        older_than: timedelta | float | None = None,
+        uninformative: bool = False,
+        dry_run: bool = True,
+        force: bool = False,
+        keep_heldout: bool = False,
+    ) -> PruneReport:
+        """Give back the bytes of old snapshots, for good; by default only say what that would take.
+
+        By one rule: keep: the newest so many stay. older_than: a timedelta, or days, by the store's clock. uninformative:
+        those whose held-out score stayed within 0.01 over the last 3 rounds of the lineage in production. The report says
+        for each what it would free and which adapters and locks couldn't be repeated. Those that production, or an adapter
+        it continues from, was trained on are pruned by `force` alone. keep_heldout: their held-out records stay readable,
+        for evaluation: `store.heldout("support@v1")`, score matrix and gate. Names are never used again, digests stay known,
+        and a late retry of a pruned record is still a duplicate (whatever it says: there is nothing to compare it with).
+
+        Raises UsageError, CheckFailedError (needed in production; too few rounds to tell), ConflictError, StoreError.
+        """
+        from treering.registry.prune import prune
+
+        return prune(
+            self,
+            keep=keep,
+            older_than=older_than,
+            uninformative=uninformative,
+            dry_run=dry_run,
+            force=force,
+            keep_heldout=keep_heldout,
+        )
+
     def snapshot(self, *, message: str = "", to: int | None = None) -> Snapshot | None:
         """Seal what live holds as the next snapshot; None when live is empty.
 
@@ -255,6 +310,28 @@ class Store(BaseStore):
         """Seal live to `support` or `support@vN`; see `Corpus.snapshot`."""
         name, number = parse_target(target)
         return self.corpus(name).snapshot(message=message, to=number)
+
+    def pack(
+        self,
+        ref: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        annotations: bool = False,
+        selections: bool = False,
+    ) -> Path:
+        """Write a snapshot to one file, to be carried to another store; see `treering.store.bundle.pack`."""
+        from treering.store.bundle import pack
+
+        return pack(self, ref, path, annotations=annotations, selections=selections)
+
+    def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
+        """Take the snapshot of a packed file in, all of it or nothing; see `treering.store.bundle.unpack`."""
+        from treering.capture import flush_spools
+        from treering.store.bundle import unpack
+
+        for corpus in self.corpora():
+            flush_spools(corpus)  # what was acknowledged counts as there
+        return unpack(self, path, to=to)
 
     def mix(
         self,

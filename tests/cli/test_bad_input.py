@@ -73,6 +73,25 @@ BAD = [
     (["show", "support"], 2, "isn't a ref"),
     (["show", "support:1"], 4, "no adapter support:1"),
     (["show", "support:best"], 2, "doesn't name an adapter"),
+    (["lineage", "nobody"], 4, "no corpus of"),
+    (["lineage", "support@v9"], 4, "no snapshot support@v9"),
+    (["lineage", "support:7"], 4, "no adapter support:7"),
+    (["pack", "support@live"], 2, "isn't a snapshot"),
+    (["pack", "support@v9"], 4, "no snapshot support@v9"),
+    (["pack", "support@v1", "-o", "no/where.zip"], 6, "can't write"),
+    (["unpack", "nothing.zip"], 4, "no file nothing.zip"),
+    (["unpack", "records.jsonl"], 3, "isn't a zip archive"),
+    (["capture", "support", "records.jsonl", "--as-of", "ts"], 2, "go together"),
+    (["capture", "support", "records.jsonl", "--as-of", "when", "--snapshot-by", "month"], 4, "no column 'when'"),
+    (["capture", "support", "records.jsonl", "--as-of", "ts", "--snapshot-by", "year"], 2, "by day, week or month"),
+    (["annotate", "support", "refund-1", "--correction", "Sorry!"], 3, "columns and their values"),
+    (["annotate", "support", "refund-1", "--correction", '{"id": "x"}'], 3, "correction.id"),
+    (["prune", "nobody", "--keep", "1"], 4, "no corpus 'nobody'"),
+    (["prune", "support"], 2, "by one rule"),
+    (["prune", "support", "--keep", "1", "--older-than", "9d"], 2, "by one rule"),
+    (["prune", "support", "--keep", "-1"], 2, "keep is -1"),
+    (["prune", "support", "--older-than", "soon"], 2, "'soon' isn't an age"),
+    (["prune", "support", "--uninformative"], 3, "3 rounds"),
     (["create", "../x", "--schema", "labelled"], 2, "'../x' can't name a corpus"),
     (["create", "Support", "--schema", "labelled"], 2, "'Support' can't name a corpus"),
     (["create", "adapters", "--schema", "labelled"], 2, "reserved"),
@@ -263,7 +282,7 @@ def test_what_nobody_foresaw_is_one_line_and_exit_code_1(support: Run, monkeypat
     def broken(*_: object) -> None:
         raise RuntimeError("the sky\nfell")
 
-    monkeypatch.setattr(treering.Corpus, "snapshots", broken)
+    monkeypatch.setattr(treering.Corpus, "live_rows", broken)
     done = support("log", "support")
     assert (done.code, done.lines[0]) == (1, "error: RuntimeError: the sky fell")
     assert "TREERING_DEBUG=1" in done.lines[1]

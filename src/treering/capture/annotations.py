@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -17,14 +18,16 @@ import pyarrow as pa
 from treering.capture.commit import FILTERS
 from treering.capture.recorder import flush_spools
 from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageError
+from treering.schema import RecordType
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
 from treering.store.corpus import BaseCorpus
+from treering.store.corrections import encode_correction
 from treering.store.denylist import all_denied
 from treering.store.erase import Wanted, erase
 from treering.store.place import sealed_in
-from treering.store.snapshot import list_records
+from treering.store.snapshot import listed
 from treering.store.table import text_in
 
 __all__ = ["annotate", "annotate_rows", "refusal"]
@@ -53,7 +56,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (_is_text, "text"),
     "outcome": (_is_json, "a value that JSON can hold"),
     "quality": (_is_quality, "a finite number"),
-    "correction": (_is_json, "a value that JSON can hold"),
+    "correction": (lambda value: isinstance(value, Mapping), "an object of columns and their values"),
     "exclude": (lambda value: isinstance(value, bool), "true or false"),
 }
 
@@ -76,15 +79,27 @@ def annotate(corpus: BaseCorpus, rows: Iterable[Mapping[str, Any]] | pa.Table | 
 
 def annotate_rows(corpus: BaseCorpus, rows: Sequence[Any], *, what: str, numbers: Sequence[int] | None = None) -> int:
     """As `annotate`; problems name a row by `what` it is ("line") and its number, from 1 when not given."""
+    version = corpus.known_versions()[-1]
+    newest = corpus.record_type
+    if version.number != corpus.versions[-1].number:
+        newest = RecordType.stored(version.record_type, version.schema)
+    _checked = partial(encode_correction, newest, version.number)
     problems: list[Problem] = []
     said: list[tuple[str, str, str, str | None, str | None]] = []
     for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
         found = list(_problems(row, number))
+        words: dict[str, str] = {}
+        for key in () if found else KEYS:
+            if row.get(key) is None:
+                continue
+            worded = _checked(row[key]) if key == "correction" else dump_json(row[key], sort_keys=True)
+            if isinstance(worded, str):
+                words[key] = worded
+            else:
+                found += [Problem((number, key, *one.loc), one.kind, one.message) for one in worded]
         problems += found
         if not found:
-            about = (row.get("by"), row.get("note"))
-            words = [(key, row[key]) for key in KEYS if row.get(key) is not None]
-            said += [(row["id"], key, dump_json(value, sort_keys=True), *about) for key, value in words]
+            said += [(row["id"], key, word, row.get("by"), row.get("note")) for key, word in words.items()]
     if problems:
         raise refusal(problems, what)
     if not said:
@@ -152,7 +167,7 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     """Those ids that no committed record has, each once, in order; looked up by index, snapshot after snapshot."""
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
-    records = list_records(corpus)
+    records = [record for record, pruned in listed(corpus) if pruned is None]
     for dataset, denies in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
         asked = list(missing)
         if denies is not None and asked:

@@ -11,7 +11,7 @@ erasure that was decided in between could neither be known here nor see what was
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, groupby
 from typing import Any
@@ -27,12 +27,13 @@ from treering.schema.evolution import SCHEMA_VERSION, History, as_stored
 from treering.store.certificate import id_filter
 from treering.store.corpus import BaseCorpus
 from treering.store.denylist import Denylist, denylist
-from treering.store.documents import SnapshotRecord
+from treering.store.documents import PruneRecord, SnapshotRecord
 from treering.store.erase import Wanted, erase
 from treering.store.idfilter import IdFilter
 from treering.store.place import Place, head_of, sealed_in
+from treering.store.prune import pruned_ids
 from treering.store.schemas import add_columns
-from treering.store.snapshot import list_records
+from treering.store.snapshot import listed
 from treering.store.table import Dataset, retry_conflicts, text_in
 
 __all__ = [
@@ -187,7 +188,7 @@ def erase_again(corpus: BaseCorpus, ids: Sequence[str]) -> None:
     if not ids:
         return
     history = corpus.known_versions()
-    there = _rows_with(head_of(corpus, history), ids) | _sealed_with(corpus, history, ids)
+    there = _rows_with(head_of(corpus, history), ids) | _sealed_with(corpus, history, ids)[0]
     if there:
         erase(corpus, Wanted(ids=tuple(sorted(there)), reason="committed while an erasure was under way"))
 
@@ -202,29 +203,30 @@ def _commit_allowed(corpus: BaseCorpus, rows: pa.Table, version: Version, done: 
     rows, again, originals = _first_of_each_id(rows)
     stored = 0
     known: dict[str, dict[str, Any]] = {}  # rows that were there before, by id, as the newest version
+    gone: set[str] = set()  # ids of pruned records: what comes again under one is a late retry, whatever it says
     history: History = ()
 
     def attempt() -> bool:
         head = corpus.table.head()
         if denylist(corpus).known != denied.known:
             raise _DenylistGrewError
-        records = list_records(corpus)
+        records = listed(corpus)
         try:
             return merge(head, records)
         except StoreError as exc:
             # Files that an erasure or a cleanup has removed meanwhile: another writer was ahead.
-            moved = corpus.table.head().version != head.version or list_records(corpus) != records
+            moved = corpus.table.head().version != head.version or listed(corpus) != records
             if exc.code == "engine" and moved:
                 raise ConflictError("the table was rewritten meanwhile", code="commit-conflict") from exc
             raise
 
-    def merge(head: Dataset, records: Sequence[SnapshotRecord]) -> bool:
-        nonlocal stored, known, history
+    def merge(head: Dataset, records: Sequence[tuple[SnapshotRecord, PruneRecord | None]]) -> bool:
+        nonlocal stored, known, gone, history
         # Asked after the head was opened: then no record in it is of a later version.
         history = corpus.known_versions()
-        known = _sealed_with(corpus, history, rows.column("id").to_pylist(), records)
+        known, gone = _sealed_with(corpus, history, rows.column("id").to_pylist(), records)
         corpus.table.check_floor(head)
-        fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
+        fresh = rows.filter(pc.invert(_has_id_of(rows, [*known, *gone]))) if known or gone else rows
         stored = 0
         if len(fresh):
             to_store = as_stored(_sorted_by_split(fresh), version, head.schema)
@@ -240,8 +242,12 @@ def _commit_allowed(corpus: BaseCorpus, rows: pa.Table, version: Version, done: 
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
     corpus.table.make_durable(corpus.table.head())
-    resent = pa.concat_tables([rows.filter(_has_id_of(rows, known)) if known else rows.slice(0, 0), again])
     duplicates, clashes = 0, []
+    if gone:
+        kept = pc.invert(_has_id_of(rows, gone)), pc.invert(_has_id_of(again, gone))
+        duplicates = len(rows) + len(again) - sum(pc.sum(one).as_py() or 0 for one in kept)
+        rows, again = rows.filter(kept[0]), again.filter(kept[1])
+    resent = pa.concat_tables([rows.filter(_has_id_of(rows, known)) if known else rows.slice(0, 0), again])
     if len(resent):
         first = {row["id"]: row for row in comparable(history, version, originals)} | known
         for position, row in enumerate(comparable(history, version, resent)):
@@ -282,7 +288,7 @@ def comparable(history: History, version: Version, rows: pa.Table) -> list[dict[
     return [{**row, SCHEMA_VERSION: version.number} for row in aligned.to_pylist()]
 
 
-def _has_id_of(rows: pa.Table, known: dict[str, dict[str, Any]]) -> pa.ChunkedArray:
+def _has_id_of(rows: pa.Table, known: Iterable[str]) -> pa.ChunkedArray:
     return pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
 
 
@@ -311,17 +317,30 @@ def _sorted_by_split(rows: pa.Table) -> pa.Table:
 
 
 def _sealed_with(
-    corpus: BaseCorpus, history: History, ids: Sequence[str], records: Sequence[SnapshotRecord] | None = None
-) -> dict[str, dict[str, Any]]:
-    """Rows of any snapshot that have one of the ids."""
-    records = list_records(corpus) if records is None else records
+    corpus: BaseCorpus,
+    history: History,
+    ids: Sequence[str],
+    records: Sequence[tuple[SnapshotRecord, PruneRecord | None]] | None = None,
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Rows of any snapshot that have one of the ids, and those of the ids that a pruned one had."""
+    records = listed(corpus) if records is None else records
     found: dict[str, dict[str, Any]] = {}
-    for record in records:
+    gone: set[str] = set()
+    for record, pruned in records:
         denies = FILTERS.of(corpus, record)
         maybe = ids if denies is None else list(compress(ids, denies.may_hold(ids)))
-        if maybe:
-            found.update(_rows_with(sealed_in(corpus, record, history), maybe))
-    return found
+        if not maybe:
+            continue
+        if pruned is None:
+            try:
+                found.update(_rows_with(sealed_in(corpus, record, history), maybe))
+                continue
+            except StoreError:
+                pruned = {one.name: said for one, said in listed(corpus)}.get(record.name)  # meanwhile
+                if pruned is None:
+                    raise
+        gone |= pruned_ids(corpus, pruned, maybe)
+    return found, gone - set(found)
 
 
 def _rows_with(place: Place, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -341,5 +360,5 @@ def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def look_up(corpus: BaseCorpus, history: History, record_id: str) -> dict[str, Any] | None:
     """The stored row with this id, in live or in any snapshot, as the newest version in `history`."""
-    found = _rows_with(head_of(corpus, history), [record_id]) or _sealed_with(corpus, history, [record_id])
+    found = _rows_with(head_of(corpus, history), [record_id]) or _sealed_with(corpus, history, [record_id])[0]
     return found.get(record_id)

@@ -30,7 +30,10 @@ def annotate(
     label: Annotated[str | None, typer.Option(help="What it should be labelled.")] = None,
     outcome: Annotated[str | None, typer.Option(help="What came of it.")] = None,
     quality: Annotated[float | None, typer.Option(help="A number, the higher the better.")] = None,
-    correction: Annotated[str | None, typer.Option(help="What it should have been: JSON, or text.")] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='What should have stood in it, {"COLUMN": VALUE, …}; {} takes that back.'),
+    ] = None,
     exclude: Annotated[
         bool | None,
         typer.Option("--exclude/--include", help="Keep it out of training and evaluation, or let it back in."),

@@ -70,7 +70,9 @@ def _verified(result: Verified) -> RenderableType:
             number(one.rows),
             number(one.files),
             short(one.digest),
-            ("certified now" if one.certified_now else "ok") if one.ok else f"{len(one.findings)} findings",
+            ("pruned" if one.pruned else "certified now" if one.certified_now else "ok")
+            if one.ok
+            else f"{len(one.findings)} findings",
         )
         for one in result.checked
     ]

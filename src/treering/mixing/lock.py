@@ -81,12 +81,14 @@ class PinnedSelection(_Document):
     digest: str = Field(description="SHA-256 in hex over the row ids")
 
 
-class PinnedAnnotations(_Document):
+class PinnedAnnotations(_Compact):
     """What annotations said when the source was loaded."""
 
     version: int = Field(ge=1, description="version of the table of annotations; later ones don't count")
     excluded: int = Field(ge=0, description="records of the source that were excluded")
     digest: str = Field(description="SHA-256 in hex over their stable row ids")
+    corrected: int = Field(default=0, ge=0, description="records of the source with corrected values")
+    corrections: str | None = Field(default=None, description="SHA-256 in hex over those values and where they stand")
 
 
 class SourcePin(_Compact):

@@ -332,6 +332,15 @@ class BaseStore:
                 segment.check_files()
         return source
 
+    def heldout(self, ref: str) -> Source:
+        """The held-out records of a ref: `load(ref).heldout()`, and of a pruned snapshot those that were kept.
+
+        Raises as `load` does.
+        """
+        from treering.store.source import resolve
+
+        return resolve(self, ref, "heldout")
+
     def live(self, name: str) -> Source:
         """What live holds now: `load("NAME@live")`."""
         return self.load(f"{name}@live")

@@ -13,11 +13,11 @@ from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
 from treering.store.annotations import AnnotationLog
-from treering.store.documents import CorpusRecord, SeenBy
+from treering.store.documents import CorpusRecord, PruneRecord, SeenBy
 from treering.store.lease import Lease
 from treering.store.runs import RowIds
 from treering.store.schemas import newer_versions
-from treering.store.snapshot import Snapshot, finish_pending, list_records
+from treering.store.snapshot import Snapshot, finish_pending, list_records, listed
 from treering.store.table import RECENT_S, TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
 if TYPE_CHECKING:
@@ -118,8 +118,16 @@ class BaseCorpus:
         return []
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first."""
-        return [Snapshot(self, record) for record in list_records(self)]
+        """All snapshots, oldest first; without pruned ones."""
+        return [Snapshot(self, record) for record, pruned in listed(self) if pruned is None]
+
+    def evaluable(self) -> list[Snapshot]:
+        """The snapshots whose held-out records can be read, oldest first: those of pruned ones may have been kept."""
+        return [Snapshot(self, record) for record, pruned in listed(self) if pruned is None or pruned.heldout]
+
+    def pruned(self) -> list[PruneRecord]:
+        """What was pruned, oldest snapshot first."""
+        return [pruned for _, pruned in listed(self) if pruned is not None]
 
     def live_rows(self) -> int:
         """Records in live: committed to the table and not sealed yet."""

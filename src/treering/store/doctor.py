@@ -29,7 +29,7 @@ from treering.schema.evolution import newest_held
 from treering.store.certificate import find_certificate, read_content
 from treering.store.documents import Certificate, SnapshotRecord, check_document, parse_document
 from treering.store.durable import sync_directory, sync_file
-from treering.store.snapshot import finish_pending, list_records
+from treering.store.snapshot import finish_pending, list_records, listed
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, created_up_to
 from treering.store.witness import Seen, boot_id
 
@@ -169,7 +169,7 @@ def examine(chart: Chart, corpus_too: Callable[[Chart, Any], object] = lambda ch
                 _versions(chart, corpus)
             _records(chart, corpus)
             _tags(chart, corpus)
-            _health(chart, corpus.table, [(r.version, r.branch) for r in list_records(corpus)])
+            _health(chart, corpus.table, [(r.version, r.branch) for r, pruned in listed(corpus) if pruned is None])
             _pending(chart, corpus)
             if corpus.annotation_log.table.head_if_made() is not None:
                 _health(chart, corpus.annotation_log.table, [])
@@ -362,7 +362,9 @@ def _records(chart: Chart, corpus: BaseCorpus) -> None:
             chart.add("problem", exc.code, path, exc.message, "it is written anew from the certificate" if cure else exc.hint,
                       cure=cure)  # fmt: skip
     known = _numbers(corpus)
-    named = {int(n) for p in objects.list(folder) if (n := p.split("/")[2][1:]).isdigit()} | set(_tagged(table))
+    # A folder that holds nothing but an intent is a snapshot that never came to be.
+    folders = [path.split("/")[2][1:] for path in objects.list(folder) if not path.endswith("/unpacking.json")]
+    named = {int(number) for number in folders if number.isdigit()} | set(_tagged(table))
     seen = table.witness.read() if table.witness is not None else None
     for number in range(1, max([0, *named, *known, seen.snapshots if seen is not None else 0]) + 1):
         if number not in known:
@@ -483,7 +485,7 @@ def _record_at(corpus: BaseCorpus, number: int) -> SnapshotRecord:
 def _tags(chart: Chart, corpus: BaseCorpus) -> None:
     """Each snapshot has its tag, which plain Lance opens it by."""
     table = corpus.table
-    records = list_records(corpus)
+    records = [record for record, pruned in listed(corpus) if pruned is None]
     for record in records:
         data = table.read_tag(record.name)
         try:
@@ -525,11 +527,13 @@ def _retag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
 
 def _pending(chart: Chart, corpus: BaseCorpus) -> None:
     """A seal that was cut short, and whether somebody is at it."""
-    records = list_records(corpus)
+    found = listed(corpus)
+    records = [record for record, _ in found]
     if not records:
         return
     left = corpus.table.count(corpus.table.head(), created_up_to(records[-1].boundary))
-    if (left or corpus.table.read_tag(records[-1].name) is None) and not _held(corpus):
+    untagged = found[-1][1] is None and corpus.table.read_tag(records[-1].name) is None
+    if (left or untagged) and not _held(corpus):
 
         def cure() -> None:
             with corpus.lease():

@@ -11,18 +11,18 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from treering.errors import AlreadyExistsError, ConflictError, StoreError
+from treering.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
-from treering.store.documents import Certificate, SnapshotRecord
+from treering.store.documents import Certificate, PruneRecord, SnapshotRecord
 from treering.store.place import sealed_in
 from treering.store.table import created_up_to, describe, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "seal"]
+__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "listed", "pruned_error", "seal"]
 
 
 class Snapshot:
@@ -63,23 +63,36 @@ class Snapshot:
 
 
 def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
-    """The newest edition of every snapshot record, oldest snapshot first."""
+    """The newest edition of every snapshot record, oldest snapshot first; pruned ones too, whose names stay taken."""
+    return [record for record, _ in listed(corpus)]
+
+
+def listed(corpus: BaseCorpus) -> list[tuple[SnapshotRecord, PruneRecord | None]]:
+    """`list_records`, each with what says that it was pruned."""
     newest: dict[int, tuple[int, str]] = {}
+    pruned: dict[int, str] = {}
     named: set[int] = set()  # folders, whatever lies in them
     for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
         folder, _, file = path.rpartition("/")
         stem, _, rest = file.partition(".")
         name = folder.rpartition("/")[2]
-        if not name[1:].isdigit():
+        number = name[1:]
+        if not number.isdigit() or file == "unpacking.json":  # that alone is a snapshot that never came to be
             continue
-        named.add(int(name[1:]))
+        named.add(int(number))
         if rest == "json" and stem.isdigit():
-            newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
+            newest[int(number)] = max(newest.get(int(number), (0, "")), (int(stem), path))
+        elif rest == "json" and stem == "pruned":
+            pruned[int(number)] = path
     _check_none_missing(corpus, named, set(newest))
-    records = [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+    read = corpus.store.read_document
+    found = [
+        (read(SnapshotRecord, path), read(PruneRecord, pruned[number]) if number in pruned else None)
+        for number, (_, path) in sorted(newest.items())
+    ]
     # The engine opens an older version when the newest is missing; no version before a sealed one can be the newest.
-    corpus.table.floor = max([corpus.table.floor, *(r.boundary for r in records)])
-    return records
+    corpus.table.floor = max([corpus.table.floor, *(record.boundary for record, _ in found)])
+    return found
 
 
 def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> None:
@@ -98,6 +111,16 @@ def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) ->
             hint="restore the store's files from a backup, or have it written again from its certificate or tag: "
             f"treering doctor --repair --store {corpus.store.uri}",
         )
+
+
+def pruned_error(pruned: PruneRecord) -> NotFoundError:
+    """What is said to whoever asks for the records of a pruned snapshot."""
+    kept = f"its held-out records were kept, for evaluation: store.heldout({pruned.ref!r})"
+    return NotFoundError(
+        f"{pruned.ref} was pruned on {pruned.pruned_at:%Y-%m-%d %H:%M} UTC ({pruned.why})",
+        code="pruned",
+        hint=kept if pruned.heldout else "its name stays taken; a bundle of it can be unpacked as the next snapshot",
+    )
 
 
 class _NameTaken:
@@ -166,12 +189,19 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
-    """Complete what was begun, whoever began it: the newest seal, earlier ones were complete before it; and erasures."""
-    from treering.store.erase import finish_erasures
+    """Complete what was begun, whoever began it: the newest seal, every prune and every erasure.
 
-    records = list_records(corpus)
-    if records:
-        finish(corpus, records[-1])
+    Earlier seals were complete before the newest could begin.
+    """
+    from treering.store.erase import finish_erasures
+    from treering.store.landing import undo_landings
+    from treering.store.prune import finish_prunes
+
+    found = listed(corpus)
+    undo_landings(corpus, {record.name for record, _ in found})
+    if found and found[-1][1] is None:  # a seal was complete before its snapshot could be pruned
+        finish(corpus, found[-1][0])
+    finish_prunes(corpus, found)
     finish_erasures(corpus)
 
 

@@ -530,6 +530,58 @@ class LanceTable:
             options = None if self._options is None else dict(self._options)
             return int(lance.write_dataset(rows, self.uri, mode="append", storage_options=options).version)
 
+    def write_files(self, head: Dataset, batches: Iterator[pa.RecordBatch]) -> list[Any]:
+        """Write rows (of `head`'s columns) to data files that no version names yet; what `add_files` takes."""
+        from lance.fragment import write_fragments
+
+        with self._translated(f"writing rows of {self.name}"):
+            found: list[Any] = write_fragments(
+                pa.RecordBatchReader.from_batches(head.schema, batches),
+                self.uri,
+                schema=head.schema,
+                mode="append",
+                max_rows_per_file=TARGET_ROWS_PER_FRAGMENT,
+                data_storage_version="2.2",
+                enable_stable_row_ids=True,
+                storage_options=None if self._options is None else dict(self._options),
+            )
+            return found
+
+    @staticmethod
+    def paths_of(files: Sequence[Any]) -> list[str]:
+        """The paths, relative to the table, of what `write_files` gave."""
+        return [f"data/{data.path}" for fragment in files for data in fragment.files]
+
+    def add_files(self, head: Dataset, files: Sequence[Any]) -> int:
+        """Add the rows of `write_files` to the table; returns the version that has them.
+
+        It is the one after `head`, unless somebody committed in between: then it holds what they did too.
+        """
+        with self._translated("adding rows"):
+            operation = LanceOperation.Append(list(files))
+            options = None if self._options is None else dict(self._options)
+            made = lance.LanceDataset.commit(
+                self.uri, operation, read_version=head.version, storage_options=options, enable_stable_row_ids=True
+            )
+            return int(made.version)
+
+    def delete_created_at(self, version: int) -> None:
+        """Delete the rows that version `version` added."""
+        with self._translated("taking rows out again"):
+            self._open().delete(f"{CREATED_AT} = {int(version)}")
+
+    def version_with(self, files: Sequence[str], since: int) -> int | None:
+        """The first version after `since` that names one of these data files; None when there is none."""
+        wanted = set(files)
+        for version in range(since + 1, int(self.head().version) + 1):
+            try:
+                dataset = self._open(version)
+            except (OSError, ValueError):  # cleaned up
+                continue
+            if any(f"data/{data.path}" in wanted for f in dataset.get_fragments() for data in f.metadata.files):
+                return version
+        return None
+
     def drop_fragments(self, head: Dataset, fragment_ids: list[int]) -> None:
         """Delete whole fragments of `head` by metadata alone. Raises ConflictError when they changed meanwhile."""
         with self._writers.passed(), self._translated("taking sealed fragments out of live"):
@@ -795,9 +847,15 @@ class LanceTable:
         return [path.rpartition("/")[2].removesuffix(".json") for path in found if path.endswith(".json")]
 
     def untag(self, name: str) -> None:
-        """Remove a tag, whatever it names. For repairs alone."""
-        with self._translated(f"removing the tag {name}"), suppress(ValueError):
-            self._open().tags.delete(name)
+        """Take a tag away; nothing happens when there is none."""
+        with self._translated(f"removing the tag {name}"):
+            try:
+                self._open().tags.delete(name)
+            except (ValueError, OSError):
+                if name in self.tags():
+                    raise
+        if self._root is not None:
+            sync_directory(self._root / "_refs" / "tags")
 
     def sizes(self) -> dict[str, int]:
         """Every file of the table, relative to it, with its bytes."""

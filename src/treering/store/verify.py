@@ -32,7 +32,7 @@ from treering.store.idfilter import IdFilter
 from treering.store.place import head_of
 from treering.store.runs import RowIds, runs_of
 from treering.store.schemas import read_versions
-from treering.store.snapshot import list_records
+from treering.store.snapshot import list_records, listed
 from treering.store.table import ROW_ADDRESS, ROW_ID, describe
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ class Verification(BaseModel):
     rows: int = Field(description="Records that were read.")
     digest: str | None = Field(description="Content digest as certified.")
     certified_now: bool = Field(description="Nobody had certified it: from now on it can be compared with something.")
+    pruned: bool = Field(default=False, description="Its records were pruned: only its documents are left to compare.")
     files: int = Field(description="Files and documents that were compared.")
     findings: list[Finding]
 
@@ -116,6 +117,12 @@ def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -
     if record is None:
         return _result(f"{corpus.name}@{name}", report, snapshot=name)
     _documents(corpus.store, corpus.name, report)
+    gone = {record.name: pruned for record, pruned in listed(corpus)}.get(name) if not report.findings else None
+    if gone is not None:
+        with report.checking(gone.ids):
+            if corpus.store.objects.sha256(gone.ids) != gone.ids_sha256:
+                report.add(gone.ids, "isn't the list of ids that late retries are known by")
+        return _result(record.ref, report, record).model_copy(update={"pruned": True, "digest": gone.digest})
     readable = _manifest(corpus, record, report)
     certificate, new = None, False
     path = record.path("certificate.json")
@@ -436,7 +443,11 @@ def verify_store(store: BaseStore, ref: str | None = None, *, progress: Progress
 
 def _all_of(corpus: BaseCorpus, progress: Progress | None) -> Iterator[Verification]:
     folder = f"snapshots/{corpus.record.table}/"
-    numbers = {path.removeprefix(folder).partition("/")[0][1:] for path in corpus.store.objects.list(folder)}
+    numbers = {
+        path.removeprefix(folder).partition("/")[0][1:]
+        for path in corpus.store.objects.list(folder)
+        if not path.endswith("/unpacking.json")  # that alone is a snapshot that never came to be
+    }
     witness = corpus.table.witness
     seen = None if witness is None else witness.read()
     last = max([seen.snapshots if seen is not None else 0, *(int(n) for n in numbers if n.isdigit())])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import treering
 from tests.erasing import SCHEMA, contents, files_with, keep_text_plain, record, tree, without
 from treering.capture import recorder as recorder_module
-from treering.errors import InvalidRecordError, StoreError, UsageError
+from treering.errors import ConflictError, InvalidRecordError, StoreError, UsageError
 from treering.store import erase as erase_module
 from treering.store.corpus import BaseCorpus
 from treering.store.denylist import Denylist, Hashes, KeyedHash, denylist
@@ -784,3 +784,64 @@ def test_an_erased_edition_is_verified_like_any_other_and_a_flipped_bit_in_it_na
     data.unlink()
     with pytest.raises(StoreError, match="is missing"):
         treering.open(store.uri, create=False).load("support@v1")
+
+
+# --- with pruning and bundles --------------------------------------------------------------------------------------
+
+
+def test_held_out_records_that_were_kept_of_a_pruned_snapshot_are_erased_too(
+    store: treering.Store, corpus: treering.Corpus
+) -> None:
+    with corpus.capture() as live:
+        live.extend(
+            [
+                record(n, who, split=split)
+                for n in range(6)
+                for who in (WHO, "ann")
+                for split in [("train", "heldout")[n % 2]]
+            ]
+        )
+    corpus.snapshot()
+    fill(corpus, "ann", start=100)
+    corpus.snapshot()
+    corpus.prune(keep=1, dry_run=False, keep_heldout=True)
+    assert len(store.heldout("support@v1")) == 6
+    receipt = corpus.erase(where={"subject": WHO})
+    assert receipt.records == {"v1": 3}
+    assert mentioned(store) == []
+    assert store.heldout("support@v1").to_table(["subject"]).column(0).unique().to_pylist() == ["ann"]
+    assert corpus.erase(where={"subject": "nobody"}).records == {}
+
+
+def test_pruning_an_erased_edition_takes_its_branch_along(store: treering.Store, corpus: treering.Corpus) -> None:
+    sealed(corpus)
+    corpus.erase(where={"subject": WHO})
+    assert corpus.table.branches() == ["v1-erased", "v3-erased"]
+    corpus.prune(keep=1, dry_run=False)
+    assert corpus.table.branches() == ["v3-erased"]
+    assert files_with(Path(store.uri), "by ann") != []
+    assert [snapshot.name for snapshot in corpus.snapshots()] == ["v3"]
+    corpus.erase(where={"subject": OTHERS})
+    corpus.prune(keep=0, dry_run=False)
+    assert corpus.table.branches() == []
+    with corpus.capture() as live:
+        assert live.add(record(1, "new")).status == "stored"
+    assert len(store.live("support")) == 1
+
+
+def test_a_bundle_brings_nothing_erased_back_and_an_erased_edition_travels(
+    store: treering.Store, corpus: treering.Corpus, tmp_path: Path
+) -> None:
+    fill(corpus, WHO, *OTHERS)
+    corpus.snapshot()
+    before = store.pack("support@v1", tmp_path / "before.zip")
+    corpus.erase(where={"subject": WHO})
+    after = store.pack("support@v1", tmp_path / "after.zip")
+    corpus.prune(keep=0, dry_run=False)
+    with pytest.raises(ConflictError, match=r"12 of the 60 records .* were erased from support") as error:
+        store.unpack(tmp_path / "before.zip")
+    assert error.value.code == "erased"
+    back = store.unpack(tmp_path / "after.zip")
+    assert (back.name, back.rows, mentioned(store)) == ("v2", 48, [])
+    assert {row["subject"] for row in contents(store)["v2"]} == set(OTHERS)
+    del before, after

@@ -42,6 +42,7 @@ from treering.schema import RecordType, Version, fingerprint
 from treering.schema.evolution import SCHEMA_VERSION, History
 from treering.store.annotations import ANNOTATION_SCHEMA, row_ids_of
 from treering.store.certificate import build_certificate, find_certificate, id_filter, stable_hash
+from treering.store.denylist import denylist
 from treering.store.digest import ContentDigest
 from treering.store.documents import (
     BundleEntry,
@@ -593,6 +594,8 @@ def _unpack(store: BaseStore, bundle: _Bundle, name: str) -> Snapshot:
             )
         if exists:
             _check_selections(corpus, selections, same)
+        if same is None:
+            _check_erased(corpus, bundle)
         record = same or _landed(corpus, held, bundle, version)
         build_certificate(corpus, record)
         if not exists:
@@ -609,6 +612,20 @@ def _landed(corpus: BaseCorpus, held: Lease, bundle: _Bundle, version: Version) 
     origin = sealed.origin or SnapshotOrigin(store=bundle.manifest.store, ref=sealed.ref, created_at=sealed.created_at)
     digest = bundle.manifest.digest
     return land(corpus, held, bundle.batches, version, digest=digest, message=sealed.message, origin=origin)
+
+
+def _check_erased(corpus: BaseCorpus, bundle: _Bundle) -> None:
+    """Refuse a bundle that would bring back what was erased. Reads its records only where anything was."""
+    denied = denylist(corpus)
+    if not denied:
+        return
+    found = sum(int(denied.denies(batch.column("id"), batch.column("subject")).sum()) for batch in bundle.batches())
+    if found:
+        raise ConflictError(
+            f"{found:,} of the {bundle.manifest.snapshot.rows:,} records of {bundle.path} were erased from {corpus.name}",
+            code="erased",
+            hint=f"nothing was stored; see treering erase {corpus.name} --list",
+        )
 
 
 class _Ids:

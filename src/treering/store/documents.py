@@ -281,79 +281,6 @@ class Certificate(_Document):
     created_at: datetime
 
 
-class PruneRecord(_Document):
-    """`snapshots/TABLE/vN/pruned.json`: creating it is what prunes a snapshot. Its name, number and digest stay."""
-
-    corpus: str
-    incarnation: str
-    name: str
-    edition: int = Field(ge=1, description="The edition that was pruned.")
-    digest: Sha256 = Field(description="Content digest that the snapshot had.")
-    rows: int = Field(ge=0)
-    why: str = Field(description="The rule that it was pruned by.")
-    ids: str = Field(description="Object with 128-bit hashes of its ids, ascending, 16 bytes each: late retries.")
-    ids_sha256: Sha256
-    heldout: bool = Field(description="Whether its held-out records were kept; see the newest `heldout.E.json`.")
-    bytes: int = Field(ge=0, description="Bytes of files that only it referenced.")
-    pruned_at: datetime
-
-    @property
-    def ref(self) -> str:
-        """`support@v1`."""
-        return f"{self.corpus}@{self.name}"
-
-
-class BundleEntry(_Part):
-    """One file in a bundle."""
-
-    name: str
-    bytes: int = Field(ge=0, description="As it lies in the bundle.")
-    sha256: Sha256 = Field(description="Of those bytes.")
-    unpacked: int = Field(ge=0, description="Bytes that it comes to; the same unless its name ends in .zst.")
-
-
-class BundleManifest(_Document):
-    """`bundle.json` in a bundle: one snapshot, to be carried to another store."""
-
-    format: Literal["treering.bundle/1"] = "treering.bundle/1"
-    store: str = Field(description="Id of the store that it comes from.")
-    corpus: CorpusRecord
-    snapshot: SnapshotRecord
-    digest: Sha256 = Field(
-        description="Content digest of the records, as the schema version it was sealed with reads them."
-    )
-    entries: list[BundleEntry] = Field(description="Every other file in the bundle.")
-    annotations: int = Field(ge=0, description="Words about its records that came along.")
-    selections: list[str] = Field(description="Names of the selections that came along.")
-
-
-class UnpackIntent(_Document):
-    """`snapshots/TABLE/vN/unpacking.json`: a snapshot is about to come in. Without its record later on, it is undone."""
-
-    read_version: int = Field(ge=0, description="Version of the table before its records were added.")
-    files: list[str] = Field(description="The data files that add them, relative to the table.")
-
-
-class HeldoutPart(_Part):
-    """Some held-out records of a pruned snapshot."""
-
-    path: str = Field(description="Object: an Arrow IPC stream of the stored columns and `_rowid`, in record order.")
-    sha256: Sha256
-    rows: int = Field(ge=1)
-
-
-class HeldoutRecord(_Document):
-    """`snapshots/TABLE/vN/heldout.E.json`: the held-out records that were kept of a pruned snapshot; the newest E counts."""
-
-    corpus: str
-    incarnation: str
-    name: str
-    edition: int = Field(ge=1)
-    rows: int = Field(ge=0)
-    parts: list[HeldoutPart] = Field(description="In record order.")
-    created_at: datetime
-
-
 class StoredRows(_Part):
     """An object of bytes beside a document, and what it must be."""
 
@@ -458,6 +385,79 @@ class EraseReceipt(_Document):
     def total(self) -> int:
         """Records erased, over all places."""
         return sum(self.records.values())
+
+
+class PruneRecord(_Document):
+    """`snapshots/TABLE/vN/pruned.json`: creating it is what prunes a snapshot. Its name, number and digest stay."""
+
+    corpus: str
+    incarnation: str
+    name: str
+    edition: int = Field(ge=1, description="The edition that was pruned.")
+    digest: Sha256 = Field(description="Content digest that the snapshot had.")
+    rows: int = Field(ge=0)
+    why: str = Field(description="The rule that it was pruned by.")
+    ids: str = Field(description="Object with 128-bit hashes of its ids, ascending, 16 bytes each: late retries.")
+    ids_sha256: Sha256
+    heldout: bool = Field(description="Whether its held-out records were kept; see the newest `heldout.E.json`.")
+    bytes: int = Field(ge=0, description="Bytes of files that only it referenced.")
+    pruned_at: datetime
+
+    @property
+    def ref(self) -> str:
+        """`support@v1`."""
+        return f"{self.corpus}@{self.name}"
+
+
+class BundleEntry(_Part):
+    """One file in a bundle."""
+
+    name: str
+    bytes: int = Field(ge=0, description="As it lies in the bundle.")
+    sha256: Sha256 = Field(description="Of those bytes.")
+    unpacked: int = Field(ge=0, description="Bytes that it comes to; the same unless its name ends in .zst.")
+
+
+class BundleManifest(_Document):
+    """`bundle.json` in a bundle: one snapshot, to be carried to another store."""
+
+    format: Literal["treering.bundle/1"] = "treering.bundle/1"
+    store: str = Field(description="Id of the store that it comes from.")
+    corpus: CorpusRecord
+    snapshot: SnapshotRecord
+    digest: Sha256 = Field(
+        description="Content digest of the records, as the schema version it was sealed with reads them."
+    )
+    entries: list[BundleEntry] = Field(description="Every other file in the bundle.")
+    annotations: int = Field(ge=0, description="Words about its records that came along.")
+    selections: list[str] = Field(description="Names of the selections that came along.")
+
+
+class UnpackIntent(_Document):
+    """`snapshots/TABLE/vN/unpacking.json`: a snapshot is about to come in. Without its record later on, it is undone."""
+
+    read_version: int = Field(ge=0, description="Version of the table before its records were added.")
+    files: list[str] = Field(description="The data files that add them, relative to the table.")
+
+
+class HeldoutPart(_Part):
+    """Some held-out records of a pruned snapshot."""
+
+    path: str = Field(description="Object: an Arrow IPC stream of the stored columns and `_rowid`, in record order.")
+    sha256: Sha256
+    rows: int = Field(ge=1)
+
+
+class HeldoutRecord(_Document):
+    """`snapshots/TABLE/vN/heldout.E.json`: the held-out records that were kept of a pruned snapshot; the newest E counts."""
+
+    corpus: str
+    incarnation: str
+    name: str
+    edition: int = Field(ge=1)
+    rows: int = Field(ge=0)
+    parts: list[HeldoutPart] = Field(description="In record order.")
+    created_at: datetime
 
 
 class Occupancy(_Part):

@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from treering.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError, UsageError
 from treering.store.annotations import chunks
+from treering.store.certificate import find_certificate
 from treering.store.denylist import Denylist, Hashes, KeyedHash, among, keep, keyed_hash, load_stored
 from treering.store.documents import (
     AffectedSnapshot,
@@ -44,9 +45,8 @@ from treering.store.documents import (
     add_checksum,
     check_document,
 )
-from treering.store.heldout import keep_heldout_without
+from treering.store.heldout import clear_heldout, find_heldout, folder_of, keep_heldout_without
 from treering.store.place import Place, head_of, sealed_in
-from treering.store.prune import finish_prunes
 from treering.store.runs import RowIds
 from treering.store.snapshot import Snapshot, finish_pending, list_records, listed, settle_tag
 from treering.store.table import CREATED_AT, ROW_ID, LanceTable, retry_conflicts, rows_among, rows_between, text_in
@@ -147,6 +147,7 @@ class _Done:
     quarantined: int = 0
     selections: int = 0
     freed: int = 0
+    heldout: dict[str, int] = field(default_factory=dict)  # by snapshot, of what was kept of pruned ones
     not_covered: list[str] = field(default_factory=list)
 
 
@@ -352,7 +353,7 @@ def _search(corpus: BaseCorpus, matching: _Matching, ids: Sequence[str] | None) 
 
 
 def _kept_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
-    """Snapshots that hold their records; of a pruned one only its name is left."""
+    """Snapshots that hold their records; of a pruned one only its name is left, and perhaps its held-out records."""
     return [record for record, pruned in listed(corpus) if pruned is None]
 
 
@@ -507,7 +508,8 @@ def _complete(corpus: BaseCorpus, record: ErasureRecord, found: ErasedFound, hel
     _erase_annotations(corpus, erased.annotations)
     corpus.step("after-annotations")
     meant = _meant_by(corpus, record, found)
-    _erase_kept_heldout(corpus, meant)
+    _erase_heldout(corpus, meant, done)
+    _erase_counts(corpus)
     done.quarantined = _erase_quarantine(corpus, meant)
     corpus.step("after-quarantine")
     done.selections = _erase_descriptions(corpus, meant, erased.records)
@@ -623,14 +625,59 @@ def _erase_annotations(corpus: BaseCorpus, rows: RowIds) -> None:
         table.make_durable(table.head())
 
 
-def _erase_kept_heldout(corpus: BaseCorpus, meant: Denylist) -> None:
-    """From the held-out records that were kept of pruned snapshots."""
-    found = listed(corpus)
-    for record, pruned in found:
-        if pruned is not None and pruned.heldout:
-            keep_heldout_without(corpus, record, lambda rows: meant.denies(rows.column("id"), rows.column("subject")))
-    finish_prunes(corpus, found)  # which removes the parts that no document names any more
-    corpus.step("after-kept-heldout")
+def _erase_heldout(corpus: BaseCorpus, meant: Denylist, done: _Done) -> None:
+    """From the held-out records that were kept of pruned snapshots: the next edition of those, without them."""
+
+    def gone(batch: pa.RecordBatch) -> Any:
+        return meant.denies(batch.column("id"), batch.column("subject"))
+
+    for record, pruned in listed(corpus):
+        before = find_heldout(corpus, pruned) if pruned is not None and pruned.heldout else None
+        if before is None:
+            continue
+        after = keep_heldout_without(corpus, record, gone)
+        if after is not None and after.rows != before.rows:
+            done.heldout[record.name] = before.rows - after.rows
+        # Repeated after a crash, too: the older edition is what must not stay.
+        folder = folder_of(record)
+        paths = corpus.store.objects.list(folder)
+        clear_heldout(corpus, folder, paths, pruned=True)
+        corpus.store.objects.make_durable(f"{folder}/pruned.json")  # of a directory: that the names are gone
+
+
+def _erase_counts(corpus: BaseCorpus) -> None:
+    """Names in the counts of pruned snapshots that no record has any more: whose they were, nobody can tell.
+
+    The certificates of the others were built anew. That a domain was lost with its pruned snapshot alone can't be told
+    from that either, and goes as well.
+    """
+    pruned = [record for record, said in listed(corpus) if said is not None]
+    certified = [(record, found) for record in pruned if (found := find_certificate(corpus, record)) is not None]
+    if not certified:
+        return
+    left: dict[Any, set[str]] = {}
+    for record in _kept_records(corpus):
+        for name, values in Snapshot(corpus, record).certificate.counts.items():
+            left.setdefault(name, set()).update(values)
+    head = head_of(corpus, corpus.known_versions())
+    named = sorted({name for _, found in certified for name in found.counts} & set(head.columns))
+    for batch in head.scan(named):
+        for name in named:
+            left.setdefault(name, set()).update(map(str, batch.column(name).unique().to_pylist()))
+    for record, found in certified:
+        kept = {name: _only_known(values, left.get(name, set())) for name, values in found.counts.items()}
+        if kept != found.counts:
+            path = record.path("certificate.json")
+            corpus.store.objects.replace(path, found.model_copy(update={"counts": kept}).to_json())
+            corpus.store.forget_document(path)
+
+
+def _only_known(counts: dict[str, int], known: set[str]) -> dict[str, int]:
+    """Counts whose unknown names became one."""
+    kept = {value: rows for value, rows in counts.items() if value in known | {"", "train", "heldout", ERASED}}
+    if lost := sum(counts.values()) - sum(kept.values()):
+        kept[ERASED] = kept.get(ERASED, 0) + lost
+    return kept
 
 
 def _meant_by(corpus: BaseCorpus, record: ErasureRecord, found: ErasedFound) -> Denylist:
@@ -820,7 +867,7 @@ def _receipt(
                 rows_after=sealed.rows,
             )
         )
-    by_place = {"live": found.live, **{hit.name: hit.records for hit in found.snapshots}}
+    by_place = {"live": found.live, **{hit.name: hit.records for hit in found.snapshots}, **done.heldout}
     receipt = EraseReceipt(
         corpus=corpus.name,
         incarnation=corpus.record.incarnation,

@@ -111,12 +111,9 @@ class GoneSegment(Segment):
         self._pinned_digest = pinned
         self._stand_in: int | None = None
 
-    def __getstate__(self) -> Any:
-        return *super().__getstate__(), (self.gone, self._pinned_digest)
-
-    def __setstate__(self, state: Any) -> None:
-        made, corrected, more = state
-        super().__setstate__(((*made, *more), corrected))
+    def __getstate__(self) -> tuple[Any, ...]:
+        made, corrected = super().__getstate__()
+        return (*made, self.gone, self._pinned_digest), corrected
 
     def narrowed(self, narrowing: Narrowing) -> Segment:
         """The same stretch, of which other rows count."""

@@ -182,7 +182,7 @@ def finish_prunes(corpus: BaseCorpus, found: Sequence[tuple[SnapshotRecord, Prun
         tags = corpus.table.tags() if tags is None else tags
         if record.name in tags:
             corpus.table.untag(record.name)
-        if record.branch is not None:  # what erasing had rewritten lies on a branch of its own
+        if record.branch is not None:  # an erased edition lies on a branch of its own
             corpus.table.drop_branch(record.branch)
 
 
@@ -221,6 +221,8 @@ _PRUNED_IDS = _PrunedIds()
 def pruned_ids(corpus: BaseCorpus, pruned: PruneRecord, ids: Sequence[str]) -> set[str]:
     """Those of `ids` that a pruned snapshot held. By 128 bits: no other id is taken for one of them."""
     known = _PRUNED_IDS.of(corpus, pruned)
+    if not len(known):  # all its records had been erased
+        return set()
     asked = _as_keys(b"".join(stable_hash(record_id).to_bytes(16, "big", signed=True) for record_id in ids))
     at = np.minimum(np.searchsorted(known, asked), len(known) - 1)
     return {record_id for record_id, same in zip(ids, known[at] == asked, strict=True) if same}

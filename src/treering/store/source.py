@@ -427,6 +427,8 @@ class Segment:
     def present(self) -> int:
         """How many rows the store holds in its interval now, whatever is narrowed. Metadata only, mostly."""
         places = self._places(again=True)
+        if not all(isinstance(place, Place) for _, _, place in places):
+            return self.rows  # of a pruned snapshot only the held-out records may be left: nobody can count the rest
         return sum(self._corpus.table.count(place.dataset, rows_between(low, high)) for low, high, place in places)
 
     def check_whole(self) -> None:
@@ -874,7 +876,7 @@ class Source:
             source = selected(source, corpus, record)
         if any(segment.is_pruned for segment in segments):
             return source  # of what was excluded then, the training records are gone: there is nothing to compare
-        if annotations["version"] and source.pin()["annotations"] != annotations:
+        if annotations["version"] and not _says(source, annotations):
             raise ConflictError(
                 f"version {annotations['version']} of the annotations excludes or corrects other records of {pin['ref']} "
                 "than the pin says",
@@ -882,6 +884,14 @@ class Source:
                 hint="use the store that the pin was made in, or pin anew",
             )
         return source
+
+
+def _says(source: Source, pinned: dict[str, Any]) -> bool:
+    """Whether annotations say of a source what the pin says they said; of erased records only who was excluded is known."""
+    said = source.pin()["annotations"]
+    if any(len(getattr(segment, "erased", ())) for segment in source.segments):
+        said, pinned = ({k: v for k, v in one.items() if not k.startswith("correct")} for one in (said, pinned))
+    return bool(said == pinned)
 
 
 def _as_pinned(segment: Segment, digest: str | None, erased: Literal["refuse", "skip", "fewer"]) -> Segment:

@@ -261,6 +261,29 @@ def test_all_kinds_of_columns_can_be_corrected(store: treering.Store) -> None:
         assert batch["tokens.lengths"].tolist() == [1 if n == at else 2 for n in range(20)]
 
 
+def test_a_column_that_is_copied_out_of_its_file_is_corrected_too(store: treering.Store) -> None:
+    import numpy as np
+
+    kind = pa.list_(pa.float32(), 128)
+    corpus = store.create("vectors", pa.schema([("v", kind)]), heldout=0.0)
+    values = np.arange(2_000 * 128, dtype=np.float32)
+    ids = [f"v{n}" for n in range(2_000)]
+    with corpus.capture() as live:
+        live.extend(pa.table({"id": ids, "v": pa.FixedSizeListArray.from_arrays(pa.array(values), 128)}))
+    corpus.snapshot()
+    out = np.empty((2_000, 128), np.float32)
+    rows = np.arange(2_000, dtype=np.int64)
+    assert store.load("vectors@v1").segments[0].fill(rows, pa.field("v", kind), out)  # the quick way is taken
+    corpus.annotate("v7", correction={"v": [1.0] * 128})
+    assert not store.load("vectors@v1").segments[0].fill(rows, pa.field("v", kind), out)
+    found = {}
+    with store.mix("vectors@v1").loader(500, ["id", "v"], cache=False) as loader:
+        for batch in loader:
+            found.update(zip(batch["id"], batch["v"].tolist(), strict=True))
+    assert found["v7"] == [1.0] * 128
+    assert found["v8"] == values[8 * 128 : 9 * 128].tolist()
+
+
 def test_corrections_follow_their_column_through_renames_and_widening(store: treering.Store) -> None:
     corpus = store.create("e", pa.schema([("a", pa.string()), ("b", pa.string()), ("n", pa.int32())]), heldout=0.0)
     with corpus.capture() as live:

@@ -376,6 +376,37 @@ def test_records_can_be_taken_out_of_what_was_kept(store: treering.Store, suppor
     assert [p.name for p in (Path(store.root or "") / "snapshots").rglob("heldout.*.json")] == ["heldout.2.json"]
 
 
+# --- verify and doctor ------------------------------------------------------------------------------------------
+
+
+def test_verify_and_doctor_take_a_pruned_snapshot_for_what_it_is(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    filled(support, 2)
+    for snapshot in support.snapshots():
+        assert snapshot.digest
+    support.prune(keep=1, dry_run=False, keep_heldout=True)
+    heldout = len(store.heldout("support@v1"))
+    checked = {one.ref: one for one in store.verify()}
+    assert all(one.ok for one in checked.values())
+    assert (checked["support@v1"].rows, checked["support@v2"].rows) == (heldout, 200)
+    diagnosis = store.doctor()
+    assert [remark for remark in diagnosis.remarks if remark.level != "note"] == []
+    kept = find_heldout(support, support.pruned()[0])
+    assert kept is not None
+    for damaged in (kept.parts[0].path, support.pruned()[0].ids):
+        path = Path(store.root or "") / damaged
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        fresh = treering.open(store.uri, create=False)
+        (found,) = fresh.verify("support@v1")
+        assert not found.ok
+        path.write_bytes(data)
+    support.prune(keep=0, dry_run=False)
+    assert all(one.ok for one in store.verify())
+    assert store.doctor().ok
+
+
 # --- crashes and races ------------------------------------------------------------------------------------------
 
 

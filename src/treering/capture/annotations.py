@@ -27,7 +27,7 @@ from treering.store.corrections import encode_correction
 from treering.store.denylist import all_denied
 from treering.store.erase import Wanted, erase
 from treering.store.place import sealed_in
-from treering.store.snapshot import listed
+from treering.store.snapshot import standing
 from treering.store.table import text_in
 
 __all__ = ["annotate", "annotate_rows", "refusal"]
@@ -167,7 +167,7 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     """Those ids that no committed record has, each once, in order; looked up by index, snapshot after snapshot."""
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
-    records = [record for record, pruned in listed(corpus) if pruned is None]
+    records = standing(corpus)
     for dataset, denies in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
         asked = list(missing)
         if denies is not None and asked:

@@ -17,7 +17,7 @@ from treering.capture.recorder import Recorder, adopt_orphans, spool_directory
 from treering.schema import Alignment
 from treering.store.corpus import BaseCorpus
 from treering.store.place import sealed_in
-from treering.store.snapshot import listed
+from treering.store.snapshot import standing
 
 if TYPE_CHECKING:
     from treering.store.doctor import Chart
@@ -92,7 +92,7 @@ def take_in_again(corpus: BaseCorpus) -> int:
     Returns how many the store didn't hold. Raises StoreError for a file that isn't whole, after the others.
     """
     table = corpus.table
-    sealed = [sealed_in(corpus, record).dataset for record, pruned in listed(corpus) if pruned is None]
+    sealed = [sealed_in(corpus, record).dataset for record in standing(corpus)]
     versions = corpus.known_versions()
     with Recorder(corpus.at_schema(len(versions))) as live:
         for path in table.orphans(sealed):

@@ -422,7 +422,7 @@ class _Bundle:
             if stored.digest.hexdigest() != entry.sha256:
                 raise _bad(self.path, f"{name} isn't what bundle.json says it is")
 
-    def verify(self, on_ids: Callable[[list[str]], None]) -> None:
+    def verify(self, on_ids: Callable[[list[str]], None] | None = None) -> None:
         """Read the records once: every digest, every id once. `on_ids` gets the ids, a batch at a time."""
         content, rows, hashes = ContentDigest(self.schema), 0, []
         for batch in self.batches():
@@ -436,7 +436,8 @@ class _Bundle:
             if not pc.all(pc.is_in(batch.column("split"), pa.array(["train", "heldout"]))).as_py():
                 raise _bad(self.path, "a record is in neither split")
             hashes.append(b"".join(stable_hash(record_id).to_bytes(16, "big", signed=True) for record_id in ids))
-            on_ids(ids)
+            if on_ids is not None:
+                on_ids(ids)
         if rows != self.manifest.snapshot.rows:
             raise _bad(self.path, f"it doesn't hold {self.manifest.snapshot.rows:,} records")
         if content.hexdigest() != self.manifest.digest:
@@ -576,23 +577,25 @@ def _check_room(store: BaseStore, bundle: _Bundle) -> None:
 def _unpack(store: BaseStore, bundle: _Bundle, name: str) -> Snapshot:
     words, selections = bundle.words(), bundle.selections()
     exists = store.objects.exists(f"corpora/{name}/corpus.json")
+    if not exists:
+        bundle.verify()  # before anything is made
     corpus: BaseCorpus = store.corpus(name) if exists else _new_corpus(store, bundle, name)
     version = _version_here(corpus, bundle)
     manifest = bundle.manifest
     renumbered = _renumbered(corpus, bundle, words)
     with corpus.lease() as held:
+        same = None
         if exists:
             finish_pending(corpus)
-        there = _Ids(corpus)
-        bundle.verify(there.count)
-        same = _same_content(corpus, manifest) if exists else None
-        if same is None and there.found:
-            raise ConflictError(
-                f"{there.found:,} of the {manifest.snapshot.rows:,} records of {bundle.path} are in {name} already",
-                code="ids-exist",
-                hint="nothing was stored; unpack to another corpus: --to NAME",
-            )
-        if exists:
+            there = _Ids(corpus)
+            bundle.verify(there.count)
+            same = _same_content(corpus, manifest)
+            if same is None and there.found:
+                raise ConflictError(
+                    f"{there.found:,} of the {manifest.snapshot.rows:,} records of {bundle.path} are in {name} already",
+                    code="ids-exist",
+                    hint="nothing was stored; unpack to another corpus: --to NAME",
+                )
             _check_selections(corpus, selections, same)
         if same is None:
             _check_erased(corpus, bundle)

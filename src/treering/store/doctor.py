@@ -29,7 +29,7 @@ from treering.schema.evolution import newest_held
 from treering.store.certificate import find_certificate, read_content
 from treering.store.documents import Certificate, SnapshotRecord, check_document, parse_document
 from treering.store.durable import sync_directory, sync_file
-from treering.store.snapshot import finish_pending, list_records, listed
+from treering.store.snapshot import finish_pending, listed, standing
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, created_up_to
 from treering.store.witness import Seen, boot_id
 
@@ -46,7 +46,18 @@ Level = Literal["note", "warning", "problem"]
 _ABANDONED_S = 60.0
 _LITTLE_SPACE = 1 << 30
 #: The store's own directories; whatever else lies at its top is none of it.
-_OWN = ("corpora", "snapshots", "tables", "adapters", "selections", "quarantine", "spool", "witness", "leases")
+_OWN = (
+    "corpora",
+    "snapshots",
+    "tables",
+    "adapters",
+    "selections",
+    "unpacking",
+    "quarantine",
+    "spool",
+    "witness",
+    "leases",
+)
 
 
 class Remark(BaseModel):
@@ -169,7 +180,7 @@ def examine(chart: Chart, corpus_too: Callable[[Chart, Any], object] = lambda ch
                 _versions(chart, corpus)
             _records(chart, corpus)
             _tags(chart, corpus)
-            _health(chart, corpus.table, [(r.version, r.branch) for r, pruned in listed(corpus) if pruned is None])
+            _health(chart, corpus.table, [(r.version, r.branch) for r in standing(corpus)])
             _pending(chart, corpus)
             if corpus.annotation_log.table.head_if_made() is not None:
                 _health(chart, corpus.annotation_log.table, [])
@@ -375,7 +386,7 @@ def _records(chart: Chart, corpus: BaseCorpus) -> None:
                 cure=partial(_remake, corpus, number),
             )  # fmt: skip
     if not [remark for remark in chart.remarks if remark.where.startswith(folder) and not remark.repaired]:
-        for record in list_records(corpus):
+        for record in standing(corpus):
             _certificate(chart, corpus, record)
 
 
@@ -485,7 +496,7 @@ def _record_at(corpus: BaseCorpus, number: int) -> SnapshotRecord:
 def _tags(chart: Chart, corpus: BaseCorpus) -> None:
     """Each snapshot has its tag, which plain Lance opens it by."""
     table = corpus.table
-    records = [record for record, pruned in listed(corpus) if pruned is None]
+    records = standing(corpus)
     for record in records:
         data = table.read_tag(record.name)
         try:

@@ -434,7 +434,7 @@ class BundleManifest(_Document):
 
 
 class UnpackIntent(_Document):
-    """`snapshots/TABLE/vN/unpacking.json`: a snapshot is about to come in. Without its record later on, it is undone."""
+    """`unpacking/TABLE/vN.json`: a snapshot is about to come in. Without its record later on, it is undone."""
 
     read_version: int = Field(ge=0, description="Version of the table before its records were added.")
     files: list[str] = Field(description="The data files that add them, relative to the table.")

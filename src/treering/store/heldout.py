@@ -25,7 +25,15 @@ from treering.store.table import ROW_ID, text_in
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["KeptHeldout", "find_heldout", "keep_heldout", "keep_heldout_without"]
+__all__ = [
+    "KeptHeldout",
+    "clear_heldout",
+    "find_heldout",
+    "folder_of",
+    "keep_heldout",
+    "keep_heldout_without",
+    "read_heldout",
+]
 
 _PART_BYTES = 16 << 20  # of a part, as Arrow holds it: what reading one keeps in memory
 
@@ -120,8 +128,10 @@ def _write(
 def clear_heldout(corpus: BaseCorpus, folder: str, paths: Sequence[str], *, pruned: bool) -> None:
     """Remove what no document names, and older editions; all of it while the snapshot isn't pruned. Under the lease."""
     ours = [path for path in paths if path.startswith(f"{folder}/heldout.")]
-    if not ours:
-        return
+    kinds = {tuple(path.rpartition("/")[2].split(".")[1:3]) for path in ours}  # (edition, "json" or attempt and number)
+    attempts = {(edition, rest.partition("-")[0]) for edition, rest in kinds}
+    if not ours or (pruned and len({edition for edition, _ in attempts}) == 1 and len(attempts) <= 2):
+        return  # one edition, written at one go: looked at often, so nothing is read for it
     keep: set[str] = set()
     if pruned:
         editions = sorted((path for path in ours if path.endswith(".json")), key=lambda path: int(path.split(".")[-2]))
@@ -131,6 +141,17 @@ def clear_heldout(corpus: BaseCorpus, folder: str, paths: Sequence[str], *, prun
     for path in ours:
         if path not in keep:
             corpus.store.objects.delete(path)
+
+
+def read_heldout(corpus: BaseCorpus, record: SnapshotRecord | PruneRecord) -> int:
+    """Read all of what was kept; how many records. Raises StoreError when it isn't what it should be."""
+    kept = find_heldout(corpus, record)
+    if kept is None:
+        raise StoreError(f"the held-out records that were kept of {record.ref} are gone", code="snapshot-damaged")
+    rows = sum(map(len, _parts(corpus, kept)))
+    if rows != kept.rows:
+        raise StoreError(f"{rows} held-out records of {record.ref} are left of {kept.rows}", code="snapshot-damaged")
+    return rows
 
 
 def _encode(batches: Sequence[pa.RecordBatch]) -> bytes:

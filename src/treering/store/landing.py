@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["land", "undo_landings"]
 
-_INTENT = "unpacking.json"
+#: Not among the snapshots' objects: a folder there says that there is, or was, a record.
+_INTENTS = "unpacking"
 
 
 def land(
@@ -66,7 +67,7 @@ def land(
         )
     files = table.write_files(head, (_stored(batch, version, head.schema) for batch in batches()))
     paths = table.paths_of(files)
-    intent = f"snapshots/{corpus.record.table}/v{number}/{_INTENT}"
+    intent = f"{_INTENTS}/{corpus.record.table}/v{number}.json"
     corpus.step("before-intent")
     objects.create(intent, UnpackIntent(read_version=head.version, files=paths).to_json())
     corpus.step("after-intent")
@@ -121,13 +122,11 @@ def land(
 
 def undo_landings(corpus: BaseCorpus, sealed: set[str]) -> None:
     """Undo what was cut short before its snapshot record; forget the intents of the rest. Under the lease."""
-    for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
-        folder, _, file = path.rpartition("/")
-        if file == _INTENT:
-            if folder.rpartition("/")[2] in sealed:
-                corpus.store.objects.delete(path)
-            else:
-                _undo(corpus, path)
+    for path in corpus.store.objects.list(f"{_INTENTS}/{corpus.record.table}"):
+        if path.rpartition("/")[2].removesuffix(".json") in sealed:
+            corpus.store.objects.delete(path)
+        else:
+            _undo(corpus, path)
 
 
 def _undo(corpus: BaseCorpus, path: str) -> None:

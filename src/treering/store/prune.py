@@ -165,22 +165,24 @@ def finish_prunes(corpus: BaseCorpus, found: Sequence[tuple[SnapshotRecord, Prun
     if not found:
         return
     objects = corpus.store.objects
-    paths = objects.list(f"snapshots/{corpus.record.table}")
-    left = {path.rpartition("/")[0] for path in paths if path.rpartition("/")[2].startswith(("pruned.", "heldout."))}
-    tags: list[str] | None = None
+    left: dict[str, list[str]] = {}  # by folder, what prunes have written there
+    for path in objects.list(f"snapshots/{corpus.record.table}"):
+        folder, _, name = path.rpartition("/")
+        if name.startswith(("pruned.", "heldout.")):
+            left.setdefault(folder, []).append(path)
+    tags = set(corpus.table.tags()) if left else set()
     for record, pruned in found:
         folder = folder_of(record)
-        if folder not in left:
+        paths = left.get(folder)
+        if paths is None:
             continue
         clear_heldout(corpus, folder, paths, pruned=pruned is not None and pruned.heldout)
         if pruned is None:
             for path in paths:
                 if path.startswith(f"{folder}/pruned."):
                     objects.delete(path)
-            continue
-        objects.make_durable(f"{folder}/pruned.json")  # its creator may have died before it was
-        tags = corpus.table.tags() if tags is None else tags
-        if record.name in tags:
+        elif record.name in tags:
+            objects.make_durable(f"{folder}/pruned.json")  # its creator may have died before it was
             corpus.table.untag(record.name)
         if record.branch is not None:  # an erased edition lies on a branch of its own
             corpus.table.drop_branch(record.branch)

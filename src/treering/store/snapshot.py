@@ -22,7 +22,17 @@ from treering.store.table import created_up_to, describe, retry_conflicts
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["NAME_TAKEN", "Listed", "Snapshot", "finish_pending", "list_records", "listed", "pruned_error", "seal"]
+__all__ = [
+    "NAME_TAKEN",
+    "Listed",
+    "Snapshot",
+    "finish_pending",
+    "list_records",
+    "listed",
+    "pruned_error",
+    "seal",
+    "standing",
+]
 
 
 #: Records, each with what says that its snapshot was pruned.
@@ -80,14 +90,13 @@ def listed(corpus: BaseCorpus) -> Listed:
         folder, _, file = path.rpartition("/")
         stem, _, rest = file.partition(".")
         name = folder.rpartition("/")[2]
-        number = name[1:]
-        if not number.isdigit() or file == "unpacking.json":  # that alone is a snapshot that never came to be
+        if not name[1:].isdigit():
             continue
-        named.add(int(number))
+        named.add(int(name[1:]))
         if rest == "json" and stem.isdigit():
-            newest[int(number)] = max(newest.get(int(number), (0, "")), (int(stem), path))
+            newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
         elif rest == "json" and stem == "pruned":
-            pruned[int(number)] = path
+            pruned[int(name[1:])] = path
     _check_none_missing(corpus, named, set(newest))
     read = corpus.store.read_document
     found = [
@@ -97,6 +106,11 @@ def listed(corpus: BaseCorpus) -> Listed:
     # The engine opens an older version when the newest is missing; no version before a sealed one can be the newest.
     corpus.table.floor = max([corpus.table.floor, *(record.boundary for record, _ in found)])
     return found
+
+
+def standing(corpus: BaseCorpus) -> list[SnapshotRecord]:
+    """`list_records` without the pruned ones: those whose records can be read."""
+    return [record for record, pruned in listed(corpus) if pruned is None]
 
 
 def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> None:

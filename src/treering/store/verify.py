@@ -27,12 +27,13 @@ from treering.store.certificate import (
     sealed_place,
 )
 from treering.store.digest import BLOCK_ROWS, ContentDigest
-from treering.store.documents import CorpusRecord, SnapshotRecord, check_document, parse_document
+from treering.store.documents import CorpusRecord, PruneRecord, SnapshotRecord, check_document, parse_document
+from treering.store.heldout import read_heldout
 from treering.store.idfilter import IdFilter
 from treering.store.place import head_of
 from treering.store.runs import RowIds, runs_of
 from treering.store.schemas import read_versions
-from treering.store.snapshot import list_records, listed
+from treering.store.snapshot import list_records
 from treering.store.table import ROW_ADDRESS, ROW_ID, describe
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class _Report:
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.files = 0
+        self.pruned = False  # then there are no records to compare
 
     def add(self, file: str, what: str, records: list[tuple[int, int]] | None = None) -> None:
         if not any(finding.file == file and finding.what == what for finding in self.findings):
@@ -106,7 +108,7 @@ class _Report:
 
 
 def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -> Verification:
-    """Compare a snapshot (`v1`) with all that is known of it. See `Verification`.
+    """Compare a snapshot (`v1`) with all that is known of it; of a pruned one, what is left. See `Verification`.
 
     Raises NotFoundError when there never was such a snapshot, UsageError for what can't name one; damage never raises.
     """
@@ -117,12 +119,8 @@ def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -
     if record is None:
         return _result(f"{corpus.name}@{name}", report, snapshot=name)
     _documents(corpus.store, corpus.name, report)
-    gone = {record.name: pruned for record, pruned in listed(corpus)}.get(name) if not report.findings else None
-    if gone is not None:
-        with report.checking(gone.ids):
-            if corpus.store.objects.sha256(gone.ids) != gone.ids_sha256:
-                report.add(gone.ids, "isn't the list of ids that late retries are known by")
-        return _result(record.ref, report, record).model_copy(update={"pruned": True, "digest": gone.digest})
+    if report.pruned:
+        return _left_of(corpus, record, report)
     readable = _manifest(corpus, record, report)
     certificate, new = None, False
     path = record.path("certificate.json")
@@ -139,6 +137,35 @@ def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -
         elif not new:
             _certified(corpus, record, certificate, readable, report, progress)
     return _result(record.ref, report, record, certificate, new)
+
+
+def _left_of(corpus: BaseCorpus, record: SnapshotRecord, report: _Report) -> Verification:
+    """What a pruned snapshot has left: hashes of its ids, held-out records that were kept, its certificate."""
+    folder = record.path("").rpartition("/")[0]
+    path = f"{folder}/pruned.json"
+    certificate, rows = None, 0
+    with report.checking(path):
+        pruned = parse_document(PruneRecord, path, corpus.store.objects.get(path))
+        with report.checking(pruned.ids):
+            if corpus.store.objects.sha256(pruned.ids) != pruned.ids_sha256:
+                report.add(pruned.ids, "isn't the list of ids that late retries are known by")
+        if pruned.heldout:
+            with report.checking(f"{folder}/heldout.1.json"):
+                rows = read_heldout(corpus, pruned)
+    with report.checking(record.path("certificate.json")):
+        certificate = _fresh_certificate(corpus, record)
+    return Verification(
+        ref=record.ref,
+        ok=not report.findings,
+        snapshot=record.name,
+        edition=record.edition,
+        rows=rows,
+        digest=certificate.digest if certificate is not None else None,
+        certified_now=False,
+        files=report.files,
+        findings=report.findings,
+        pruned=True,
+    )
 
 
 def _result(
@@ -169,6 +196,7 @@ def _record(corpus: BaseCorpus, name: str, report: _Report) -> SnapshotRecord | 
     folder = f"snapshots/{corpus.record.table}/{name}"
     objects = corpus.store.objects
     paths = objects.list(folder)
+    report.pruned = f"{folder}/pruned.json" in paths
     editions = {int(stem): path for path in paths if (stem := _stem(path)).isdigit()}
     for path in paths:
         if path.endswith(".json"):

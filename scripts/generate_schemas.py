@@ -13,16 +13,23 @@ from typing import Any
 from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
 from treering.mixing import MixLock
 from treering.registry import AdapterEvent, StoredAdapter, StoredScore
-from treering.rounds import Evaluation
+from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
+    BundleManifest,
     Certificate,
     CorpusRecord,
+    ErasedFound,
+    EraseReceipt,
+    ErasureRecord,
+    HeldoutRecord,
+    PruneRecord,
     SchemaVersion,
     SelectionRecord,
     SnapshotRecord,
     StoreMarker,
+    UnpackIntent,
 )
 from treering.training.card import ModelCard
 
@@ -30,18 +37,29 @@ SCHEMAS = Path(__file__).parents[1] / "schemas"
 DOCUMENTS = {
     "adapter": StoredAdapter,
     "adapter-event": AdapterEvent,
+    "audit": Audit,
+    "bundle": BundleManifest,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
+    "diff": Diff,
+    "erase-receipt": EraseReceipt,
+    "erasure": ErasureRecord,
+    "erasure-found": ErasedFound,
     "evaluation": Evaluation,
     "gate-policy": GatePolicy,
+    "heldout": HeldoutRecord,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "prune": PruneRecord,
+    "round-policy": RoundPolicy,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
     "selection": SelectionRecord,
     "snapshot": SnapshotRecord,
+    "status": Status,
     "store": StoreMarker,
+    "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }
 

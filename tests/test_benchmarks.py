@@ -84,6 +84,13 @@ def test_the_transformer_benchmark_trains_and_says_how_long_it_waited_both_ways(
     assert found["parameters"] > 100_000
 
 
+def test_the_integrity_benchmark_runs(tmp_path: Path) -> None:
+    found = json.loads(run("integrity.py", "--rows", "2000", "--rounds", "1", "--dir", str(tmp_path), "--json"))
+    assert found["certificate_mb_s"] > 0
+    assert found["add_batch_ms"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def memory(rows: int, directory: Path) -> int:
     steps = json.loads(run("memory.py", "--rows", str(rows), "--dir", str(directory), "--json"))
     assert steps[-1]["step"] == "erase a person"

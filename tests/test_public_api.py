@@ -6,10 +6,11 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "CheckFailedError", "ConflictError", "Corpus", "GatePolicy", "InvalidRecordError", "Loader",
-    "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "Run", "Schedule", "ScoreMatrix", "Snapshot",
-    "Source", "Store", "StoreError", "TrainConfig", "TreeringError", "UsageError", "Verdict", "evaluate", "gate", "load_adapter", "mix", "open",
-    "score_matrix", "streams", "train",
+    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diff", "EraseReceipt", "GatePolicy",
+    "InvalidRecordError", "Loader", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundPolicy",
+    "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
+    "TreeringError", "UsageError", "Verdict", "audit", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
+    "open", "score_matrix", "status", "streams", "train",
 ]  # fmt: skip  # growing this list is a review topic
 
 

@@ -21,20 +21,29 @@ if TYPE_CHECKING:
         UsageError,
     )
     from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
+    from treering.evaluation.audit import Audit
+    from treering.evaluation.due import RoundPolicy
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
+    from treering.registry.trace import lineage
+    from treering.rounds.audit import audit
+    from treering.rounds.diff import Diff, diff
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
+    from treering.rounds.status import Status, status
     from treering.rounds.train import Run, train
-    from treering.store import Snapshot, Source
+    from treering.store import EraseReceipt, Snapshot, Source
     from treering.training import TrainConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AlreadyExistsError": "errors",
+    "Audit": "rounds",
     "CheckFailedError": "errors",
     "ConflictError": "errors",
     "Corpus": "front",
+    "Diff": "rounds",
+    "EraseReceipt": "store",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
@@ -43,32 +52,41 @@ _HOMES = {
     "NotFoundError": "errors",
     "Problem": "errors",
     "ReplayController": "mixing",
+    "RoundPolicy": "rounds",
     "Run": "rounds",
     "Schedule": "mixing",
     "ScoreMatrix": "evaluation",
     "Snapshot": "store",
     "Source": "store",
+    "Status": "rounds",
     "Store": "front",
     "StoreError": "errors",
     "TrainConfig": "training",
     "TreeringError": "errors",
     "UsageError": "errors",
     "Verdict": "evaluation",
+    "audit": "rounds",
+    "diff": "rounds",
     "evaluate": "rounds",
     "gate": "rounds",
+    "lineage": "registry.trace",
     "load_adapter": "rounds",
     "mix": "mixing",
     "open": "front",
     "score_matrix": "rounds",
+    "status": "rounds",
     "streams": "mixing",
     "train": "rounds",
 }
 
 __all__ = [
     "AlreadyExistsError",
+    "Audit",
     "CheckFailedError",
     "ConflictError",
     "Corpus",
+    "Diff",
+    "EraseReceipt",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",
@@ -77,23 +95,29 @@ __all__ = [
     "NotFoundError",
     "Problem",
     "ReplayController",
+    "RoundPolicy",
     "Run",
     "Schedule",
     "ScoreMatrix",
     "Snapshot",
     "Source",
+    "Status",
     "Store",
     "StoreError",
     "TrainConfig",
     "TreeringError",
     "UsageError",
     "Verdict",
+    "audit",
+    "diff",
     "evaluate",
     "gate",
+    "lineage",
     "load_adapter",
     "mix",
     "open",
     "score_matrix",
+    "status",
     "streams",
     "train",
 ]

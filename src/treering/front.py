@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from treering.errors import ConflictError, UsageError
 from treering.store.base import BaseStore
@@ -12,17 +12,25 @@ from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
 from treering.store.source import Source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from datetime import timedelta
     from pathlib import Path
 
     import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
+    from treering.capture.backfill import BackfillSummary
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.registry import AdapterRecord, Registry
+    from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
-    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.doctor import Diagnosis
+    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.erase import ErasePreview
+    from treering.store.runs import RowIds
+    from treering.store.verify import Verification
 
 __all__ = ["Corpus", "Store", "open"]
 
@@ -35,11 +43,24 @@ class Corpus(BaseCorpus):
 
     store: Store
 
-    def capture(self, *, durability: Literal["disk", "store"] = "disk") -> Recorder:
-        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`."""
+    def capture(
+        self,
+        *,
+        durability: Literal["disk", "batch", "store"] = "disk",
+        sync_every_s: float = 0.1,
+        redact: bool | Sequence[str] | None = None,
+    ) -> Recorder:
+        """A recorder for this corpus: `with corpus.capture() as live: live.add({...})`.
+
+        What `add` has returned for is on disk ("disk"), in the table ("store"), or will be on disk within `sync_every_s`
+        seconds ("batch": 0.1 s unless you say otherwise; a power cut may take that much, a kill nothing).
+        redact: replace secrets and obvious personal data in what records say by markers such as `[EMAIL]`, before anything
+        reaches the disk: True, or some of secret, email, iban, card, ip, phone; as the corpus was made when left out. Needs
+        the extra `redact`. It finds what has a form of its own, and neither names nor addresses.
+        """
         from treering.capture import Recorder
 
-        return Recorder(self, durability=durability)
+        return Recorder(self, durability=durability, sync_every_s=sync_every_s, redact=redact)
 
     def quarantine(self) -> list[Quarantined]:
         """Refused records, each with its problems, oldest first."""
@@ -78,7 +99,7 @@ class Corpus(BaseCorpus):
         label: str | None = None,
         outcome: Any = None,
         quality: float | None = None,
-        correction: Any = None,
+        correction: Mapping[str, Any] | None = None,
         exclude: bool | None = None,
         by: str | None = None,
         note: str | None = None,
@@ -86,7 +107,9 @@ class Corpus(BaseCorpus):
         """Say something about a record later. Durable when this returns; the newest word under each key counts.
 
         label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
-        correction: what it should have been. exclude: True keeps it out of training and evaluation from the next `load` on
+        correction: {column: what should have stood there}, checked as a record is; sources that are loaded from now on deliver
+        it, to training and evaluation alike, while the snapshot stays as it is. It takes the place of an earlier one; {} takes
+        that back. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
         (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
         for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
         """
@@ -124,11 +147,105 @@ class Corpus(BaseCorpus):
         log = self.annotation_log
         return log.read(log.version(), ids=ids, key=key, history=history)
 
+    def erase(
+        self,
+        *,
+        where: Mapping[str, str | Sequence[str]] | None = None,
+        ids: Iterable[str] | None = None,
+        reason: str = "",
+        block_subject: bool = True,
+    ) -> EraseReceipt:
+        """Erase records for good, everywhere in the store, and return the receipt; acts at once.
+
+        where: {"subject": one, or a list of them}: every record that is about them. ids: records by id. Gone are they from
+        live, from every snapshot (the next edition of it: another digest; the other records and their order stay), from
+        annotations, quarantine, spools and caches of this host, old versions, indices and leftover files. Their ids are
+        denied for ever, so that a late retry can't bring one back: it is dropped and counted. So is, with `block_subject`,
+        whatever else comes about the subjects, from anybody; without it, new records about them are taken.
+
+        Locks and sources of a former content refuse and name the receipt; `MixLock.loader(erased="skip")` goes on without
+        the records. `reason` is kept and names nobody. Nothing personal is kept: keyed hashes and row ids. Raises
+        UsageError, ConflictError when the lease stays taken, StoreError; what was begun is completed by whoever maintains
+        the corpus next.
+        """
+        from treering.capture.erasing import erase
+
+        return erase(self, where=where, ids=ids, reason=reason, block_subject=block_subject)
+
+    def erase_preview(
+        self, *, where: Mapping[str, str | Sequence[str]] | None = None, ids: Iterable[str] | None = None
+    ) -> ErasePreview:
+        """What `erase` would take, and which adapters saw it. Stores nothing. Raises UsageError."""
+        from treering.capture.erasing import preview
+
+        return preview(self, where=where, ids=ids)
+
+    def erasures(self) -> list[EraseReceipt]:
+        """The receipts of all erasures, oldest first."""
+        from treering.store.erase import erasures
+
+        return erasures(self)
+
+    def seen_by(self, train_rows: RowIds) -> list[SeenBy]:
+        """The adapters whose runs could draw any of these rows (ascending stable row ids), and those that go on from them."""
+        from treering.registry.seen import seen_by
+
+        return seen_by(self.store, self, train_rows)
+
     def selections(self) -> list[SelectionRecord]:
         """The stored selections of this corpus, oldest first; `store.load(selection.ref)` gives one as a source."""
         from treering.store.selection import list_selections
 
         return list_selections(self)
+
+    def backfill(
+        self,
+        source: str | IO[bytes],
+        *,
+        as_of: str,
+        snapshot_by: Literal["day", "week", "month"],
+        progress: Callable[[int], None] | None = None,
+    ) -> BackfillSummary:
+        """Turn a JSONL file of history into snapshots, one per period of its records' times, oldest first.
+
+        Running it again adds nothing, also after a kill. See `treering.capture.backfill.backfill`.
+        """
+        from treering.capture.backfill import backfill
+
+        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, progress=progress)
+
+    def prune(
+        self,
+        *,
+        keep: int | None = None,
+        older_than: timedelta | float | None = None,
+        uninformative: bool = False,
+        dry_run: bool = True,
+        force: bool = False,
+        keep_heldout: bool = False,
+    ) -> PruneReport:
+        """Give back the bytes of old snapshots, for good; by default only say what that would take.
+
+        By one rule: keep: the newest so many stay. older_than: a timedelta, or days, by the store's clock. uninformative:
+        those whose held-out score stayed within 0.01 over the last 3 rounds of the lineage in production. The report says
+        for each what it would free and which adapters and locks couldn't be repeated. Those that production, or an adapter
+        it continues from, was trained on are pruned by `force` alone. keep_heldout: their held-out records stay readable,
+        for evaluation: `store.heldout("support@v1")`, score matrix and gate. Names are never used again, digests stay known,
+        and a late retry of a pruned record is still a duplicate (whatever it says: there is nothing to compare it with).
+
+        Raises UsageError, CheckFailedError (needed in production; too few rounds to tell), ConflictError, StoreError.
+        """
+        from treering.registry.prune import prune
+
+        return prune(
+            self,
+            keep=keep,
+            older_than=older_than,
+            uninformative=uninformative,
+            dry_run=dry_run,
+            force=force,
+            keep_heldout=keep_heldout,
+        )
 
     def snapshot(self, *, message: str = "", to: int | None = None) -> Snapshot | None:
         """Seal what live holds as the next snapshot; None when live is empty.
@@ -151,12 +268,39 @@ class Corpus(BaseCorpus):
             f"other processes kept sealing {self.name} first", code="seal-raced", hint="look at its log, then try again"
         )
 
+    def verify(self, name: str) -> Verification:
+        """Compare a snapshot (`v1`, or `live`) with all that is known of it: documents, tag, files, records.
+
+        Reads every record (300 MB/s and more). Damage doesn't raise: `.ok` says, `.findings` name the file and the records.
+        Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify, verify_live
+
+        return verify_live(self) if name == "live" else verify(self, name)
+
 
 class Store(BaseStore):
     """A directory of corpora, snapshots, evaluations and adapters. Made by `treering.open`."""
 
     def _corpus_type(self) -> type[BaseCorpus]:
         return Corpus
+
+    def create(
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: bool | Sequence[str] = False,
+    ) -> Corpus:
+        """Make a corpus; see `BaseStore.create`. `redact`: what its recorders replace by markers; see `Corpus.capture`."""
+        from treering.capture.redact import redaction_kinds
+
+        kinds = redaction_kinds(redact)
+        made = super().create(name, schema, heldout=heldout, group_by=group_by, split_key=split_key, redact=kinds)
+        return cast(Corpus, made)
 
     def corpus(self, name: str, *, schema: SchemaSpec | None = None) -> Corpus:
         """A corpus by name; see `BaseStore.corpus`."""
@@ -166,6 +310,28 @@ class Store(BaseStore):
         """Seal live to `support` or `support@vN`; see `Corpus.snapshot`."""
         name, number = parse_target(target)
         return self.corpus(name).snapshot(message=message, to=number)
+
+    def pack(
+        self,
+        ref: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        annotations: bool = False,
+        selections: bool = False,
+    ) -> Path:
+        """Write a snapshot to one file, to be carried to another store; see `treering.store.bundle.pack`."""
+        from treering.store.bundle import pack
+
+        return pack(self, ref, path, annotations=annotations, selections=selections)
+
+    def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
+        """Take the snapshot of a packed file in, all of it or nothing; see `treering.store.bundle.unpack`."""
+        from treering.capture import flush_spools
+        from treering.store.bundle import unpack
+
+        for corpus in self.corpora():
+            flush_spools(corpus)  # what was acknowledged counts as there
+        return unpack(self, path, to=to)
 
     def mix(
         self,
@@ -180,6 +346,26 @@ class Store(BaseStore):
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
         return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
+
+    def verify(self, ref: str | None = None) -> list[Verification]:
+        """Compare what a ref names (a snapshot, a range, live, a whole corpus), or all there is, with what is known of it.
+
+        One `Verification` a snapshot or live; damage doesn't raise. Raises NotFoundError, UsageError.
+        """
+        from treering.store.verify import verify_store
+
+        return verify_store(self, ref)
+
+    def doctor(self, *, repair: bool = False) -> Diagnosis:
+        """Whether the store is fit to be relied on: documents, permissions, versions, spools, tags, space, rot.
+
+        `repair` does what can be done without guessing; where a choice is left, `.remarks` say which. Whether the records
+        are what was sealed is for `verify` to say.
+        """
+        from treering.capture.rescue import look_at
+        from treering.store.doctor import Chart, examine
+
+        return examine(Chart(self, repair), look_at)
 
     @property
     def cache(self) -> SnapshotCache:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import treering
+from tests.crash import power
+from treering.capture import spool
 from treering.capture.spool import Spool
 from treering.store import durable, objects, table
 from treering.store.corpus import BaseCorpus
@@ -126,3 +131,108 @@ def test_an_object_gets_its_name_when_its_bytes_are_synced_and_its_new_folders_a
         LocalObjects(store.root).create("a/b/c.json", b"other")
     assert [path.name for path in (root / "a/b").iterdir()] == ["c.json"]
     assert LocalObjects(store.root).get("a/b/c.json") == b"{}"
+
+
+def test_threads_that_add_at_once_share_a_sync(support: treering.Corpus, tmp_path: Path) -> None:
+    if why := power.can_trace():
+        pytest.skip(f"SHARED SYNCS ARE NOT COUNTED: {why}")
+    code = (
+        "import sys, threading, treering\n"
+        "live = treering.open(sys.argv[1]).corpus('support').capture()\n"
+        "def adds(t):\n"
+        "    for i in range(25): live.add({'id': f'{t}-{i}', 'text': 't', 'label': 'l'})\n"
+        "threads = [threading.Thread(target=adds, args=(t,)) for t in range(16)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]; live.close()\n"
+    )
+    trace = tmp_path / "trace"
+    strace = ["strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync", "--seccomp-bpf"]
+    # Syncs that take a while, as on a disk: that is when others come to wait for the next one.
+    strace += ["-e", "inject=fdatasync:delay_enter=2000"]
+    subprocess.run([*strace, sys.executable, "-c", code, support.store.uri], check=True, timeout=120)
+    syncs = [line for line in trace.read_text("utf-8", "replace").splitlines() if ".sqlite-wal>" in line]
+    assert support.live_rows() == 400
+    assert 10 < len(syncs) < 200  # each add was acknowledged by one of them
+
+
+def test_with_durability_batch_the_spool_is_synced_in_time_and_not_for_each_record(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[float] = []
+    real = spool._sync_log
+
+    def noted(path: Path) -> object:
+        synced.append(time.monotonic())
+        return real(path)
+
+    monkeypatch.setattr(spool, "_sync_log", noted)
+    live = support.capture(durability="batch", sync_every_s=0.05)
+    assert live._spool._writer.execute("PRAGMA synchronous").fetchone() == (1,)  # NORMAL
+    began = time.monotonic()
+    for i in range(200):
+        live.add({"id": f"r{i}", "text": "t", "label": "l"})
+    last = time.monotonic()
+    deadline = time.monotonic() + 5
+    while not any(at >= last for at in synced) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert min(at for at in synced if at >= last) - last < 0.05 + 1  # the last one, too; and the machine may be busy
+    assert len(synced) <= (synced[-1] - began) / 0.05 + 1
+    live.close()
+    assert support.live_rows() == 200
+
+
+def test_a_batch_that_cant_be_synced_is_told_to_whoever_writes_next_and_still_reaches_the_table(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_sync_log", lambda path: treering.StoreError("the disk is ill", code="spool"))
+    live = support.capture(durability="batch", sync_every_s=0.01)
+    live.add({"id": "a", "text": "t", "label": "l"})
+    time.sleep(0.2)
+    with pytest.raises(treering.StoreError, match="the disk is ill"):
+        live.add({"id": "b", "text": "t", "label": "l"})
+    live.close()
+    assert support.live_rows() == 1
+
+
+def test_a_killed_process_loses_nothing_of_a_batch(store: treering.Store, support: treering.Corpus) -> None:
+    code = (
+        "import os, sys, treering\n"
+        "live = treering.open(sys.argv[1]).corpus('support').capture(durability='batch', sync_every_s=60)\n"
+        "for i in range(50): live.add({'id': f'r{i}', 'text': 't', 'label': 'l'})\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, store.uri], check=False).returncode == -9
+    assert support.quarantine() == []
+    assert support.live_rows() == 50
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"durability": "maybe"}, {"sync_every_s": 0}, {"sync_every_s": 61}, {"sync_every_s": "x"}]
+)
+def test_a_durability_that_cant_be_is_refused(support: treering.Corpus, wrong: dict[str, Any]) -> None:
+    with pytest.raises(treering.UsageError):
+        support.capture(**wrong)
+
+
+def test_a_file_whose_sync_failed_is_written_anew_before_it_counts_as_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"bytes")
+    inode = path.stat().st_ino
+    with monkeypatch.context() as patched:
+        patched.setattr(durable.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(treering.StoreError, match="Input/output error"):
+            durable.sync_file(path)
+    durable.sync_file(path)
+    assert (path.read_bytes(), path.stat().st_ino == inode) == (b"bytes", False)
+    durable.sync_file(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_spools_folder_lasts_from_the_store_down(store: treering.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    named: list[str] = []
+    monkeypatch.setattr(durable, "sync_directory", lambda path: named.append(str(path)))
+    monkeypatch.setattr(durable, "_NAMED", set())
+    corpus = store.create("other", "labelled")
+    corpus.capture().close()
+    assert {store.uri, f"{store.uri}/spool"} <= set(named)

@@ -202,6 +202,7 @@ def test_a_schema_evolves_and_says_by_what_rule_earlier_records_are_read(support
         *(["schema", "support"], ["status"], ["status", "support"], ["log", "support"]),
         *(["show", "support@v1", "--align"], ["schema", "support", "--evolve", "labelled"]),
         *(["show", "support@v1"], ["show", "support@v1..v2"], ["head", "support@v1"], ["adapters", "support"]),
+        *(["diff", "support@v1", "support@v2", "--records"], ["diff", "support@v2"], ["audit", "support@v1..v2"]),
         *(["mix", "support@v1=1", "support@v2=2", "--preview", "2"], ["snapshot", "live", "--to", "support"]),
     ],
     ids=" ".join,

@@ -37,8 +37,8 @@ def test_a_word_about_one_record_and_words_about_many(sealed: Run, where: Path) 
     lines = [{"id": f"r-{n}", "exclude": True, "by": "bob"} for n in range(5)] + [
         {"id": "r-9", "correction": {"text": "x"}}
     ]
-    assert "6 annotations stored" in sealed("annotate", "support", "--file", jsonl(where / "w.jsonl", lines)).out
-    done = sealed("annotate", "support", "--file", "-", stdin='{"id": "r-0", "exclude": false}\n\n')
+    assert "6 annotations stored" in sealed("annotate", "support", "--from", jsonl(where / "w.jsonl", lines)).out
+    done = sealed("annotate", "support", "--from", "-", stdin='{"id": "r-0", "exclude": false}\n\n')
     assert done.code == 0
     assert sealed("annotate", "support", "r-9", "--correction", '{"text": "y"}').code == 0
     corpus = treering.open(where / ".treering").corpus("support")
@@ -89,12 +89,12 @@ def test_importance_reads_losses_or_a_score_matrix(sealed: Run, where: Path) -> 
 BAD = [
     (["annotate", "support", "r-1"], 2, "nothing is said"),
     (["annotate", "support", "--exclude"], 2, "say something about one record"),
-    (["annotate", "support", "r-1", "--exclude", "--file", "x"], 2, "say something about one record"),
-    (["annotate", "support", "--exclude", "--file", "x"], 2, "the lines say it all"),
+    (["annotate", "support", "r-1", "--exclude", "--from", "x"], 2, "say something about one record"),
+    (["annotate", "support", "--exclude", "--from", "x"], 2, "the lines say it all"),
     (["annotate", "support", "nobody", "--exclude"], 4, "no record 'nobody'"),
     (["annotate", "nobody", "r-1", "--exclude"], 4, "no corpus 'nobody'"),
-    (["annotate", "support", "--file", "no-such-file"], 4, "no file no-such-file"),
-    (["annotate", "support", "--file", "bad.jsonl"], 3, "line 2"),
+    (["annotate", "support", "--from", "no-such-file"], 4, "no file no-such-file"),
+    (["annotate", "support", "--from", "bad.jsonl"], 3, "line 2"),
     (["annotate", "support", "r-1", "--quality", "nan"], 3, "quality"),
     (["select", "support@v1"], 2, "one budget"),
     (["select", "support@v1", "--rows", "5", "--mb", "1"], 2, "one budget"),

@@ -92,6 +92,18 @@ def snapshotter(corpus: treering.Corpus, seconds: float, step: str) -> None:
         time.sleep(random.uniform(0, 0.1))
 
 
+def pruner(corpus: treering.Corpus, seconds: float, step: str) -> None:
+    """Prune the oldest snapshot; with a step's name, die right there."""
+
+    def die_at(self: BaseCorpus, name: str) -> None:
+        if name == step:
+            os._exit(9)
+
+    BaseCorpus.step = die_at  # type: ignore[method-assign]
+    report = corpus.prune(keep=len(corpus.snapshots()) - 1, dry_run=False, keep_heldout=True)
+    say(pruned=[one.ref for one in report.snapshots])
+
+
 def evolver(corpus: treering.Corpus, seconds: float, step: str) -> None:
     """Rename, widen and add columns again and again; with a step's name, die right there in the third evolution."""
     import pyarrow as pa

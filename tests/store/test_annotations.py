@@ -37,16 +37,16 @@ def drawable(source: Source) -> set[str]:
 def test_the_newest_word_counts_and_the_others_stay_as_history(support: treering.Corpus) -> None:
     fill(support, "a", 5)
     support.annotate("a-1", label="refund", quality=0.5, by="ann", note="at first sight")
-    support.annotate("a-2", outcome={"solved": True}, correction="Sorry!")
+    support.annotate("a-2", outcome={"solved": True}, correction={"text": "Sorry!"})
     support.annotate("a-1", label="invoice", by="bob")
     assert said(support) == [
         ("a-1", "quality", 0.5),
         ("a-2", "outcome", {"solved": True}),
-        ("a-2", "correction", "Sorry!"),
+        ("a-2", "correction", {"text": "Sorry!"}),
         ("a-1", "label", "invoice"),
     ]
     assert said(support, key="label", history=True) == [("a-1", "label", "refund"), ("a-1", "label", "invoice")]
-    assert said(support, ids=["a-2", "a-3"], key="correction") == [("a-2", "correction", "Sorry!")]
+    assert said(support, ids=["a-2", "a-3"], key="correction") == [("a-2", "correction", {"text": "Sorry!"})]
     first = support.annotations(history=True).to_pylist()[0]
     assert (first["by"], first["note"]) == ("ann", "at first sight")
 
@@ -66,7 +66,7 @@ MEANINGLESS: list[tuple[Any, str]] = [
     ({"id": "a-1", "quality": float("nan")}, "wrong-type"),
     ({"id": "a-1", "quality": True}, "wrong-type"),
     ({"id": "a-1", "label": ""}, "wrong-type"),
-    ({"id": "a-1", "correction": {"x": object()}}, "wrong-type"),
+    ({"id": "a-1", "outcome": {"x": object()}}, "wrong-type"),
     ({"id": "a-1", "labl": "x"}, "unknown-field"),
     ({"id": "a-1", "label": "\ud800"}, "bad-value"),
     ({"id": "a-1", "label": "x", "by": 7}, "wrong-type"),
@@ -154,7 +154,7 @@ def test_a_pin_whose_annotations_are_others_by_now_is_refused(store: treering.St
     support.annotate("a-1", exclude=True)
     pin = store.live("support").pin()
     assert Source.from_pin(store, pin).pin() == pin
-    with pytest.raises(ConflictError, match="excluded"):
+    with pytest.raises(ConflictError, match="excludes"):
         Source.from_pin(store, {**pin, "annotations": {**pin["annotations"], "digest": "0" * 64}})
     with pytest.raises(ConflictError, match="annotations"):
         Source.from_pin(store, {**pin, "annotations": {**pin["annotations"], "version": 10_000}})

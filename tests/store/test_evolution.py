@@ -22,6 +22,7 @@ from treering.capture import Recorder
 from treering.schema import Labelled, Record
 from treering.store import Source
 from treering.store.corpus import BaseCorpus
+from treering.store.documents import add_checksum
 from treering.store.schemas import version_path
 
 ADDED = pa.schema([pa.field("text", pa.string(), False), pa.field("label", pa.string(), False), ("lang", pa.string())])
@@ -580,9 +581,15 @@ def test_a_missing_or_edited_schema_version_is_an_error(store: treering.Store, s
     with pytest.raises(treering.StoreError, match="version of the schema of corpus 'support' is missing"):
         store.load("support@live")
     document = json.loads(kept)
-    path.write_text(json.dumps({**document, "places": document["places"][:-1]}))
-    with pytest.raises(treering.StoreError, match="version 2 of a schema is damaged"):
-        store.load("support@live")
+    del document["sha256"]
+    edited = json.dumps({**document, "places": document["places"][:-1]}, indent=2).encode()
+    for data, said in (
+        (edited, "its checksum doesn't fit"),
+        (add_checksum(edited), "version 2 of a schema is damaged"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(treering.StoreError, match=said):
+            store.load("support@live")
 
 
 def test_a_table_changed_behind_its_schema_stops_before_the_first_batch(

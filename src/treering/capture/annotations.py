@@ -9,24 +9,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import IO, Any
+from functools import partial
+from itertools import compress
+from typing import Any
 
 import pyarrow as pa
 
 from treering.capture.commit import FILTERS
-from treering.capture.importer import read_lines
 from treering.capture.recorder import flush_spools
 from treering.errors import InvalidRecordError, NotFoundError, Problem, UsageError
-from treering.schema import parse_json
+from treering.schema import RecordType
 from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, chunks
-from treering.store.certificate import stable_hash
 from treering.store.corpus import BaseCorpus
-from treering.store.snapshot import list_records
+from treering.store.corrections import encode_correction
+from treering.store.denylist import all_denied
+from treering.store.erase import Wanted, erase
+from treering.store.place import sealed_in
+from treering.store.snapshot import standing
 from treering.store.table import text_in
 
-__all__ = ["annotate", "annotate_file"]
+__all__ = ["annotate", "annotate_rows", "refusal"]
 
 _NAMED = 5  # problems and ids that an error spells out
 _ABOUT = ("by", "note")
@@ -52,7 +56,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (_is_text, "text"),
     "outcome": (_is_json, "a value that JSON can hold"),
     "quality": (_is_quality, "a finite number"),
-    "correction": (_is_json, "a value that JSON can hold"),
+    "correction": (lambda value: isinstance(value, Mapping), "an object of columns and their values"),
     "exclude": (lambda value: isinstance(value, bool), "true or false"),
 }
 
@@ -69,38 +73,35 @@ def annotate(corpus: BaseCorpus, rows: Iterable[Mapping[str, Any]] | pa.Table | 
         raise UsageError(
             f"annotations are a list of dicts or an Arrow table, not {safe_repr(rows)[:80]}", code="bad-rows"
         )
-    return _annotate(corpus, list(rows), "annotation", 0)
+    given = list(rows)
+    return annotate_rows(corpus, given, what="annotation", numbers=range(len(given)))
 
 
-def annotate_file(corpus: BaseCorpus, source: str | IO[bytes]) -> int:
-    """Store what the lines of a JSONL file (a path, any fsspec URL, or a binary stream) say; as `annotate`.
-
-    The whole file is held in memory, since it is stored as one. Problems name lines, from 1.
-    """
-    rows: list[Any] = []
-    for number, line in enumerate(read_lines(source), start=1):
-        try:
-            rows.append(parse_json(line) if line.strip() else {})
-        except ValueError as exc:
-            problem = Problem((number,), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
-            raise _refusal([problem], "line") from exc
-    return _annotate(corpus, rows, "line", 1, blank_ok=True)
-
-
-def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *, blank_ok: bool = False) -> int:
+def annotate_rows(corpus: BaseCorpus, rows: Sequence[Any], *, what: str, numbers: Sequence[int] | None = None) -> int:
+    """As `annotate`; problems name a row by `what` it is ("line") and its number, from 1 when not given."""
+    version = corpus.known_versions()[-1]
+    newest = corpus.record_type
+    if version.number != corpus.versions[-1].number:
+        newest = RecordType.stored(version.record_type, version.schema)
+    _checked = partial(encode_correction, newest, version.number)
     problems: list[Problem] = []
     said: list[tuple[str, str, str, str | None, str | None]] = []
-    for number, row in enumerate(rows, start=first):
-        if row == {} and blank_ok:
-            continue
+    for number, row in zip(numbers or range(1, len(rows) + 1), rows, strict=True):
         found = list(_problems(row, number))
+        words: dict[str, str] = {}
+        for key in () if found else KEYS:
+            if row.get(key) is None:
+                continue
+            worded = _checked(row[key]) if key == "correction" else dump_json(row[key], sort_keys=True)
+            if isinstance(worded, str):
+                words[key] = worded
+            else:
+                found += [Problem((number, key, *one.loc), one.kind, one.message) for one in worded]
         problems += found
         if not found:
-            about = (row.get("by"), row.get("note"))
-            words = [(key, row[key]) for key in KEYS if row.get(key) is not None]
-            said += [(row["id"], key, dump_json(value, sort_keys=True), *about) for key, value in words]
+            said += [(row["id"], key, word, row.get("by"), row.get("note")) for key, word in words.items()]
     if problems:
-        raise _refusal(problems, what)
+        raise refusal(problems, what)
     if not said:
         return 0
     ids = [word[0] for word in said]
@@ -118,6 +119,8 @@ def _annotate(corpus: BaseCorpus, rows: Sequence[Any], what: str, first: int, *,
     table = pa.Table.from_arrays([pa.array(c, f.type) for c, f in zip([*columns, now], ANNOTATION_SCHEMA, strict=True)],
                                  schema=ANNOTATION_SCHEMA)  # fmt: skip
     corpus.annotation_log.append(table)
+    if gone := all_denied(corpus, sorted(set(ids))):  # erased while this was said: what was said goes, too
+        erase(corpus, Wanted(ids=tuple(gone), reason="annotated while an erasure was under way"))
     return len(said)
 
 
@@ -150,7 +153,8 @@ def _problems(row: Any, number: int) -> Iterable[Problem]:
             yield Problem((number,), "bad-value", "expected text that UTF-8 can hold, got a lone surrogate")
 
 
-def _refusal(problems: Sequence[Problem], what: str) -> InvalidRecordError:
+def refusal(problems: Sequence[Problem], what: str) -> InvalidRecordError:
+    """The error that names what is wrong with rows; each problem's `loc` begins with its row's number."""
     shown = "; ".join(
         f"{what} {problem.loc[0]}: {Problem(problem.loc[1:], problem.kind, problem.message)}"
         for problem in problems[:_NAMED]
@@ -163,9 +167,11 @@ def unknown_ids(corpus: BaseCorpus, ids: Iterable[str]) -> list[str]:
     """Those ids that no committed record has, each once, in order; looked up by index, snapshot after snapshot."""
     missing = dict.fromkeys(ids)
     head = corpus.table.head()  # first: what is sealed right after it is found in its snapshot
-    records = list_records(corpus)
-    for dataset, bloom in [(head, None), *((corpus.table.at(r.version), FILTERS.of(corpus, r)) for r in records)]:
-        asked = [i for i in missing if bloom is None or stable_hash(i) in bloom]
+    records = standing(corpus)
+    for dataset, denies in [(head, None), *((sealed_in(corpus, r).dataset, FILTERS.of(corpus, r)) for r in records)]:
+        asked = list(missing)
+        if denies is not None and asked:
+            asked = list(compress(asked, denies.may_hold(asked)))
         for part in chunks(asked):
             for batch in corpus.table.scan(dataset, ["id"], text_in("id", part)):
                 for found in batch.column("id").to_pylist():

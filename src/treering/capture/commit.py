@@ -4,14 +4,16 @@ Records are stored as the schema version they were captured under, whatever has 
 newest.
 Order matters: open the table, *then* list the snapshots and ask their id filters, then merge with the engine's own
 retry switched off. Any conflict starts over at opening. A commit is trimmed from the spool only when it is durable.
+What was erased is dropped: the denylist is asked after the table was opened and once more after the commit, since an
+erasure that was decided in between could neither be known here nor see what was being committed there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import compress, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -19,17 +21,32 @@ import pyarrow.compute as pc
 
 from treering.capture import quarantine
 from treering.capture.spool import Spool
-from treering.errors import Problem, TreeringError
+from treering.errors import ConflictError, Problem, StoreError, TreeringError
 from treering.schema import Alignment, Version
 from treering.schema.evolution import SCHEMA_VERSION, History, as_stored
-from treering.store.certificate import id_filter, stable_hash
+from treering.store.certificate import id_filter
 from treering.store.corpus import BaseCorpus
+from treering.store.denylist import Denylist, denylist
+from treering.store.documents import SnapshotRecord
+from treering.store.erase import Wanted, erase
+from treering.store.idfilter import IdFilter
 from treering.store.place import Place, head_of, sealed_in
+from treering.store.prune import pruned_ids
 from treering.store.schemas import add_columns
-from treering.store.snapshot import list_records
-from treering.store.table import retry_conflicts, text_in
+from treering.store.snapshot import Listed, listed
+from treering.store.table import Dataset, retry_conflicts, text_in
 
-__all__ = ["FILTERS", "GIVEN", "Committed", "comparable", "drain", "look_up", "same_content", "spool_schema"]
+__all__ = [
+    "FILTERS",
+    "GIVEN",
+    "Committed",
+    "comparable",
+    "drain",
+    "erase_again",
+    "look_up",
+    "same_content",
+    "spool_schema",
+]
 
 #: Fields that are filled in, and the spool-only columns that say whether they came with the record: what was filled in
 #: doesn't make a resent record differ.
@@ -52,15 +69,20 @@ class Committed:
     duplicates: int = 0
     conflicts: list[str] = field(default_factory=list)
     refused: int = 0
+    erased: int = 0  # dropped, because they were erased before
+
+
+class _DenylistGrewError(Exception):
+    """Something was erased since the rows were looked at: look again."""
 
 
 class _Filters:
     """Id filters of the snapshots of one corpus, kept while the process lives."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, str], Any] = {}
+        self._known: dict[tuple[str, str], IdFilter] = {}
 
-    def of(self, corpus: BaseCorpus, record: Any) -> Any | None:
+    def of(self, corpus: BaseCorpus, record: SnapshotRecord) -> IdFilter | None:
         key = (corpus.uri, record.path())  # the path holds the incarnation
         if key not in self._known:
             found = id_filter(corpus, record)
@@ -94,8 +116,14 @@ def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
     """
     last = spool.last("refused")
     while entries := spool.read("refused", last, 10_000, _MAX_BYTES):
+        denied = denylist(corpus)
         for refused in entries:
-            quarantine.put_aside(corpus, refused.payload)
+            payload, dropped = _without_denied(refused.payload, denied)
+            done.erased += dropped
+            if payload is not None:
+                quarantine.put_aside(corpus, payload)
+        if denylist(corpus).known != denied.known:
+            continue  # put aside twice is once
         spool.trim("refused", entries[-1].seq)
     last = spool.last("batches")
     while entries := spool.read("batches", last, _MAX_ROWS, _MAX_BYTES):
@@ -123,20 +151,82 @@ def _commit_or_refuse(corpus: BaseCorpus, rows: pa.Table, version: Version, done
         done.refused += 1
 
 
+def _without_denied(payload: bytes, denied: Denylist) -> tuple[bytes | None, int]:
+    """(encoded refused records without those that name what was erased, None when none is left; how many those are)."""
+    if not denied:
+        return payload, 0
+    entries = quarantine.decode(payload)
+    kept = [entry for entry in entries if not denied.mentions(entry.record)]
+    if len(kept) == len(entries):
+        return payload, 0
+    return quarantine.encode(kept) if kept else None, len(entries) - len(kept)
+
+
 def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committed) -> None:
-    """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content."""
+    """Store what wasn't erased before; what was erased meanwhile leaves the table again."""
+    while True:
+        denied = denylist(corpus, look=False)  # `_commit_allowed` looks, once the table is open
+        hit = pa.array(denied.denies(rows.column("id"), rows.column("subject")))
+        dropped, allowed = rows.filter(hit), rows.filter(pc.invert(hit))
+        try:
+            _commit_allowed(corpus, allowed, version, done, denied)
+        except _DenylistGrewError:
+            continue
+        break
+    now = denylist(corpus)
+    late = allowed.slice(0, 0)
+    if now.known != denied.known:
+        late = allowed.filter(pa.array(now.denies(allowed.column("id"), allowed.column("subject"))))
+    done.erased += len(dropped) + len(late)
+    # Dropped ones too: a process that didn't know may have committed them, and died before it looked again.
+    ids = [*dropped.column("id").to_pylist(), *late.column("id").to_pylist()]
+    erase_again(corpus, ids)
+
+
+def erase_again(corpus: BaseCorpus, ids: Sequence[str]) -> None:
+    """Erase those of these records, erased before, that got into the table all the same. Raises ConflictError."""
+    if not ids:
+        return
+    history = corpus.known_versions()
+    there = _rows_with(head_of(corpus, history), ids) | _sealed_with(corpus, history, ids)[0]
+    if there:
+        erase(corpus, Wanted(ids=tuple(sorted(there)), reason="committed while an erasure was under way"))
+
+
+def _commit_allowed(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committed, denied: Denylist) -> None:
+    """Store each row whose id is new, and make that durable; put aside those whose id is taken by other content.
+
+    Raises _DenylistGrewError when something was erased since `denied`; nothing was stored then.
+    """
+    if not len(rows):
+        return
     rows, again, originals = _first_of_each_id(rows)
     stored = 0
     known: dict[str, dict[str, Any]] = {}  # rows that were there before, by id, as the newest version
+    gone: set[str] = set()  # ids of pruned records: what comes again under one is a late retry, whatever it says
     history: History = ()
 
     def attempt() -> bool:
-        nonlocal stored, known, history
         head = corpus.table.head()
+        if denylist(corpus).known != denied.known:
+            raise _DenylistGrewError
+        records = listed(corpus)
+        try:
+            return merge(head, records)
+        except StoreError as exc:
+            # Files that an erasure or a cleanup has removed meanwhile: another writer was ahead.
+            moved = corpus.table.head().version != head.version or listed(corpus) != records
+            if exc.code == "engine" and moved:
+                raise ConflictError("the table was rewritten meanwhile", code="commit-conflict") from exc
+            raise
+
+    def merge(head: Dataset, records: Listed) -> bool:
+        nonlocal stored, known, gone, history
         # Asked after the head was opened: then no record in it is of a later version.
         history = corpus.known_versions()
-        known = _sealed_with(corpus, history, rows.column("id").to_pylist())
-        fresh = rows.filter(pc.invert(_has_id_of(rows, known))) if known else rows
+        known, gone = _sealed_with(corpus, history, rows.column("id").to_pylist(), records)
+        corpus.table.check_floor(head)
+        fresh = rows.filter(pc.invert(_has_id_of(rows, [*known, *gone]))) if known or gone else rows
         stored = 0
         if len(fresh):
             to_store = as_stored(_sorted_by_split(fresh), version, head.schema)
@@ -152,8 +242,12 @@ def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committe
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
     corpus.table.make_durable(corpus.table.head())
-    resent = pa.concat_tables([rows.filter(_has_id_of(rows, known)) if known else rows.slice(0, 0), again])
     duplicates, clashes = 0, []
+    if gone:
+        kept = pc.invert(_has_id_of(rows, gone)), pc.invert(_has_id_of(again, gone))
+        duplicates = len(rows) + len(again) - sum(pc.sum(one).as_py() or 0 for one in kept)
+        rows, again = rows.filter(kept[0]), again.filter(kept[1])
+    resent = pa.concat_tables([rows.filter(_has_id_of(rows, known)) if known else rows.slice(0, 0), again])
     if len(resent):
         first = {row["id"]: row for row in comparable(history, version, originals)} | known
         for position, row in enumerate(comparable(history, version, resent)):
@@ -194,7 +288,7 @@ def comparable(history: History, version: Version, rows: pa.Table) -> list[dict[
     return [{**row, SCHEMA_VERSION: version.number} for row in aligned.to_pylist()]
 
 
-def _has_id_of(rows: pa.Table, known: dict[str, dict[str, Any]]) -> pa.ChunkedArray:
+def _has_id_of(rows: pa.Table, known: Iterable[str]) -> pa.ChunkedArray:
     return pc.is_in(rows.column("id"), pa.array(list(known), pa.string()))
 
 
@@ -222,17 +316,28 @@ def _sorted_by_split(rows: pa.Table) -> pa.Table:
     return pa.concat_tables([rows.filter(train), rows.filter(pc.invert(train))]).combine_chunks()
 
 
-def _sealed_with(corpus: BaseCorpus, history: History, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Rows of any snapshot that have one of the ids."""
-    records = list_records(corpus)
+def _sealed_with(
+    corpus: BaseCorpus, history: History, ids: Sequence[str], records: Listed | None = None
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Rows of any snapshot that have one of the ids, and those of the ids that a pruned one had."""
+    records = listed(corpus) if records is None else records
     found: dict[str, dict[str, Any]] = {}
-    hashes = [stable_hash(record_id) for record_id in ids] if records else []
-    for record in records:
-        bloom = FILTERS.of(corpus, record)
-        maybe = ids if bloom is None else [i for i, h in zip(ids, hashes, strict=True) if h in bloom]
-        if maybe:
-            found.update(_rows_with(sealed_in(corpus, record, history), maybe))
-    return found
+    gone: set[str] = set()
+    for record, pruned in records:
+        denies = FILTERS.of(corpus, record)
+        maybe = ids if denies is None else list(compress(ids, denies.may_hold(ids)))
+        if not maybe:
+            continue
+        if pruned is None:
+            try:
+                found.update(_rows_with(sealed_in(corpus, record, history), maybe))
+                continue
+            except StoreError:
+                pruned = {one.name: said for one, said in listed(corpus)}.get(record.name)  # meanwhile
+                if pruned is None:
+                    raise
+        gone |= pruned_ids(corpus, pruned, maybe)
+    return found, gone - set(found)
 
 
 def _rows_with(place: Place, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -252,5 +357,5 @@ def _chunks(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 def look_up(corpus: BaseCorpus, history: History, record_id: str) -> dict[str, Any] | None:
     """The stored row with this id, in live or in any snapshot, as the newest version in `history`."""
-    found = _rows_with(head_of(corpus, history), [record_id]) or _sealed_with(corpus, history, [record_id])
+    found = _rows_with(head_of(corpus, history), [record_id]) or _sealed_with(corpus, history, [record_id])[0]
     return found.get(record_id)

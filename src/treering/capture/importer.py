@@ -11,7 +11,8 @@ import lzma
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -21,7 +22,19 @@ from treering.schema import parse_json
 from treering.schema.strict_json import MOST_BYTES
 from treering.store.corpus import BaseCorpus
 
-__all__ = ["ImportSummary", "import_file", "read_lines"]
+__all__ = [
+    "ImportSummary",
+    "capture_lines",
+    "identify",
+    "import_file",
+    "opened",
+    "origin_of",
+    "read_bytes",
+    "read_lines",
+]
+
+#: Completes a record that was read, and says what is wrong with it.
+Look = Callable[[Any], Iterable[Problem]]
 
 _LINES = 8_192  # lines read, checked and spooled at a time …
 _BYTES = 16 << 20  # … or so many bytes of them
@@ -38,25 +51,31 @@ class ImportSummary:
     stored: int = 0
     duplicates: int = 0
     refused: int = 0
+    erased: int = 0  # dropped, because they were erased before
+    redacted: dict[str, int] = field(default_factory=dict)  # marker → how often it was put in
     conflicts: list[str] = field(default_factory=list)
     problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
 
 
 def import_file(
-    corpus: BaseCorpus, source: str | IO[bytes], *, progress: Callable[[int], None] | None = None
+    corpus: BaseCorpus,
+    source: str | IO[bytes],
+    *,
+    progress: Callable[[int], None] | None = None,
+    redact: bool | Sequence[str] | None = None,
 ) -> ImportSummary:
     """Capture every line of a JSONL file (a path, any fsspec URL, or a binary stream) as a record.
 
     A bad line goes to quarantine with its number and never blocks the rest. A record without an id gets one from the
     file's path and the line's text, so importing a file twice adds nothing; one from a stream gets a fresh id. `progress`
-    is called with the number of lines done so far. Raises NotFoundError when there is no such file, StoreError when it
+    is called with the number of lines done so far; `redact` is `Corpus.capture`'s. Raises NotFoundError when there is no such file, StoreError when it
     can't be read or stored; what came before the damage is captured then.
     """
-    name, stream = _opened(source)
+    name, stream = opened(source)
     summary = ImportSummary()
     seen: Counter[bytes] = Counter()
-    origin = None if not isinstance(source, str) else (source if "://" in source else os.path.abspath(source))
-    with stream, Recorder(corpus) as recorder:
+    origin = origin_of(source)
+    with stream, Recorder(corpus, redact=redact) as recorder:
         lines: list[tuple[int, bytes]] = []
         size = 0
         for line in _lines(stream, name):
@@ -65,28 +84,38 @@ def import_file(
                 lines.append((summary.read, line))
                 size += len(line)
             if len(lines) >= _LINES or size >= _BYTES:
-                _capture(recorder, name, origin, lines, seen, summary)
+                capture_lines(recorder, name, origin, lines, seen, summary)
                 lines, size = [], 0
                 if progress is not None:
                     progress(summary.read)
-        _capture(recorder, name, origin, lines, seen, summary)
+        capture_lines(recorder, name, origin, lines, seen, summary)
         recorder.flush()
     if progress is not None:
         progress(summary.read)
     summary.stored = recorder.counts.stored
     summary.duplicates = recorder.counts.duplicates
+    summary.erased = recorder.counts.erased
+    summary.redacted = dict(recorder.redacted)
     summary.conflicts = recorder.conflicts
     return summary
 
 
 def read_lines(source: str | IO[bytes]) -> Iterator[bytes]:
     """The lines of a file (a path, any fsspec URL, or a binary stream), decompressed. Raises as `import_file` does."""
-    name, stream = _opened(source)
+    name, stream = opened(source)
     with stream:
         yield from _lines(stream, name)
 
 
-def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
+def read_bytes(source: str | IO[bytes]) -> bytes:
+    """All of a file, decompressed. Raises as `import_file` does."""
+    name, stream = opened(source)
+    with stream, _reading(name):
+        return stream.read()
+
+
+def opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
+    """What a source is called, and its bytes, decompressed. Raises as `import_file` does."""
     if not isinstance(source, str):
         return getattr(source, "name", "<stream>"), source
     import fsspec
@@ -102,7 +131,7 @@ def _opened(source: str | IO[bytes]) -> tuple[str, IO[bytes]]:
 
 
 def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    try:
+    with _reading(name):
         line = stream.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)
         while line:
             yield line
@@ -111,18 +140,26 @@ def _lines(stream: IO[bytes], name: str) -> Iterator[bytes]:
             ):  # too long for a record: the rest of it is passed over
                 line = stream.readline(_LONGEST)
             line = stream.readline(_LONGEST)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
         raise StoreError(f"can't read {name}: {exc}", code="read-failed") from exc
 
 
-def _capture(
+def capture_lines(
     recorder: Recorder,
     name: str,
     origin: str | None,
     lines: list[tuple[int, bytes]],
     seen: Counter[bytes],
     summary: ImportSummary,
+    look: Look | None = None,
 ) -> None:
+    """Capture lines with their numbers; `look` may complete each record, and says what is wrong with it."""
     numbers: list[int] = []
     records: list[dict[str, Any]] = []
     for number, line in lines:
@@ -131,19 +168,36 @@ def _capture(
         except ValueError as exc:
             problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
             kept = line[:_KEPT].decode("utf-8", "replace").rstrip("\r\n")
-            recorder.refuse(kept, [problem], f"{name}:{number}")
-            _note(summary, number, (problem,))
+            if recorder.refuse(kept, [problem], f"{name}:{number}"):
+                _note(summary, number, (problem,))
             continue
-        if origin is not None and isinstance(record, dict) and record.get("id") is None:
-            # The n-th copy of a line is a record of its own: two users may well say the same.
-            key = hashlib.blake2b(origin.encode() + b"\0" + line.strip(), digest_size=16).digest()
-            record["id"] = hashlib.blake2b(key + seen[key].to_bytes(8, "big"), digest_size=16).hexdigest()
-            seen[key] += 1
+        identify(record, origin, line, seen)
+        problems = tuple(look(record)) if look is not None else ()
+        if problems:
+            recorder.refuse(record, problems, f"{name}:{number}")
+            _note(summary, number, problems)
+            continue
         numbers.append(number)
         records.append(record)
     receipts = recorder.extend(records, sources=[f"{name}:{number}" for number in numbers])
-    for position, problems in receipts.refused:
-        _note(summary, numbers[position], problems)
+    for position, wrong in receipts.refused:
+        _note(summary, numbers[position], wrong)
+
+
+def identify(record: Any, origin: str | None, line: bytes, seen: Counter[bytes]) -> None:
+    """Give a record without an id one by the file it comes from (`origin`) and its line."""
+    if origin is not None and isinstance(record, dict) and record.get("id") is None:
+        # The n-th copy of a line is a record of its own: two users may well say the same.
+        key = hashlib.blake2b(origin.encode() + b"\0" + line.strip(), digest_size=16).digest()
+        record["id"] = hashlib.blake2b(key + seen[key].to_bytes(8, "big"), digest_size=16).hexdigest()
+        seen[key] += 1
+
+
+def origin_of(source: str | IO[bytes]) -> str | None:
+    """What ids of a file's records are made from; None for a stream, whose records get fresh ones."""
+    if not isinstance(source, str):
+        return None
+    return source if "://" in source else os.path.abspath(source)
 
 
 def _note(summary: ImportSummary, line: int, problems: tuple[Problem, ...]) -> None:

@@ -18,7 +18,7 @@ from treering.errors import AlreadyExistsError, Problem
 from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
 
-__all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "put_aside"]
+__all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "plain", "put_aside"]
 
 
 class Quarantined(BaseModel):
@@ -43,13 +43,18 @@ def entry(
     record: Any, problems: Sequence[Problem], source: str | None = None, *, at: datetime | None = None
 ) -> Quarantined:
     """What is kept of a refused record: what JSON can't hold is kept as its `repr`. Never raises for any record."""
-    try:
-        text = json.dumps(record, default=safe_repr, ensure_ascii=False)
-        kept = json.loads(_SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text), parse_constant=str)
-    except (TypeError, ValueError, RecursionError):
-        kept = _text(safe_repr(record)[:_LONGEST])
+    kept = plain(record)
     shown = tuple(Problem(_printable(p.loc), p.kind, _text(p.message)) for p in problems)
     return Quarantined(record=kept, problems=shown, at=at or datetime.now(UTC), source=source)
+
+
+def plain(record: Any) -> Any:
+    """A refused record as JSON can hold it; else its `repr`."""
+    try:
+        text = json.dumps(record, default=safe_repr, ensure_ascii=False)
+        return json.loads(_SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text), parse_constant=str)
+    except (TypeError, ValueError, RecursionError):
+        return _text(safe_repr(record)[:_LONGEST])
 
 
 def _printable(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:

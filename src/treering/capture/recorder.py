@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,11 +28,14 @@ from pydantic import BaseModel
 
 from treering.capture import quarantine
 from treering.capture.commit import GIVEN, Committed, comparable, drain, look_up, same_content, spool_schema
-from treering.capture.spool import Spool, Write, orphans
-from treering.errors import ConflictError, InvalidRecordError, Problem, TreeringError, UsageError
+from treering.capture.redact import Redactor, redaction_kinds
+from treering.capture.spool import Spool, Write, orphans, scrub_file
+from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
 from treering.schema import Validated
 from treering.store.corpus import BaseCorpus
+from treering.store.denylist import denylist
 from treering.store.documents import CorpusRecord
+from treering.store.erase import note, noted
 from treering.store.table import RECENT_VERSIONS, TARGET_ROWS_PER_FRAGMENT
 
 __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
@@ -46,6 +50,8 @@ FLUSH_ROWS = 24_576
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
 FLUSH_BYTES = 64 << 20
+#: How much a power cut may take of what was acknowledged with durability="batch".
+SYNC_EVERY_S = 0.1
 #: Capture pauses while this many bytes wait for their commit, so that a fast producer can't fill the disk with spool.
 MAX_BACKLOG_BYTES = 512 << 20
 #: Live is compacted in tiers: as soon as there are so many fragments between one tier and the next, they become one. So a
@@ -65,10 +71,12 @@ _open: weakref.WeakSet[Recorder] = weakref.WeakSet()
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An acknowledged record. `duplicate`: this very record was known already."""
+    """What became of a record that was given. `duplicate`: this very record was known already. `erased`: it, or whom it
+    is about, was erased from the corpus before; it was dropped.
+    """  # noqa: D205
 
     id: str
-    status: Literal["stored", "duplicate"]
+    status: Literal["stored", "duplicate", "erased"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +89,19 @@ class Receipts:
 
     acknowledged: int = 0
     refused: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
+    erased: int = 0  # dropped, because they were erased before
 
 
 @dataclass
 class Counts:
-    """What a recorder has done so far; `stored`, `duplicates` and `conflicts` grow as the spool is committed."""
+    """What a recorder has done so far; `stored`, `duplicates`, `conflicts` and `erased` grow as the spool is committed."""
 
     acknowledged: int = 0
     refused: int = 0
     stored: int = 0
     duplicates: int = 0
     conflicts: int = 0
+    erased: int = 0  # dropped, because they were erased before
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +121,27 @@ class Recorder:
     new columns. Both may run side by side.
 
     A record is acknowledged when `add` or `extend` returns: it is on disk then (`durability="disk"`), or in the table
-    (`durability="store"`, for hosts that may vanish for good). Readers see it after the next commit: within about two
-    seconds, or after `flush` or `close`.
+    (`durability="store"`, for hosts that may vanish for good). With `durability="batch"` it has been handed to the system,
+    and is synced within `sync_every_s`: a killed process loses nothing, a power cut what was acknowledged in the last
+    `sync_every_s` seconds and the one sync that was under way. Readers see it after the next commit: within about two
+    seconds, or after `flush` or `close`, both of which also put it on disk.
     """
 
-    def __init__(self, corpus: BaseCorpus, *, durability: Literal["disk", "store"] = "disk") -> None:
-        if durability not in ("disk", "store"):
-            raise UsageError(f"durability is 'disk' or 'store', not {durability!r}", code="bad-durability")
+    def __init__(
+        self,
+        corpus: BaseCorpus,
+        *,
+        durability: Literal["disk", "batch", "store"] = "disk",
+        sync_every_s: float = SYNC_EVERY_S,
+        redact: bool | Sequence[str] | None = None,
+    ) -> None:
+        if durability not in ("disk", "batch", "store"):
+            raise UsageError(f"durability is 'disk', 'batch' or 'store', not {durability!r}", code="bad-durability")
+        if isinstance(sync_every_s, bool) or not isinstance(sync_every_s, int | float) or not 0 < sync_every_s <= 60:
+            raise UsageError(f"sync_every_s is more than 0 and at most 60, not {sync_every_s!r}", code="bad-durability")
+        kinds = redaction_kinds(corpus.record.redact if redact is None else redact)
+        self._redactor = Redactor(kinds) if kinds else None
+        self.redacted: Counter[str] = Counter()  # marker → how often it was put in
         # What a process that is gone left behind may wait; that its disk is full, say, must not stop this one.
         with suppress(TreeringError):
             adopt_orphans(corpus)
@@ -128,7 +152,9 @@ class Recorder:
         self.conflicts: list[str] = []  # ids that were taken by other content
         self._durability = durability
         self._pid = os.getpid()
-        self._spool = Spool.new(spool_directory(corpus))
+        every = sync_every_s if durability == "batch" else None
+        self._spool = Spool.new(spool_directory(corpus), sync_every_s=every)
+        self._denied = denylist(corpus)
         self._known: dict[str, None] = {}
         self._draining = threading.Lock()
         # Entering a Condition is Python code: an interrupt can hit between its acquiring and the block, and the lock is
@@ -153,7 +179,9 @@ class Recorder:
         is in quarantine then), StoreError when it can't be made durable.
         """
         self._check_usable()
-        checked = self._record_type.validate([record])
+        checked = self._without_secrets(self._record_type.validate([record]))
+        if self._denied and self._allowed(checked, lambda _: record)[1]:
+            return Receipt(_given_id(record), "erased")
         if checked.refused:
             problems = checked.refused[0][1]
             self._refuse([(record, problems, None)])
@@ -179,20 +207,25 @@ class Recorder:
         Raises InvalidRecordError when an Arrow table's columns don't fit at all, StoreError.
         """
         self._check_usable()
-        acknowledged, offset, rows, size = 0, 0, 0, 0
+        acknowledged, offset, rows, size, erased = 0, 0, 0, 0, 0
         refused: list[tuple[int, tuple[Problem, ...]]] = []
         batches: list[pa.RecordBatch] = []
         aside: list[_Refused] = []
         writing: _Writing | None = None  # reaches the disk while the next records are being checked
         try:
             for chunk, checked in self._checked(records):
+                given = len(checked.batch) + len(checked.refused)
+                checked = self._without_secrets(checked)
+                if self._denied:
+                    checked, dropped = self._allowed(checked, chunk)
+                    erased += dropped
                 if len(checked.batch):
                     batches.append(self._filled(checked.batch))
                     size += batches[-1].nbytes
                 for position, problems in checked.refused:
                     aside.append((chunk(position), problems, sources[offset + position] if sources else None))
                     refused.append((offset + position, problems))
-                offset += len(checked.batch) + len(checked.refused)
+                offset += given
                 rows += len(checked.batch) + len(checked.refused)
                 if rows >= _SPOOL_ROWS or size >= _SPOOL_BYTES:
                     before, writing = writing, self._begin(batches, aside)
@@ -206,7 +239,19 @@ class Recorder:
         finally:
             if writing is not None:
                 acknowledged += self._acknowledge(writing)
-        return Receipts(acknowledged, refused)
+        return Receipts(acknowledged, refused, erased)
+
+    def _allowed(self, checked: Validated, raw: Callable[[int], Any]) -> tuple[Validated, int]:
+        """A validation without what was erased before, and how many records that is."""
+        hit = self._denied.denies(checked.batch.column("id"), checked.batch.column("subject"))
+        refused = [one for one in checked.refused if not self._denied.mentions(quarantine.plain(raw(one[0])))]
+        dropped = int(hit.sum()) + len(checked.refused) - len(refused)
+        if dropped:
+            accepted = [position for position, gone in zip(checked.accepted, hit.tolist(), strict=True) if not gone]
+            checked = Validated(checked.batch.filter(pa.array(~hit)), accepted, refused)
+            with self._lock:
+                self.counts.erased += dropped
+        return checked, dropped
 
     def _checked(self, records: Any) -> Iterator[tuple[Callable[[int], Any], Validated]]:
         """(a way to get at the raw records, their validation), some thousand at a time."""
@@ -235,10 +280,15 @@ class Recorder:
             part = table.slice(start, 16 * _CHUNK)
             yield partial(_raw_row, part), record_type.validate_arrow(part)
 
-    def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> None:
-        """Put aside, durably, what an importer couldn't even read as a record."""
+    def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> bool:
+        """Put aside, durably, what an importer couldn't even read as a record; False when it names what was erased."""
         self._check_usable()
+        if self._denied and self._denied.mentions(quarantine.plain(record)):
+            with self._lock:
+                self.counts.erased += 1
+            return False
         self._refuse([(record, tuple(problems), source)])
+        return True
 
     def _refuse(self, refused: Sequence[_Refused]) -> None:
         self._spool_batches([], refused)
@@ -262,6 +312,26 @@ class Recorder:
         raise InvalidRecordError(
             f"the id {record_id!r} is taken by other content", [problem], hint="it waits in quarantine; use another id"
         )
+
+    def _without_secrets(self, checked: Validated) -> Validated:
+        """A validation whose accepted records are redacted; refused ones are when they are put aside."""
+        if self._redactor is None or not len(checked.batch):
+            return checked
+        found: Counter[str] = Counter()
+        batch = self._redactor.batch(checked.batch, found)
+        with self._lock:
+            self.redacted.update(found)
+        return Validated(batch, checked.accepted, checked.refused)
+
+    def _entry(self, record: Any, problems: Sequence[Problem], source: str | None) -> quarantine.Quarantined:
+        if self._redactor is None:
+            return quarantine.entry(record, problems, source)
+        found: Counter[str] = Counter()
+        kept = self._redactor.value(quarantine.plain(record), found)
+        problems = [Problem(p.loc, p.kind, self._redactor.text(p.message, found)) for p in problems]
+        with self._lock:
+            self.redacted.update(found)
+        return quarantine.entry(kept, problems, source)
 
     def _filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with id, ts and split filled in, and a note on which of them were given."""
@@ -292,7 +362,7 @@ class Recorder:
         payloads = [(rows, _to_ipc(batches))] if batches else []
         aside = []
         if refused:
-            entries = [quarantine.entry(record, problems, source) for record, problems, source in refused]
+            entries = [self._entry(record, problems, source) for record, problems, source in refused]
             aside = [(len(entries), quarantine.encode(entries))]
         return _Writing(self._spool.append(payloads, aside), rows, len(refused), sum(len(data) for _, data in payloads))
 
@@ -321,11 +391,12 @@ class Recorder:
         self._drain()
         return self.counts
 
-    def _drain(self) -> None:
+    def _drain(self) -> int:
+        """Commit what the spool holds; how many records were dropped because they had been erased."""
         done = Committed()
         with self._draining:
             if self._closed:  # meanwhile; closing committed everything
-                return
+                return 0
             with self._lock:
                 self._oldest = None
             try:
@@ -339,13 +410,24 @@ class Recorder:
                 self.counts.duplicates += done.duplicates
                 self.counts.conflicts += len(done.conflicts)
                 self.counts.refused += done.refused
+                self.counts.erased += done.erased
                 self.conflicts += done.conflicts
+                self._take_denylist()
             with self._lock:
                 self._backlog = self._spool.backlog()
                 if self._backlog[0] and self._oldest is None:
                     self._oldest = time.monotonic()  # came in meanwhile
                 self._error = None
                 self._wake.notify_all()
+        return done.erased
+
+    def _take_denylist(self) -> None:
+        """Know from now on what was erased by now; and keep no trimmed byte of it."""
+        with suppress(TreeringError):  # the next time: what is committed is looked at in any case
+            denied = denylist(self.corpus, look=False)  # each commit has looked
+            if denied.known != self._denied.known:
+                self._spool.scrub()
+                self._denied = denied
 
     def close(self) -> None:
         """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener.
@@ -452,6 +534,11 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
 
 
+def _given_id(record: Any) -> str:
+    found = record.get("id") if isinstance(record, Mapping) else getattr(record, "id", None)
+    return found if isinstance(found, str) else ""
+
+
 def _raw_row(table: pa.Table, position: int) -> Any:
     """A row as it came, for quarantine."""
     try:
@@ -476,20 +563,53 @@ def spool_directory(corpus: BaseCorpus) -> Path:
     return corpus.store.host_dir / "spool" / corpus.record.table
 
 
-def adopt_orphans(corpus: BaseCorpus) -> None:
-    """Commit what processes that are gone have left in their spools. Raises StoreError, ConflictError."""
+def adopt_orphans(corpus: BaseCorpus) -> int:
+    """Commit what processes that are gone have left in their spools; how many records had been erased meanwhile.
+
+    Raises StoreError, ConflictError.
+    """
+    done = Committed()
     for spool in orphans(spool_directory(corpus)):
         try:
-            drain(corpus, spool, Committed())
+            drain(corpus, spool, done)
         finally:
             spool.close()
+    scrub_spools(corpus)
+    return done.erased
 
 
-def flush_spools(corpus: BaseCorpus) -> None:
-    """Commit what this process and gone ones have acknowledged: step 0 of a seal. Raises StoreError, ConflictError."""
+def scrub_spools(corpus: BaseCorpus, *, wait_s: float = 1.0, again: bool = False) -> list[str]:
+    """Overwrite what this host's spools have let go of, once for each erasure; names of those that didn't let us in.
+
+    An open recorder does so itself with its next commit. This is for one that commits nothing more.
+    """
+    newest = denylist(corpus).newest
+    marker = corpus.store.host_dir / "erased" / f"{corpus.record.table}.spools"
+    if not newest or (not again and noted(marker) >= newest):
+        return []
+    left = []
+    directory = spool_directory(corpus)
+    for path in sorted(directory.glob("*.sqlite")) if directory.is_dir() else []:
+        try:
+            scrub_file(path, wait_s=wait_s)
+        except StoreError:
+            if path.exists():  # else its owner has closed it, and it is gone
+                left.append(path.name)
+    if not left:
+        with suppress(OSError):
+            note(marker, newest)
+    return left
+
+
+def flush_spools(corpus: BaseCorpus) -> int:
+    """Commit what this process and gone ones have acknowledged: step 0 of a seal.
+
+    Gives how many records were dropped because they had been erased. Raises StoreError, ConflictError.
+    """
+    erased = 0
     for recorder in list(_open):
         mine = recorder._pid == os.getpid() and not recorder._closing
         # By the directory of their spools: a URI alone doesn't tell stores of the same name at two endpoints apart.
         if mine and spool_directory(recorder.corpus) == spool_directory(corpus):
-            recorder._drain()
-    adopt_orphans(corpus)
+            erased += recorder._drain()
+    return erased + adopt_orphans(corpus)

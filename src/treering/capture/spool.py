@@ -22,9 +22,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from treering.errors import StoreError, UsageError
-from treering.store.durable import sync_directory
+from treering.store.durable import make_directory, sync_directory
 
-__all__ = ["Entry", "Spool", "Write", "orphans"]
+__all__ = ["Entry", "Spool", "Write", "orphans", "scrub_file"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, rows INTEGER NOT NULL, payload BLOB NOT NULL);
@@ -75,10 +75,13 @@ class Spool:
     """A durable queue of batches. Thread-safe; threads that write at once share one sync.
 
     A thread of its own does the writing: an interrupt hits the main thread only, so it can't leave a write half done.
+    With `sync_every_s` a write is done once the system has it, and synced at most that much later: a kill loses nothing
+    of it, a power cut may.
     """
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
+    def __init__(self, path: Path, lock: FileLock, *, sync_every_s: float | None = None) -> None:
         self.path = path
+        self._sync_every_s = sync_every_s
         self._lock = lock
         self._gate = threading.Lock()
         self._closed = False
@@ -96,21 +99,21 @@ class Spool:
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False, timeout=30)
         connection.execute(f"PRAGMA page_size={_PAGE}")  # counts for a new file only
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
+        # NORMAL syncs at checkpoints alone; what lies in the log until then is for `_write` to sync.
+        connection.execute(f"PRAGMA synchronous={'FULL' if self._sync_every_s is None else 'NORMAL'}")
         return connection
 
     @classmethod
-    def new(cls, directory: Path) -> Spool:
+    def new(cls, directory: Path, *, sync_every_s: float | None = None) -> Spool:
         """A fresh spool of this process in `directory`."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
-            sync_directory(directory.parent)
+            make_directory(directory, below=directory.parents[1])
             path = directory / f"{os.getpid()}-{secrets.token_hex(6)}.sqlite"
             lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
             lock.acquire()  # before the file is there to be taken for an orphan
         except OSError as exc:
             raise StoreError(f"can't make a spool in {directory}: {exc.strerror}", code="spool") from exc
-        return cls(path, lock)
+        return cls(path, lock, sync_every_s=sync_every_s)
 
     def append(self, accepted: Sequence[Payload], refused: Sequence[Payload] = ()) -> Write:
         """Begin to store (rows, payload) batches, all or none; they are on disk once `wait` on the result returns.
@@ -122,7 +125,7 @@ class Spool:
             if self._closed:
                 raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
             if self._thread is None:
-                arguments = (self.path, self._writer, self._queue)
+                arguments = (self.path, self._writer, self._queue, self._sync_every_s)
                 self._thread = threading.Thread(target=_write, args=arguments, name="treering-spool", daemon=True)
                 self._thread.start()
             self._queue.put(write)
@@ -149,6 +152,11 @@ class Spool:
         """Forget entries up to a sequence number: they are durable elsewhere."""
         with self._reading, _translated(self.path):
             self._reader.execute(f"DELETE FROM {table} WHERE seq <= ?", (up_to,))  # noqa: S608
+
+    def scrub(self) -> None:
+        """Overwrite what was trimmed: SQLite leaves deleted bytes in its files until it needs their place."""
+        with self._reading, _translated(self.path):
+            _scrub(self._reader)
 
     def backlog(self) -> tuple[int, int]:
         """Accepted (rows, bytes) that are still here."""
@@ -178,24 +186,71 @@ class Spool:
                 self._reader.close()
                 self._writer.close()
             if empty:
-                for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
-                    self.path.with_suffix(suffix).unlink(missing_ok=True)
+                with suppress(OSError):  # tidying up: whoever adopts an empty one removes it
+                    for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+                        self.path.with_suffix(suffix).unlink(missing_ok=True)
         finally:
             self._lock.release()
         if empty:
-            self.path.with_suffix(".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueue[Write | None]) -> None:
-    """The writer thread: everything that waits goes into one transaction, so it shares one sync."""
+def _scrub(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA temp_store=MEMORY")  # else what is copied could lie in another file for a moment
+    connection.execute("VACUUM")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def scrub_file(path: Path, *, wait_s: float) -> int:
+    """Overwrite what was trimmed from a spool that may be another process's; how many batches it still holds.
+
+    Raises StoreError when its owner doesn't let us in for that long, or it can't be read.
+    """
+    with _translated(path):
+        connection = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=wait_s)
+        try:
+            _scrub(connection)
+            query = "SELECT (SELECT count(*) FROM batches) + (SELECT count(*) FROM refused)"
+            return int(connection.execute(query).fetchone()[0])
+        finally:
+            connection.close()
+
+
+def _write(
+    path: Path,
+    connection: sqlite3.Connection,
+    waiting: queue.SimpleQueue[Write | None],
+    sync_every_s: float | None,
+) -> None:
+    """The writer thread: everything that waits goes into one transaction, so it shares one sync.
+
+    With `sync_every_s` the log is synced when its oldest unsynced write is that old, and at the end. Once that fails it
+    takes nothing more: a second sync would succeed and mean nothing. What it holds still reaches the table, synced there.
+    """
     open_ = True
+    due: float | None = None  # when the log must be synced; None while it is
+    failure: StoreError | None = None
     while open_:
-        group = [waiting.get()]
+        if due is not None and failure is None and time.monotonic() >= due:
+            failure = _sync_log(path)
+            due = None
+        try:
+            wait = None if due is None else max(0.0, due - time.monotonic())
+            group = [waiting.get(timeout=wait)]
+        except queue.Empty:
+            continue
         with suppress(queue.Empty):
             while group[-1] is not None:
                 group.append(waiting.get_nowait())
         open_ = group[-1] is not None
         writes = [write for write in group if write is not None]
+        if failure is not None:
+            for write in writes:
+                write.outcome.put(failure)
+            continue
+        if sync_every_s is not None and due is None and writes:
+            due = time.monotonic() + sync_every_s
         try:
             _insert(path, connection, writes)
         except Exception:
@@ -210,6 +265,26 @@ def _write(path: Path, connection: sqlite3.Connection, waiting: queue.SimpleQueu
         else:
             for write in writes:
                 write.outcome.put(None)
+    if sync_every_s is not None:
+        _sync_log(path)
+
+
+def _sync_log(path: Path) -> StoreError | None:
+    """Sync what has been written; the error instead of raising it."""
+    try:
+        descriptor = os.open(path.with_suffix(".sqlite-wal"), os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        sync_directory(path.parent)  # the log's name, the first time
+    except FileNotFoundError:
+        return None  # nothing has been written yet
+    except OSError as exc:
+        return StoreError(f"the spool {path} can't be synced: {exc.strerror}", code="spool")
+    except StoreError as exc:
+        return exc
+    return None
 
 
 def _insert(path: Path, connection: sqlite3.Connection, writes: Sequence[Write]) -> None:

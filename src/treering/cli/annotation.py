@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -30,7 +30,10 @@ def annotate(
     label: Annotated[str | None, typer.Option(help="What it should be labelled.")] = None,
     outcome: Annotated[str | None, typer.Option(help="What came of it.")] = None,
     quality: Annotated[float | None, typer.Option(help="A number, the higher the better.")] = None,
-    correction: Annotated[str | None, typer.Option(help="What it should have been: JSON, or text.")] = None,
+    correction: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='What should have stood in it, {"COLUMN": VALUE, …}; {} takes that back.'),
+    ] = None,
     exclude: Annotated[
         bool | None,
         typer.Option("--exclude/--include", help="Keep it out of training and evaluation, or let it back in."),
@@ -39,12 +42,17 @@ def annotate(
     note: Annotated[str | None, typer.Option(help="Why.")] = None,
     file: Annotated[
         str | None,
-        typer.Option("--file", metavar="FILE|-", help="JSONL: a line per record, with id, label, exclude, …"),
+        typer.Option(
+            "--from", metavar="FILE|-", help="JSONL, CSV or Parquet: a row per record, with id, label, exclude, …"
+        ),
+    ] = None,
+    format: Annotated[  # noqa: A002
+        str | None, typer.Option("--format", metavar="F", help="jsonl, csv or parquet [by the file's ending].")
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say something about a record, or by --file about many, all of them or none.
+    """Say something about a record, or by --from about many, all of them or none.
 
     The newest word counts. Snapshots stay as they are, and locks replay with what had been said by then.
 
@@ -59,21 +67,23 @@ def annotate(
     }
     if (record is None) == (file is None):
         raise UsageError(
-            "say something about one record, or --file about many",
+            "say something about one record, or --from FILE about many",
             code="no-record",
-            hint="treering annotate support ID --exclude, or treering annotate support --file words.jsonl",
+            hint="treering annotate support ID --exclude, or treering annotate support --from words.csv",
         )
     if file is not None and any(value is not None for value in (*said.values(), by, note)):
-        raise UsageError("with --file, the lines say it all", code="bad-argument", hint="leave the other options out")
+        raise UsageError("with --from, the lines say it all", code="bad-argument", hint="leave the other options out")
     if file is None and all(value is None for value in said.values()):
         raise UsageError("nothing is said", code="bad-argument", hint="--exclude, --label, --quality, …")
+    if file is None and format is not None:
+        raise UsageError("--format is that of a file", code="bad-argument", hint="name it: --from FILE")
     corpus = open_store(store).corpus(name)
     with waiting("storing"):
         if file is not None:
-            from treering.capture.annotations import annotate_file
+            from treering.capture.annotation_files import annotate_file
 
             given: Any = sys.stdin.buffer if file == "-" else file
-            stored = annotate_file(corpus, given)
+            stored = annotate_file(corpus, given, format=cast("Any", format))
         else:
             stored = corpus.annotate_many([{"id": record, **said, "by": by, "note": note}])
     result = AnnotatedRecords(name, stored)

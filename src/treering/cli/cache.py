@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, render, say, short, waiting
+from treering.cli.output import columns, number, render, say, short, size, waiting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -76,7 +76,7 @@ def build(
         f"{segment.ref} {name}" for segment in source.segments for name in names if not cache.holds(segment, name)
     ]
     if missing:
-        say(f"no room for {', '.join(missing)}: the limit is {_size(cache.limit)}")
+        say(f"no room for {', '.join(missing)}: the limit is {size(cache.limit)}")
     view = CacheView(str(cache.folder), cache.size, cache.limit, made)
     render(view, json, lambda: _table(view))
 
@@ -99,19 +99,15 @@ def drop(
         named = {segment.ref for segment in opened.load(ref).segments}
         gone = cache.drop(lambda entry: entry.ref not in named)
     view = CacheView(str(cache.folder), cache.size, cache.limit, gone)
-    render(view, json, lambda: f"{number(len(gone))} columns dropped, {_size(sum(one.bytes for one in gone))} freed")
+    render(view, json, lambda: f"{number(len(gone))} columns dropped, {size(sum(one.bytes for one in gone))} freed")
 
 
 def _table(view: CacheView) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    rows = [(e.ref, e.column, number(e.rows), _size(e.bytes), short(e.digest)) for e in view.entries]
+    rows = [(e.ref, e.column, number(e.rows), size(e.bytes), short(e.digest)) for e in view.entries]
     return Group(
         columns(["snapshot", "column", "rows", "size", "digest"], rows, right=["rows", "size"]),
-        Text(f"{_size(view.bytes)} of at most {_size(view.limit)} in {view.folder}"),
+        Text(f"{size(view.bytes)} of at most {size(view.limit)} in {view.folder}"),
     )
-
-
-def _size(count: int) -> str:
-    return f"{count / (1 << 20):,.1f} MiB"

@@ -1,4 +1,4 @@
-"""`treering create`, `schema` and `status`: corpora."""
+"""`treering create` and `schema`: corpora."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render, when
+from treering.cli.output import columns, render, when
 from treering.errors import NotFoundError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from treering import Corpus, Store
+    from treering import Corpus
     from treering.schema import ColumnRule, SchemaSpec
 
-__all__ = ["create", "rules", "schema", "status"]
+__all__ = ["create", "rules", "schema"]
 
 _COMMON = ("id", "session_id", "subject", "domain", "ts", "split", "origin", "meta")
 
@@ -79,22 +79,6 @@ class EvolvedView:
     columns: list[ColumnRule]
 
 
-@dataclass(frozen=True)
-class CorpusStatus:
-    """Where the records of a corpus are. Rows are records, held-out ones included."""
-
-    corpus: str
-    record_type: str
-    live_rows: int
-    sealed_rows: int
-    snapshots: int
-    newest: str | None
-    quarantined: int
-    production: str | None
-    candidate: str | None
-    uri: str
-
-
 def create(
     name: str,
     schema: Annotated[
@@ -103,6 +87,9 @@ def create(
     ],
     heldout: Annotated[float, typer.Option(help="Share of the groups that becomes held-out.")] = 0.1,
     group_by: Annotated[str, typer.Option(help="Records that share this field share a split.")] = "session_id",
+    redact: Annotated[
+        bool, typer.Option("--redact", help="Put markers in the place of secrets and obvious personal data at capture.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -111,7 +98,7 @@ def create(
     API: Store.create.
     """
     opened = open_store(store)
-    corpus = opened.create(name, _schema(schema), heldout=heldout, group_by=group_by)
+    corpus = opened.create(name, _schema(schema), heldout=heldout, group_by=group_by, redact=redact)
     record = corpus.record
     made = NewCorpus(corpus.name, corpus.record_type.name, record.heldout, record.group_by, corpus.uri)
     render(made, json, lambda: f"made the corpus {made.corpus} of {made.record_type} records")
@@ -290,76 +277,6 @@ def _defaults(spec: SchemaSpec, words: list[str]) -> dict[str, Any]:
                 hint=f"write JSON, text in its own quotes: --default '{name}=\"text\"'; bytes as base64",
             ) from exc
     return found
-
-
-def status(
-    name: Annotated[str | None, typer.Argument(help="A corpus [default: all of them].")] = None,
-    store: StoreOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Say where the records of a corpus are.
-
-    API: Store.corpus.
-    """
-    opened = open_store(store)
-    if name is None:
-        every = [_status(opened, corpus) for corpus in opened.corpora()]
-        render(every, json, lambda: _overview(every) if every else "no corpora yet; make one: treering create")
-        return
-    found = _status(opened, opened.corpus(name))
-    render(
-        found,
-        json,
-        lambda: facts(
-            [
-                ("corpus", found.corpus),
-                ("record type", found.record_type),
-                ("live", f"{number(found.live_rows)} records"),
-                ("sealed", f"{number(found.sealed_rows)} records in {found.snapshots} snapshots"),
-                ("newest snapshot", found.newest),
-                ("quarantine", f"{number(found.quarantined)} records"),
-                ("production", found.production or "none"),
-                ("candidate", found.candidate or "none"),
-                ("table", found.uri),
-            ]
-        ),
-    )
-
-
-def _status(store: Store, corpus: Corpus) -> CorpusStatus:
-    quarantined = len(corpus.quarantine())  # first: it also commits what waits in spools
-    snapshots = corpus.snapshots()
-    adapters = store.adapters(corpus.name)
-    by_status = {adapter.status: adapter.ref for adapter in adapters}  # the newest of each
-    return CorpusStatus(
-        corpus=corpus.name,
-        record_type=corpus.record_type.name,
-        live_rows=corpus.live_rows(),
-        sealed_rows=sum(snapshot.rows for snapshot in snapshots),
-        snapshots=len(snapshots),
-        newest=snapshots[-1].ref if snapshots else None,
-        quarantined=quarantined,
-        production=by_status.get("production"),
-        candidate=by_status.get("candidate"),
-        uri=corpus.uri,
-    )
-
-
-def _overview(every: list[CorpusStatus]) -> RenderableType:
-    heads = ["corpus", "type", "live", "sealed", "newest", "refused", "production"]
-    rows = [
-        (
-            s.corpus,
-            s.record_type,
-            number(s.live_rows),
-            number(s.sealed_rows),
-            s.newest,
-            number(s.quarantined),
-            s.production,
-        )
-        for s in every
-    ]
-    return columns(heads, rows, right=["live", "sealed", "refused"])
 
 
 def _schema(spec: str) -> SchemaSpec:

@@ -25,6 +25,7 @@ __all__ = [
     "render",
     "say",
     "short",
+    "size",
     "stages",
     "text",
     "waiting",
@@ -144,6 +145,11 @@ def plain(value: str) -> str:
 def number(value: int | None) -> str:
     """12,345; a dot for None."""
     return "·" if value is None else f"{value:,}"
+
+
+def size(count: int) -> str:
+    """Bytes in MiB."""
+    return f"{count / (1 << 20):,.1f} MiB"
 
 
 def short(digest: str | None) -> str:

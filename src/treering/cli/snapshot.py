@@ -44,6 +44,8 @@ class LogEntry:
     created_at: datetime
     message: str
     trained: bool
+    pruned_at: datetime | None = None
+    pruned_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def log(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
     API: Corpus.snapshots.
     """
     from treering.capture import flush_spools
+    from treering.store.snapshot import listed
 
     opened = open_store(store)
     corpus = opened.corpus(name)
@@ -125,8 +128,18 @@ def log(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
         live_rows=corpus.live_rows(),
         production=production,
         snapshots=[
-            LogEntry(s.ref, s.name, s.parent, s.rows, s.created_at, s.message, s.ref in trained)
-            for s in reversed(corpus.snapshots())
+            LogEntry(
+                ref=record.ref,
+                name=record.name,
+                parent=record.parent,
+                rows=record.rows,
+                created_at=record.created_at,
+                message=record.message,
+                trained=record.ref in trained,
+                pruned_at=pruned.pruned_at if pruned else None,
+                pruned_by=pruned.why if pruned else None,
+            )
+            for record, pruned in reversed(listed(corpus))
         ],
     )
     render(found, json, lambda: _drawing(found))
@@ -142,8 +155,11 @@ def _drawing(found: Log) -> RenderableType:
     lines.append(Text(f"○ {'live':{names}}  {number(found.live_rows):>{width}} records, not sealed yet"))
     for entry in found.snapshots:
         lines.append(Text("│"))
-        line = Text(f"● {entry.name:{names}}  {number(entry.rows):>{width}} records  {when(entry.created_at)}")
+        sign = "◌" if entry.pruned_at else "●"
+        line = Text(f"{sign} {entry.name:{names}}  {number(entry.rows):>{width}} records  {when(entry.created_at)}")
         line.append(f"  {plain(' '.join(entry.message.split()))}" if entry.message else "")
         line.append(f"  ← {found.production}" if entry.trained else "", "green")
+        if entry.pruned_at:
+            line.append(f"  pruned {when(entry.pruned_at)} ({entry.pruned_by})", "yellow")
         lines.append(line)
     return Text("\n").join(lines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +82,8 @@ class SourceView:
     schema_version: int
     alignments: list[AlignmentView] | None = None
     selection: SelectionView | None = None
+    annotated: dict[str, int] = field(default_factory=dict)  # records by key of what was said of them later
+    excluded_rows: int = 0
 
 
 def show(
@@ -120,19 +123,38 @@ def head(
     column: Annotated[
         list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more.")
     ] = None,
+    annotated: Annotated[
+        bool, typer.Option("--annotated", help="With --json: what was said of a record later, as `_annotations`.")
+    ] = False,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the first records of a ref.
+    """Print the first records of a ref, each with what was said of it later: the newest word per key.
 
-    API: Source.scan.
+    API: Source.scan, Source.annotations.
     """
     source = open_store(store).load(ref)
-    records = list(islice(_records(source, column or None), rows))
+    names = list(column) if column else source.schema.names
+    records = list(islice(_records(source, [*names, *(["id"] if "id" not in names else [])]), rows))
+    said = _said(source, [record["id"] for record in records])
+    words = [said.get(record["id"], {}) for record in records]
+    if "id" not in names:
+        records = [{name: record[name] for name in names} for record in records]
     if not records and rows:
         say(f"{ref} holds no records")
+    if json and annotated:
+        records = [{**record, "_annotations": word} for record, word in zip(records, words, strict=True)]
     if json or records:
-        render(records, json, lambda: _blocks(records))
+        render(records, json, lambda: _blocks(records, words))
+
+
+def _said(source: Source, ids: list[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Record id → key → value, by, note and ts of the newest word."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in source.annotations(ids).to_pylist() if ids else []:
+        word = {"value": json_.loads(row["value"]), "by": row["by"], "note": row["note"], "ts": row["ts"]}
+        found.setdefault(row["id"], {})[row["key"]] = word
+    return found
 
 
 def _records(source: Source, names: list[str] | None) -> Iterator[dict[str, Any]]:
@@ -163,6 +185,7 @@ def _view(store: Store, source: Source, *, align: bool = False) -> SourceView:
         if snapshot:
             for name, values in snapshot.certificate.counts.items():
                 counts.setdefault(name, Counter()).update(values)
+    said = source.annotations().select(["key", "value"]).to_pylist()
     # What is counted are whole snapshots.
     whole = source.is_whole and all(segment.name in sealed for segment in source.segments)
     return SourceView(
@@ -176,6 +199,8 @@ def _view(store: Store, source: Source, *, align: bool = False) -> SourceView:
         schema_version=source.schema_version,
         alignments=_alignments(source) if align else None,
         selection=_selection(source.selection) if source.selection is not None else None,
+        annotated=dict(Counter(row["key"] for row in said if row["value"] != "false")),
+        excluded_rows=sum(1 for row in said if (row["key"], row["value"]) == ("exclude", "true")),
     )
 
 
@@ -225,6 +250,11 @@ def _details(view: SourceView) -> RenderableType:
         ("record type", view.record_type),
         ("rows", f"{number(view.rows)} ({number(view.heldout_rows)} held-out)"),
     ]
+    words = {key: n for key, n in view.annotated.items() if key != "exclude"}
+    if view.excluded_rows:
+        pairs.append(("excluded", f"{number(view.excluded_rows)}, in no batch and no score"))
+    if words:
+        pairs.append(("annotated", ", ".join(f"{key} {number(n)}" for key, n in words.items())))
     for name, values in (view.counts or {}).items():
         if name != "split" and set(values) != {""}:
             pairs.append((name, _most(values)))
@@ -257,17 +287,33 @@ def _most(values: dict[str, int]) -> str:
     return ", ".join(shown) + (f", and {rest:,} more" if rest > 0 else "")
 
 
-def _blocks(records: list[dict[str, Any]]) -> RenderableType:
-    """A block per record: its name, then each field that has a value."""
+def _blocks(records: list[dict[str, Any]], words: list[dict[str, dict[str, Any]]]) -> RenderableType:
+    """A block per record: each field that has a value, then what was said of it later."""
     from rich.console import Group
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for record in records:
+    for record, said in zip(records, words, strict=True):
         if parts:
             parts.append(Text())
-        parts.append(facts([(name, _shown(value)) for name, value in record.items() if value is not None]))
+        pairs: list[tuple[str, Any]] = [(name, _shown(value)) for name, value in record.items() if value is not None]
+        parts.append(facts([*pairs, *(_word(key, word) for key, word in said.items() if not _let_back(key, word))]))
     return Group(*parts)
+
+
+def _let_back(key: str, word: dict[str, Any]) -> bool:
+    return key == "exclude" and word["value"] is False
+
+
+def _word(key: str, word: dict[str, Any]) -> tuple[Any, Any]:
+    """One word on a record, as `→ label  refund (ann: at second sight)`."""
+    from rich.text import Text
+
+    about = ": ".join(part for part in (word["by"], word["note"]) if part)
+    if key == "exclude":
+        return Text("→ excluded", "bold yellow"), f"by {plain(about)}" if word["by"] else about or "yes"
+    value = word["value"] if isinstance(word["value"], str) else json_.dumps(word["value"], ensure_ascii=False)
+    return Text(f"→ {key}", "cyan"), f"{value} ({about})" if about else value
 
 
 def _shown(value: Any) -> str:

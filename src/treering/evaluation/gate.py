@@ -6,17 +6,17 @@ Knows numbers and slice names. Does not evaluate (rounds), remember verdicts or 
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from treering.errors import NotFoundError, UsageError
+from treering.errors import UsageError
 
 from .matrix import points
 from .metrics import METRICS
+from .policy import problems, read_toml
 
 __all__ = ["CheckedRow", "GatePolicy", "Verdict", "check", "load_policy"]
 
@@ -141,7 +141,7 @@ def check(
 
 def _bad_policy(exc: ValidationError, where: str) -> UsageError:
     return UsageError(
-        f"{where}: {'; '.join(_problem(e) for e in exc.errors())}",
+        f"{where}: {'; '.join(problems(exc))}",
         code="bad-policy",
         hint=f"known keys: {', '.join(sorted(GatePolicy.model_fields))}; scores are fractions of 1",
     )
@@ -158,18 +158,7 @@ def load_policy(policy: GatePolicy | Mapping[str, Any] | str | Path | None) -> G
         return policy
     if isinstance(policy, Mapping):
         return GatePolicy.parse(policy)
-    path = Path(policy)
-    try:
-        text = path.read_text("utf-8")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
-        raise NotFoundError(f"no gate policy at {path}", code="no-policy") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise UsageError(f"{path} can't be read as a gate policy: {exc}", code="bad-policy") from exc
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        raise UsageError(f"{path} isn't TOML: {exc}", code="bad-policy") from exc
-    return GatePolicy.parse(data, where=str(path))
+    return GatePolicy.parse(read_toml(policy, "gate policy"), where=str(Path(policy)))
 
 
 def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:
@@ -224,10 +213,3 @@ def _fall(drop: float, tolerance: float) -> str:
         if float(text) > 100 * tolerance + NOISE:
             return text
     return f"{100 * drop:.7f}"
-
-
-def _problem(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "policy"
-    if error["type"] == "extra_forbidden":
-        return f"unknown key {where!r}"
-    return f"{where}: {error['msg']}"

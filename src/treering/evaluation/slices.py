@@ -57,8 +57,11 @@ def slice_of(source: Source, *, name: str | None = None) -> HeldoutSlice:
 
 
 def snapshot_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
-    """One slice per snapshot, oldest first; a snapshot without held-out records gives a slice of 0 rows."""
-    return [slice_of(corpus.store.load(snapshot.ref)) for snapshot in corpus.snapshots()]
+    """One slice per snapshot, oldest first; a snapshot without held-out records gives a slice of 0 rows.
+
+    A pruned one has a slice when its held-out records were kept.
+    """
+    return [slice_of(corpus.store.heldout(snapshot.ref)) for snapshot in corpus.evaluable()]
 
 
 def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
@@ -67,8 +70,8 @@ def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
     labels: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {}
     keys: list[str | None] = []
-    for snapshot in corpus.snapshots():
-        source = corpus.store.load(snapshot.ref)
+    for snapshot in corpus.evaluable():
+        source = corpus.store.heldout(snapshot.ref)
         keys.append(_key(source))
         for text, label, domain in zip(*_read(source), strict=True):
             texts.setdefault(domain, []).append(text)
@@ -124,6 +127,12 @@ def _key(source: Source) -> str | None:
     annotations = pin.get("annotations", {})
     if annotations.get("excluded"):
         narrowed["excluded"] = annotations["digest"]
+    if annotations.get("corrected"):
+        found = [
+            segment.corrections.within(segment.runs("heldout")) for segment in source.segments if segment.corrections
+        ]
+        if any(one.columns for one in found):  # of what isn't held out, nothing is scored
+            narrowed["corrected"] = [one.digest for one in found]
     if not narrowed:
         return "+".join(digests)
     told = hashlib.sha256(json.dumps(narrowed, sort_keys=True).encode()).hexdigest()

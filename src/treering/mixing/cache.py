@@ -84,6 +84,9 @@ class CachedSegment(Protocol):
     def column_fingerprint(self, name: str) -> str:
         """Another text whenever other bytes may be delivered."""
 
+    def as_sealed(self) -> Any:
+        """The same snapshot without what was corrected later."""
+
     def check_files(self) -> None:
         """Raise StoreError unless the snapshot's files are those that were certified."""
 
@@ -236,6 +239,7 @@ class SnapshotCache:
         rows = int(runs[:, 1].sum())
         # A damaged file must not become a sound-looking column: Lance itself has no checksums.
         segment.check_files()
+        sealed = segment.as_sealed()  # corrections are laid over what is cached: it serves every reader
         self._tidy()
         with self._writing(segment):
             writers: dict[str, ColumnWriter] = {}
@@ -247,7 +251,7 @@ class SnapshotCache:
                 for row_ids in _blocks(runs):
                     if stop is not None and stop.is_set():
                         return []
-                    table = segment.take(row_ids, columns)
+                    table = sealed.take(row_ids, columns)
                     for name, writer in writers.items():
                         for chunk in table.column(name).chunks:
                             writer.add(chunk)
@@ -536,6 +540,7 @@ class _Facts:
         self.cache_dir = segment.cache_dir
         self.column_fingerprint = segment.column_fingerprint
         self.check_files = segment.check_files
+        self.as_sealed = segment.as_sealed
         self.take = segment.take
 
     def certified_runs(self) -> Int64Array | None:

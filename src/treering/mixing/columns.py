@@ -17,7 +17,7 @@ import pyarrow as pa
 from treering.errors import UsageError
 from treering.mixing.permute import Int64Array
 
-__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "kind_of", "token_count"]
+__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "drop_rows", "kind_of", "token_count"]
 
 Ragged = Literal["pad", "values"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -127,6 +127,25 @@ def kind_of(name: str, arrow: Any, *, ragged: Ragged, pad_value: float) -> Kind:
     if (pa.types.is_list(arrow) or pa.types.is_large_list(arrow)) and _dtype(arrow.value_type) is not None:
         return _Ragged(name, arrow, ragged, pad_value)
     return _Nested(name, arrow)
+
+
+def drop_rows(columns: Columns, gone: Any) -> Columns:
+    """Batch columns without some of their rows; `gone`: bool (rows,)."""
+    kept = ~gone
+    out: Columns = {}
+    for name, column in columns.items():
+        if f"{name}.offsets" in columns:
+            lengths = np.diff(columns[f"{name}.offsets"])
+            out[name] = column[np.repeat(kept, lengths)]
+        elif name.endswith(".offsets") and name.removesuffix(".offsets") in columns:
+            out[name] = np.concatenate([[0], np.cumsum(np.diff(column)[kept])]).astype(np.int64)
+        elif isinstance(column, np.ndarray):
+            out[name] = column[kept]
+        elif isinstance(column, ArrowColumn):
+            out[name] = ArrowColumn(column.arrow.filter(pa.array(kept)))
+        else:
+            out[name] = [value for value, keep in zip(column, kept.tolist(), strict=True) if keep]
+    return out
 
 
 def token_count(kinds: Sequence[Kind], columns: Columns) -> int:

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
 from treering.mixing.cache import Job, LoaderCache
-from treering.mixing.columns import Columns, Kind, kind_of, token_count
+from treering.mixing.columns import Columns, Kind, drop_rows, kind_of, token_count
 from treering.mixing.events import Agree, Course, Stretch, compact, expand, same_course
 from treering.mixing.helpers import end_helpers, note_helpers
 from treering.mixing.lock import MixLock
@@ -276,7 +276,8 @@ class Loader:
         (time the caller was kept waiting) since this loader was made; a token is an element of a delivered column of
         lists of integers. `events` so far. Per source its ref, share, training rows, draws `planned` up to the position
         over all ranks (and `planned_total` to the end), rows `served` by this loader, `epochs` (passes so far), how many
-        of its planned draws are `repeats`, beyond one pass, and how many seconds ago its oldest and newest records were
+        of its planned draws are `repeats`, beyond one pass, how many of its training rows were `erased` since it was locked
+        and are left out of the batches, and how many seconds ago its oldest and newest records were
         made (`oldest_s`, `newest_s`; None without the column `ts`, which the first call reads).
         Of the snapshot cache (None when off) the `columns` in use, those `built` in this run, the damaged files `dropped`,
         and why something wasn't built (`skipped`).
@@ -305,6 +306,7 @@ class Loader:
                     "served": int(self._served[n]),
                     "epochs": passes + (drawn - begun) / size,
                     "repeats": max(0, drawn - course.rows[n].size),
+                    "erased": sum(len(getattr(segment, "erased", ())) for segment in course.rows[n].segments),
                     "oldest_s": oldest,
                     "newest_s": newest,
                 }
@@ -480,6 +482,10 @@ class _Recipe:
 
     def make(self, reader: BatchReader, batch: int) -> _Made:
         columns, counts = reader.read(batch)
+        gone = reader.gone(batch)
+        if gone is not None and gone.any():
+            columns = drop_rows(columns, gone)
+            counts = np.bincount(columns[REF], minlength=len(counts)).astype(np.int64)
         tokens = token_count(self.kinds, columns)
         made = _tensors(columns)
         if self.transform is None:

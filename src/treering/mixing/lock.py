@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -80,12 +81,14 @@ class PinnedSelection(_Document):
     digest: str = Field(description="SHA-256 in hex over the row ids")
 
 
-class PinnedAnnotations(_Document):
+class PinnedAnnotations(_Compact):
     """What annotations said when the source was loaded."""
 
     version: int = Field(ge=1, description="version of the table of annotations; later ones don't count")
     excluded: int = Field(ge=0, description="records of the source that were excluded")
     digest: str = Field(description="SHA-256 in hex over their stable row ids")
+    corrected: int = Field(default=0, ge=0, description="records of the source with corrected values")
+    corrections: str | None = Field(default=None, description="SHA-256 in hex over those values and where they stand")
 
 
 class SourcePin(_Compact):
@@ -316,10 +319,11 @@ class MixLock(_Document):
             raise StoreError(f"can't read {os.fspath(path)}: {exc.strerror}", code="read-failed") from exc
         return cls.from_json(text)
 
-    def resolve(self, store: Any) -> tuple[SourceLike, ...]:
-        """The pinned sources, from `store`.
+    def resolve(self, store: Any, *, erased: Literal["refuse", "skip"] = "refuse") -> tuple[SourceLike, ...]:
+        """The pinned sources, from `store`; with `erased="skip"` also those that records were erased from since.
 
-        Raises NotFoundError when one isn't there and ConflictError when it holds something else by now.
+        Raises NotFoundError when one isn't there and ConflictError when it holds something else by now (code "erased",
+        naming the receipts, when erasures are why).
         """
         found = []
         for source in self.sources:
@@ -329,8 +333,14 @@ class MixLock(_Document):
             else:
                 from treering.store.source import Source
 
-                one = Source.from_pin(store, pin)
+                one = Source.from_pin(store, pin, erased=erased)
             if source.sampling is not None:
+                if any(len(getattr(segment, "erased", ())) for segment in one.segments):
+                    raise ConflictError(
+                        f"{pin['ref']} was drawn by {source.sampling.by}, and nobody knows that of the erased records any more",
+                        code="erased",
+                        hint="such a lock can't be served again: make a new mix",
+                    )
                 by, missing = source.sampling.by, source.sampling.missing
                 one = one.balanced(by) if source.sampling.kind == "balanced" else one.weighted(by, missing=missing)
             found.append(one)
@@ -353,8 +363,12 @@ class MixLock(_Document):
         follow: bool = False,
         adaptive: bool = False,
         cache: bool = True,
+        erased: Literal["refuse", "skip"] = "refuse",
     ) -> Loader:
         """A loader that gives the batches of this lock again, from `store`; see `Mix.loader` for the arguments.
+
+        When records of it were erased since, it refuses and names the receipts; with `erased="skip"` it gives the same
+        batches without those records, so some are shorter (one may be empty). It warns, and `stats()` counts them.
 
         Columns, epochs and padding are as locked unless given. `follow` and `adaptive` go on where the events of the
         lock end, as a run does that was interrupted. Raises what `resolve` and `Mix.loader` raise.
@@ -370,9 +384,10 @@ class MixLock(_Document):
             changed["ragged"] = ragged
         if pad_value is not None:
             changed["pad_value"] = pad_value
-        return Loader(
+        sources = self.resolve(store, erased=_erased(erased))
+        loader = Loader(
             MixLock.checked(**{**dict(self), **changed}),
-            self.resolve(store),
+            sources,
             transform=transform,
             num_workers=num_workers,
             rank=rank,
@@ -383,6 +398,23 @@ class MixLock(_Document):
             adaptive=adaptive,
             cache=cache,
         )
+        _warn_of_erased(sources)
+        return loader
+
+
+def _erased(given: Any) -> Any:
+    if given not in ("refuse", "skip"):
+        raise UsageError(f"erased is {given!r}; it is 'refuse' or 'skip'", code="bad-erased")
+    return given
+
+
+def _warn_of_erased(sources: tuple[SourceLike, ...]) -> None:
+    for source in sources:
+        gone = sum(len(getattr(segment, "erased", ())) for segment in source.segments)
+        if gone:
+            warnings.warn(
+                f"{gone:,} training records of {source.ref} were erased; batches go without them", stacklevel=3
+            )
 
 
 def pinned_sampling(source: SourceLike, rows: TrainRows) -> PinnedSampling | None:

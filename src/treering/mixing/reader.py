@@ -34,6 +34,7 @@ _LOOKUP = 64  # batches whose counts are looked up at once
 _READERS = 3  # threads that read ahead, each another source's window: half the time they wait for the engine
 _PIECE_BYTES = 4 << 20  # decoded rows asked for at once
 _LABELS = 1_024  # kinds of batches, by counts, whose source numbers are kept; a mix of a few sources has a handful
+_NONE = np.empty(0, dtype=np.int64)
 _NOTHING_KNOWN: tuple[int, list[list[int]], list[int]] = (0, [], [])
 
 
@@ -83,10 +84,14 @@ class _Mapped:
     blocks: Sequence[Any]  # the same as the kinds read them
     runs: Int64Array  # (k, 2): first row id and length, in the order of the columns' rows
     start: Int64Array  # (k,): row of the columns at which each run begins
+    corrected: Int64Array  # row ids, ascending, of rows with corrected values: they aren't gathered from the columns
+    laid: Sequence[Any]  # blocks of those rows, in that order, as the kinds read them
 
     def holds_all_of(self, rows: TrainRows) -> bool:
         """Whether a source of this one segment has all its certified rows: then positions are rows of the columns."""
-        return bool(np.array_equal(rows.first, self.runs[:, 0]) and np.array_equal(rows.start[:-1], self.start))
+        return not len(self.corrected) and bool(
+            np.array_equal(rows.first, self.runs[:, 0]) and np.array_equal(rows.start[:-1], self.start)
+        )
 
     def rows(self, row_ids: Int64Array) -> Int64Array:
         """Where these rows stand in the columns."""
@@ -264,6 +269,26 @@ class BatchReader:
         self._go_on()
         return columns, np.array(counts, dtype=np.int64)
 
+    def gone(self, batch: int) -> Any | None:
+        """Which rows of this reader's slice of batch t were erased: bool (rows,); None when none of any source was.
+
+        By the plan alone, since erased rows keep their positions: what was read in their place says nothing.
+        """
+        rows_of = self._view.rows
+        erased = [[getattr(segment, "erased", _NONE) for segment in rows.segments] for rows in rows_of]
+        if not any(len(one) for of_source in erased for one in of_source):
+            return None
+        taken, after, turn = self._look_up(batch)
+        found = []
+        for source, (low, high) in enumerate(zip(taken, after, strict=True)):
+            owner, row_ids = rows_of[source].find(self._plan.sources[source].positions(np.arange(low, high)))
+            dead = np.zeros(high - low, dtype=np.bool_)
+            for number, ids in enumerate(erased[source]):
+                dead |= (owner == number) & np.isin(row_ids, ids)
+            found.append(dead)
+        flags = np.concatenate(found)
+        return flags[self._plan.order(batch, turn, rows=len(flags), slots=self._slots)]
+
     def _begin(self, taken: Sequence[int], counts: Sequence[int]) -> None:
         """Read the first windows of all sources at once: the first batch waits for every one of them."""
         self._held_once = True
@@ -412,7 +437,7 @@ class BatchReader:
             return _Window(planned, low, high, positions, places, plain=self._share.whole)
         owner, row_ids = rows_of.find(positions)
         rows = np.full(high - low, -1, dtype=np.int64)
-        if len(mapped) == 1:
+        if len(mapped) == 1 and not len(mapped[0].corrected):
             rows[draws - low] = mapped[0].rows(row_ids)
             return _Window(planned, low, high, rows, places, plain=self._share.whole)
         place = np.zeros(high - low, dtype=np.int64)
@@ -420,6 +445,12 @@ class BatchReader:
         for number, one in enumerate(mapped):
             here = owner == number
             rows[draws[here] - low] = one.rows(row_ids[here])
+            if len(one.corrected):
+                at = np.minimum(np.searchsorted(one.corrected, row_ids), len(one.corrected) - 1)
+                laid = here & (one.corrected[at] == row_ids)
+                place[draws[laid] - low] = len(places)
+                rows[draws[laid] - low] = at[laid]
+                places.append(one.laid)
         return _Window(planned, low, high, rows, places, place)
 
     def _map(self, rows: TrainRows) -> list[_Mapped] | None:
@@ -447,8 +478,25 @@ class BatchReader:
             }
             blocks = [kind.view(columns[kind.name]) for kind in self._kinds]
             start = np.cumsum(runs[:, 1]) - runs[:, 1]
-            mapped = self._mapped[id(segment)] = _Mapped(segment, columns, blocks, runs, start)
+            corrected, laid = self._laid_over(segment, runs)
+            mapped = self._mapped[id(segment)] = _Mapped(segment, columns, blocks, runs, start, corrected, laid)
         return mapped
+
+    def _laid_over(self, segment: Any, runs: Int64Array) -> tuple[Int64Array, list[Any]]:
+        """The cached rows of which a column that is read was corrected, and blocks of them: held for the whole run."""
+        corrections = getattr(segment, "corrections", None)
+        if corrections is None or not corrections.touches(self._columns):
+            return np.empty(0, dtype=np.int64), []
+        ids: Int64Array = corrections.within(runs).row_ids(self._columns)
+        table = segment.take(ids, self._columns)
+        blocks = []
+        for kind in self._kinds:
+            column = table.column(kind.name)
+            block = kind.block(len(ids))
+            for chunk in (column if column.type == kind.type else column.cast(kind.type)).chunks:
+                block.add(chunk)
+            blocks.append(block.done())
+        return ids, blocks
 
     def _read(self, rows: TrainRows, positions: Int64Array, spare: Sequence[Any] | None = None) -> list[Any]:
         """Decode the columns of these rows (ascending positions), in that order, into the memory of `spare` blocks."""
@@ -469,6 +517,8 @@ class BatchReader:
             for piece in _pieces(row_ids, sum(kind.row_bytes for kind, _ in left)):
                 names = [kind.name for kind, _ in left]
                 table = segment.take(piece, names) if mapped is None else mapped.take(piece, names)
+                if mapped is not None and len(mapped.corrected):
+                    table = segment.corrections.apply(table, piece)  # type: ignore[attr-defined]
                 for kind, block in left:
                     column = table.column(kind.name)
                     for chunk in (column if column.type == kind.type else column.cast(kind.type)).chunks:

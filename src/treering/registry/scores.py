@@ -18,7 +18,7 @@ from treering.store.documents import parse_document
 from .objects import HasObjects, to_bytes
 from .records import StoredAdapter
 
-__all__ = ["ScoreLog", "StoredScore"]
+__all__ = ["ScoreLog", "StoredScore", "every_score"]
 
 
 class StoredScore(BaseModel):
@@ -35,6 +35,14 @@ class StoredScore(BaseModel):
     metric: str
     score: Annotated[float, Field(allow_inf_nan=False)]
     created_at: datetime
+
+
+def every_score(store: HasObjects, record: StoredAdapter) -> list[StoredScore]:
+    """All stored scores of an adapter, oldest first."""
+    objects = store.objects
+    paths = objects.list(f"evaluations/{record.corpus}/{record.number}/")
+    found = [parse_document(StoredScore, path, objects.get(path)) for path in paths]
+    return sorted(found, key=lambda score: (score.created_at, score.slice))
 
 
 class ScoreLog:

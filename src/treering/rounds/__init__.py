@@ -1,11 +1,32 @@
-"""A round over one store: train, evaluate, gate. Each function composes the layers to the left; none holds state.
+"""A round over one store: look, train, evaluate, gate. Each function composes the layers to the left; none holds state.
 
 Functions are bound here when the package is imported, so that `rounds.evaluate` is the function and not the module.
 """
 
 from __future__ import annotations
 
+from treering.evaluation.audit import Audit
+from treering.evaluation.due import RoundPolicy
+from treering.rounds.audit import audit
+from treering.rounds.diff import Diff, diff
 from treering.rounds.evaluate import Evaluation, Model, evaluate, gate, load_adapter, score_matrix
+from treering.rounds.status import Status, status
 from treering.rounds.train import Run, train
 
-__all__ = ["Evaluation", "Model", "Run", "evaluate", "gate", "load_adapter", "score_matrix", "train"]
+__all__ = [
+    "Audit",
+    "Diff",
+    "Evaluation",
+    "Model",
+    "RoundPolicy",
+    "Run",
+    "Status",
+    "audit",
+    "diff",
+    "evaluate",
+    "gate",
+    "load_adapter",
+    "score_matrix",
+    "status",
+    "train",
+]

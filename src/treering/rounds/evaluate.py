@@ -96,7 +96,7 @@ def evaluate(
         refs = [on] if isinstance(on, str) or not isinstance(on, Iterable) else list(on)
         if not refs:
             raise UsageError("there is nothing to evaluate on", code="no-slices", hint='name refs: on=["support@v1"]')
-        slices = [slice_of(store.load(ref) if isinstance(ref, str) else _source(ref)) for ref in refs]
+        slices = [slice_of(store.heldout(ref) if isinstance(ref, str) else _source(ref)) for ref in refs]
     if not slices:
         raise UsageError(
             f"{record.corpus} has no sealed held-out records to evaluate {record.ref} on",
@@ -137,7 +137,7 @@ def score_matrix(
     ref = adapter or _default_adapter(registry)
     lineage = registry.lineage(ref)
     found = _slices(store, corpus, [by])
-    snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).snapshots()}
+    snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).evaluable()}
     learned_by = [_learned(record, snapshot_rows) for record in lineage]
     slices: list[HeldoutSlice] = []
     learned_in: list[int | None] = []
@@ -299,7 +299,7 @@ def _gate_slices(
 ) -> list[HeldoutSlice]:
     """Slices with records that the candidate's or the baseline's lineage learnt, then those that the policy names."""
     corpus = candidate.corpus
-    snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).snapshots()}
+    snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).evaluable()}
     judged = [candidate] if baseline is None else [candidate, baseline]
     lineages = [record for one in judged for record in registry.lineage(one.ref)]
     learned = set().union(*(_learned(record, snapshot_rows) for record in lineages))
@@ -336,6 +336,6 @@ def _named_slice(store: BaseStore, corpus: str, name: str) -> HeldoutSlice | Non
         except (NotFoundError, UsageError):
             return None
     try:
-        return slice_of(store.load(name))
+        return slice_of(store.heldout(name))
     except (NotFoundError, UsageError):
         return None

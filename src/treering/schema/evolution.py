@@ -33,6 +33,7 @@ __all__ = [
     "Version",
     "as_stored",
     "column_rule",
+    "converted",
     "decode_scalar",
     "encode_scalar",
     "evolved",
@@ -404,13 +405,13 @@ class Alignment:
             if only.type == kind:
                 return only
             if isinstance(only, pa.ChunkedArray):
-                return pa.chunked_array([_converted(chunk, kind) for chunk in only.chunks], kind)
-            return _converted(only, kind)
+                return pa.chunked_array([converted(chunk, kind) for chunk in only.chunks], kind)
+            return converted(only, kind)
         value = pa.nulls(len(data), kind)
         for source in rule.sources:
             if value.null_count == 0 and len(value):
                 break
-            older = _converted(_whole(data.column(source.name)), kind)
+            older = converted(_whole(data.column(source.name)), kind)
             value = _chosen(np.asarray(pc.is_valid(value)), value, older)
         if not rule.fills or value.null_count == 0:
             return value
@@ -418,7 +419,7 @@ class Alignment:
         for number, scalar in rule.fills:
             empty = np.asarray(pc.is_null(value)) & (versions < number)
             if empty.any():
-                default = _converted(pa.array([scalar.as_py()], scalar.type), kind)
+                default = converted(pa.array([scalar.as_py()], scalar.type), kind)
                 places = np.arange(len(value))
                 places[empty] = len(value)
                 value = pa.concat_arrays([value, default]).take(pa.array(places))
@@ -541,7 +542,7 @@ def _chosen(first: Any, one: Any, other: Any) -> Any:
     return pa.concat_arrays([one, other]).take(pa.array(places))  # unlike if_else it takes every type
 
 
-def _converted(array: Any, kind: pa.DataType) -> Any:
+def converted(array: Any, kind: pa.DataType) -> Any:
     """The same values in a type that holds them all (`widens`)."""
     t = pa.types
     if array.type == kind:
@@ -549,17 +550,17 @@ def _converted(array: Any, kind: pa.DataType) -> Any:
     if t.is_struct(kind):
         members = {field.name: child for field, child in zip(array.type, array.flatten(), strict=True)}
         children = [
-            _converted(members[f.name], f.type) if f.name in members else pa.nulls(len(array), f.type) for f in kind
+            converted(members[f.name], f.type) if f.name in members else pa.nulls(len(array), f.type) for f in kind
         ]
         return pa.StructArray.from_arrays(children, fields=list(kind), mask=pc.is_null(array))
     if t.is_fixed_size_list(kind):
         size = kind.list_size
-        values = _converted(array.values.slice(array.offset * size, len(array) * size), kind.value_type)
+        values = converted(array.values.slice(array.offset * size, len(array) * size), kind.value_type)
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=pc.is_null(array))
     if t.is_list(kind) or t.is_large_list(kind):
         offsets = np.zeros(len(array) + 1, np.int64)
         np.cumsum(np.asarray(pc.fill_null(pc.list_value_length(array), 0)), out=offsets[1:])
-        values = _converted(pc.list_flatten(array), kind.value_type)
+        values = converted(pc.list_flatten(array), kind.value_type)
         large = t.is_large_list(kind)
         made = pa.LargeListArray if large else pa.ListArray
         places = pa.array(offsets, pa.int64() if large else pa.int32())

@@ -78,6 +78,7 @@ class RecordType:
         self.schema: pa.Schema = schema
         self.model = model  # with the common fields
         self.given = given  # as the user wrote it
+        self._column_adapters: dict[str, TypeAdapter[Any]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restored, (self.name, self.schema.serialize().to_pybytes(), self.given)
@@ -193,17 +194,11 @@ class RecordType:
     def scalar(self, name: str, value: Any) -> pa.Scalar:
         """A value as the column holds it; times also as ISO 8601 text. Raises UsageError for one no record could have."""
         field = self.schema.field(name)
-        kind = arrow_to_annotation(field.type, name)
-        if self.model is not None:
-            info = self.model.model_fields[name]
-            full = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
-            plain = plain_annotation(full)
-            kind = full if plain is None else plain
         try:
             if isinstance(value, str) and pa.types.is_temporal(field.type):
                 value = (date if pa.types.is_date(field.type) else datetime).fromisoformat(value)
             bare = TypeAdapter(Any).dump_python(value, exclude_none=True)  # models as dicts
-            checked = TypeAdapter(kind).validate_python(bare, strict=True)
+            checked = self._column_adapter(name).validate_python(bare, strict=True)
             stored = _to_storage(TypeAdapter(Any).dump_python(checked, exclude_none=True), field.type)
             return pa.array([stored], field.type)[0]
         except ValidationError as exc:
@@ -211,6 +206,19 @@ class RecordType:
         except (pa.ArrowException, ValueError, TypeError, OverflowError) as exc:
             reason = str(exc)
         raise UsageError(f"{_short(value)} can't be a value of {field.type}: {reason}", code="bad-default")
+
+    def _column_adapter(self, name: str) -> TypeAdapter[Any]:
+        """What checks one value of a column; kept, since making one takes longer than using it a thousand times."""
+        adapter = self._column_adapters.get(name)
+        if adapter is None:
+            kind = arrow_to_annotation(self.schema.field(name).type, name)
+            if self.model is not None:
+                info = self.model.model_fields[name]
+                full = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+                plain = plain_annotation(full)
+                kind = full if plain is None else plain
+            adapter = self._column_adapters[name] = TypeAdapter(kind)
+        return adapter
 
     @property
     def fingerprint(self) -> str:

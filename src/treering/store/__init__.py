@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
+    from treering.store.documents import EraseReceipt
     from treering.store.location import Location
     from treering.store.objects import Objects
     from treering.store.ref import AdapterRef, Ref, parse_target
@@ -20,6 +21,7 @@ __all__ = [
     "AdapterRef",
     "BaseCorpus",
     "BaseStore",
+    "EraseReceipt",
     "Location",
     "Objects",
     "Ref",
@@ -33,6 +35,7 @@ _HOMES = {
     "AdapterRef": "ref",
     "BaseCorpus": "corpus",
     "BaseStore": "base",
+    "EraseReceipt": "documents",
     "Objects": "objects",
     "Location": "location",
     "Ref": "ref",

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from treering.errors import ConflictError
 from treering.store.lease import Lease
-from treering.store.table import RECENT_S, RECENT_VERSIONS, ROW_ID, LanceTable, created_up_to, rows_between, text_in
+from treering.store.table import RECENT_S, RECENT_VERSIONS, ROW_ID, LanceTable, created_up_to, text_in
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -48,6 +48,9 @@ _FRAGMENTS = 64
 
 #: ids an index look-up; 4 ms a thousand.
 _LOOK_UP = 1_000
+
+#: Newest words that are kept, by key and version: sources ask for what excludes and what corrects, segment by segment.
+_KEPT = len(KEYS)
 
 
 def chunks(values: Sequence[str], size: int = _LOOK_UP) -> Iterator[Sequence[str]]:
@@ -88,7 +91,7 @@ class AnnotationLog:
     def compact(self, *, wait_s: float = 30.0) -> None:
         """Join small fragments and drop old versions; pins stay good. Does nothing without a table."""
         if self.table.head_if_made() is not None:
-            with self._lease(wait_s) as held:
+            with self.lease(wait_s) as held:
                 self.table.compact()
                 held.check()
                 self.table.clean_up(RECENT_S, RECENT_VERSIONS)
@@ -100,7 +103,7 @@ class AnnotationLog:
         """
         if self.table.head_if_made() is None:
             return 0
-        with self._lease(wait_s):
+        with self.lease(wait_s):
             return self.table.clean_up(older_than_s, keep_versions)
 
     def read(
@@ -136,9 +139,13 @@ class AnnotationLog:
 
     def newest(self, key: str, version: int) -> pa.Table:
         """`id` and `value` (JSON text) of the newest word under `key` at `version`."""
-        if (key, version) not in self._newest:
-            self._newest = {(key, version): self.read(version, key=key).select(["id", "value"])}
-        return self._newest[key, version]
+        found = self._newest.get((key, version))
+        if found is None:
+            found = self.read(version, key=key).select(["id", "value"])
+            while len(self._newest) >= _KEPT:
+                self._newest.pop(next(iter(self._newest)), None)
+            self._newest[key, version] = found
+        return found
 
     def excluded(self, version: int) -> list[str]:
         """Ids of the records that were excluded at `version`."""
@@ -147,13 +154,14 @@ class AnnotationLog:
         table = self.newest("exclude", version)
         return list(table.filter(pc.equal(table.column("value"), "true")).column("id").to_pylist())
 
-    def _lease(self, wait_s: float) -> AbstractContextManager[Lease]:
+    def lease(self, wait_s: float) -> AbstractContextManager[Lease]:
+        """Of whoever compacts, cleans up or erases annotations. Raises ConflictError, StoreError."""
         return self._store.lease(f"{self._name}.annotations", wait_s=wait_s)
 
     def _make(self) -> None:
         if self.table.head_if_made() is not None:
             return
-        with self._lease(30.0):
+        with self.lease(30.0):
             if self.table.head_if_made() is None:
                 self.table.create(ANNOTATION_SCHEMA)
 
@@ -166,8 +174,7 @@ def row_ids_of(
     found: list[str] = []
     for low, high, place in places:
         for part in chunks(ids):
-            where = f"{text_in('id', part)} AND {rows_between(low, high)}"
-            for batch in place.scan(["id", ROW_ID], where):
+            for batch in place.within(["id", ROW_ID], low, high, ids=part):
                 rows.append(np.asarray(batch.column(ROW_ID)).astype(np.int64))
                 found += batch.column("id").to_pylist()
     row_ids = np.concatenate(rows) if rows else np.empty(0, np.int64)

@@ -1,26 +1,32 @@
 """A store: a directory, or a prefix on an object store, that holds corpora, snapshots and adapters.
 
-Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `adapters/` … (objects), `tables/` (Lance). In a directory
-also `spool/`, `leases/` and `cache/` (droppable); beside an object store these lie on each host (location), `leases/` on both.
+Layout: `treering.json` (the marker), `corpora/`, `snapshots/`, `erasures/`, `adapters/` … (objects), `tables/` (Lance). In a
+directory also `spool/`, `leases/`, `erased/` (what the host was scrubbed for) and `cache/` (droppable); beside an object
+store these lie on each host (location), `leases/` on both.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import secrets
-from collections.abc import Mapping
+import stat
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 import treering
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
 from treering.schema import RecordType, SchemaSpec
 from treering.schema.evolution import first_version
 from treering.store.documents import FORMAT, CorpusRecord, Document, SchemaVersion, StoreMarker, parse_document
+from treering.store.durable import make_directory
 from treering.store.lease import Lease, file_lease, object_lease
 from treering.store.location import Location, private_dir
 from treering.store.objects import LocalObjects, Objects, RemoteObjects, objects_at
@@ -47,10 +53,31 @@ def _make_local(root: Path, create: bool) -> None:
             hint="name an empty or a new directory",
         )
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        make_directory(root)
     except OSError as exc:
         raise StoreError(f"can't make {root}: {exc.strerror}", code="write-failed") from exc
     _mark(LocalObjects(root))
+
+
+def _check_directory(root: Path) -> None:
+    """Raise StoreError when part of a store lies elsewhere behind a link; warn when anybody may write into it."""
+    for entry in os.scandir(root):
+        if (
+            entry.is_symlink()
+            and entry.name != "cache"
+            and not Path(entry.path).resolve().is_relative_to(root.resolve())
+        ):
+            raise StoreError(
+                f"{entry.path} is a link that leaves the store",
+                code="symlink",
+                hint="move what it names into the store; only `cache` may lie elsewhere",
+            )
+    mode = root.stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        warnings.warn(
+            f"anybody on this machine can change the store at {root}: chmod o-w, or treering doctor --repair",
+            stacklevel=4,
+        )
 
 
 def _make_remote(objects: RemoteObjects, create: bool) -> None:
@@ -74,6 +101,12 @@ def _mark(objects: Objects) -> None:
     )
     with suppress(AlreadyExistsError):  # another process made it at the same moment
         objects.create(_MARKER, marker.to_json())
+
+
+def _version_named(created_by: Any) -> str:
+    """`treering 0.9.1` out of a newer store's marker, which is text from outside."""
+    found = re.fullmatch(r"treering [0-9][0-9A-Za-z.+-]{0,40}", created_by) if isinstance(created_by, str) else None
+    return found[0] if found else "the treering that made it"
 
 
 class BaseStore:
@@ -119,6 +152,8 @@ class BaseStore:
         if location.root is not None and not (location.root / _MARKER).exists():
             _make_local(location.root, create)
         store = cls(location, prefix)
+        if location.root is not None:
+            _check_directory(location.root)
         if isinstance(store.objects, RemoteObjects):
             try:
                 _ = store.marker
@@ -135,17 +170,17 @@ class BaseStore:
         import json
 
         data = self.objects.get(_MARKER)
-        try:
-            found = json.loads(data).get("format")
-            if isinstance(found, int) and found > FORMAT:
+        with suppress(
+            ValueError, RecursionError
+        ):  # before anything else of it is believed: a newer one may look otherwise
+            found = json.loads(data)
+            if isinstance(found, dict) and isinstance(found.get("format"), int) and found["format"] > FORMAT:
                 raise StoreError(
-                    f"{self.uri} has store format {found}; treering {treering.__version__} reads up to {FORMAT}",
+                    f"{self.uri} has store format {found['format']}; treering {treering.__version__} reads up to {FORMAT}",
                     code="newer-format",
-                    hint="install a newer treering",
+                    hint=f"install {_version_named(found.get('created_by'))} or a newer one: pip install -U treering",
                 )
-            return StoreMarker.model_validate_json(data)
-        except (ValueError, AttributeError, ValidationError) as exc:
-            raise StoreError(f"{self.uri}/{_MARKER} is damaged", code="document-damaged") from exc
+        return parse_document(StoreMarker, f"{self.uri}/{_MARKER}", data)
 
     @property
     def cache_dir(self) -> Path:
@@ -187,6 +222,10 @@ class BaseStore:
             self._documents[path] = parse_document(kind, path, self.objects.get(path))
         return cast(Document, self._documents[path])
 
+    def forget_document(self, path: str) -> None:
+        """Have a document read anew the next time."""
+        self._documents.pop(path, None)
+
     # --- corpora -------------------------------------------------------------------------------------------------
 
     def _corpus_type(self) -> type[BaseCorpus]:
@@ -195,14 +234,22 @@ class BaseStore:
         return BaseCorpus
 
     def create(
-        self, name: str, schema: SchemaSpec, *, heldout: float = 0.1, group_by: str = "session_id", split_key: str = ""
+        self,
+        name: str,
+        schema: SchemaSpec,
+        *,
+        heldout: float = 0.1,
+        group_by: str = "session_id",
+        split_key: str = "",
+        redact: Sequence[str] = (),
     ) -> Any:
         """Make a corpus.
 
         `schema`: a built-in record type's name, a pydantic model class, or a `pyarrow.Schema`. `heldout`: share in
         [0, 1) of the groups that become held-out; records with equal `group_by` share a split, and one without that
         field is a group of its own. `split_key` keys the hash that draws them (by default the corpus's name: the same
-        records are split alike in every store). Raises AlreadyExistsError, UsageError.
+        records are split alike in every store). `redact`: what recorders replace by markers (`Store.create` takes more).
+        Raises AlreadyExistsError, UsageError.
         """
         check_corpus_name(name)
         record_type = RecordType.of(schema)
@@ -221,6 +268,7 @@ class BaseStore:
             heldout=float(heldout),
             group_by=group_by,
             split_key=split_key or name,
+            redact=list(redact),
             created_at=now,
         )
         first = first_version(record_type)
@@ -267,14 +315,31 @@ class BaseStore:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def load(self, ref: str) -> Source:
+    def load(self, ref: str, *, verify: bool = False) -> Source:
         """What a ref names, pinned now: `support@v1`, `support@v1..v3`, `support@live`, `support@new`, `support/NAME`.
 
-        Raises UsageError for what isn't a ref, NotFoundError for what isn't there.
+        A snapshot's manifest, tag, files and their sizes are always compared with what was sealed. `verify` also reads
+        its data files and compares them with the certificate (1 GB/s; certified first if need be), each file once in a
+        process unless it changes: then no flipped bit is ever served.
+
+        Raises UsageError for what isn't a ref, NotFoundError for what isn't there, StoreError for what is damaged.
         """
         from treering.store.source import resolve
 
-        return resolve(self, ref)
+        source = resolve(self, ref)
+        if verify:
+            for segment in source.segments:
+                segment.check_files()
+        return source
+
+    def heldout(self, ref: str) -> Source:
+        """The held-out records of a ref: `load(ref).heldout()`, and of a pruned snapshot those that were kept.
+
+        Raises as `load` does.
+        """
+        from treering.store.source import resolve
+
+        return resolve(self, ref, "heldout")
 
     def live(self, name: str) -> Source:
         """What live holds now: `load("NAME@live")`."""

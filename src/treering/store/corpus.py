@@ -13,10 +13,11 @@ from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
 from treering.store.annotations import AnnotationLog
-from treering.store.documents import CorpusRecord
+from treering.store.documents import CorpusRecord, PruneRecord, SeenBy
 from treering.store.lease import Lease
+from treering.store.runs import RowIds
 from treering.store.schemas import newer_versions
-from treering.store.snapshot import Snapshot, finish_pending, list_records
+from treering.store.snapshot import Snapshot, finish_pending, list_records, listed
 from treering.store.table import RECENT_S, TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
 if TYPE_CHECKING:
@@ -110,17 +111,30 @@ class BaseCorpus:
         return self.store.lease(self.record.table, wait_s=wait_s)
 
     def step(self, name: str) -> None:
-        """Called between the steps of a seal or an evolution. Does nothing; crash tests stop the process here."""
+        """Called between the steps of a seal, an evolution or an erasure. Does nothing; crash tests stop the process here."""
+
+    def seen_by(self, train_rows: RowIds) -> list[SeenBy]:
+        """The adapters whose runs could draw any of these rows (ascending stable row ids); nothing here knows adapters."""
+        return []
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first."""
-        return [Snapshot(self, record) for record in list_records(self)]
+        """All snapshots, oldest first; without pruned ones."""
+        return [Snapshot(self, record) for record, pruned in listed(self) if pruned is None]
+
+    def evaluable(self) -> list[Snapshot]:
+        """The snapshots whose held-out records can be read, oldest first: those of pruned ones may have been kept."""
+        return [Snapshot(self, record) for record, pruned in listed(self) if pruned is None or pruned.heldout]
+
+    def pruned(self) -> list[PruneRecord]:
+        """What was pruned, oldest snapshot first."""
+        return [pruned for _, pruned in listed(self) if pruned is not None]
 
     def live_rows(self) -> int:
         """Records in live: committed to the table and not sealed yet."""
         head = self.table.head()
         records = list_records(self)
-        return self.table.count(head, created_after(records[-1].version) if records else None)
+        self.table.check_floor(head)
+        return self.table.count(head, created_after(records[-1].boundary) if records else None)
 
     def compact(self, *, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, wait_s: float = 30.0) -> None:
         """Join small fragments of live and bring its id index up to date. Snapshots stay as they are.

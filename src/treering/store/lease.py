@@ -47,12 +47,14 @@ def file_lease(path: Path, *, wait_s: float = 30.0) -> Iterator[Lease]:
 
     Raises ConflictError when it isn't free within `wait_s` seconds.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=wait_s, thread_local=False)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=wait_s, thread_local=False)
         lock.acquire()
     except Timeout as exc:
         raise _held(path.stem, wait_s) from exc
+    except OSError as exc:
+        raise StoreError(f"can't lock {path}: {exc.strerror}", code="write-failed") from exc
     try:
         yield Lease()
     finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from treering.errors import StoreError, UsageError
+from treering.store.durable import make_directory
 
 __all__ = [
     "SCHEMES",
@@ -188,7 +189,7 @@ def private_dir(path: Path) -> Path:
     Raises StoreError when it can't be made.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path, mode=0o700)
     except OSError as exc:
         raise StoreError(
             f"can't make {path}: {exc.strerror}",

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from obstore.exceptions import BaseError, PreconditionError, UnknownConfiguratio
 from obstore.store import LocalStore, from_url
 
 from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
-from treering.store.durable import sync_directory, sync_file
+from treering.store.durable import make_directory, sync_directory, sync_file
 from treering.store.location import Location, remote_failure
 
 __all__ = ["LocalObjects", "Objects", "RemoteObjects", "objects_at"]
@@ -70,11 +70,45 @@ class Objects(ABC):
 
     def list(self, prefix: str) -> list[str]:
         """Paths of all objects below `prefix` (a folder, with or without its slash), sorted."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of all objects below `prefix`, by path."""
         prefix = prefix.rstrip("/")
         with self._reading(prefix):
-            found = [str(meta["path"]) for batch in obstore.list(self._store, prefix) for meta in batch]
+            found = {str(m["path"]): int(m["size"]) for batch in obstore.list(self._store, prefix) for m in batch}
         # `name#…` is what a crash cut short; it never got its name, so it was never an object.
-        return sorted(path for path in found if "#" not in path.rpartition("/")[2])
+        return {path: size for path, size in found.items() if "#" not in path.rpartition("/")[2]}
+
+    def written(self, prefix: str) -> dict[str, datetime]:
+        """Path → when it was written, by the store's clock, of all objects below `prefix`."""
+        with self._reading(prefix):
+            return {str(m["path"]): m["last_modified"] for part in obstore.list(self._store, prefix) for m in part}
+
+    def written_at(self, path: str) -> datetime:
+        """When an object was written, by the store's clock. Raises NotFoundError."""
+        with self._reading(path):
+            return obstore.head(self._store, path)["last_modified"]
+
+    @abstractmethod
+    def now(self) -> datetime:
+        """The time by the store's clock, which its hosts' may differ from."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object; nothing happens when it isn't there. Raises StoreError."""
+        try:
+            obstore.delete(self._store, path)
+        except (BaseError, OSError) as exc:
+            if isinstance(exc, FileNotFoundError):
+                return
+            known = remote_failure("can't remove from", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't remove {path}: {self._reason(exc)}", code="write-failed") from exc
+
+    @abstractmethod
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once: for what must be forgotten. Nothing else changes one."""
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[None]:
@@ -108,10 +142,7 @@ class LocalObjects(Objects):
         """
         file = self._root / path
         try:
-            missing = [d for d in file.parents if d.is_relative_to(self._root) and not d.exists()]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            for directory in reversed(missing):
-                sync_directory(directory.parent)
+            make_directory(file.parent, below=self._root)
             _write_then_link(file, data)
         except FileExistsError as exc:
             self.make_durable(path)  # whoever is told that it is there may rely on it
@@ -120,6 +151,39 @@ class LocalObjects(Objects):
             hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
             raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
         sync_directory(file.parent)
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, durably: there is the old one or the new one, whatever happens."""
+        file = self._root / path
+        temporary = file.with_name(f"{file.name}#{secrets.token_hex(6)}")
+        try:
+            try:
+                temporary.write_bytes(data)
+                sync_file(temporary)
+                temporary.replace(file)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as exc:
+            hint = "free some space, then try again" if exc.errno == errno.ENOSPC else None
+            raise StoreError(f"can't write {path}: {exc.strerror}", code="write-failed", hint=hint) from exc
+        sync_directory(file.parent)
+
+    def now(self) -> datetime:
+        """The time by the clock of the file system, which may be another host's."""
+        file = self._root / f"clock#{secrets.token_hex(6)}"
+        try:
+            file.touch()
+            try:
+                return datetime.fromtimestamp(file.stat().st_mtime, UTC)
+            finally:
+                file.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StoreError(f"can't write {file}: {exc.strerror}", code="write-failed") from exc
+
+    def sha256(self, path: str) -> str:
+        """SHA-256 (hex) of a file of any size; lets other threads go on meanwhile. Raises NotFoundError."""
+        with self._reading(path), (self._root / path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def make_durable(self, path: str) -> None:
         """Fsync an object that another process created, and its name."""
@@ -267,6 +331,27 @@ class RemoteObjects(Objects):
                 raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
             return
 
+    def replace(self, path: str, data: bytes) -> None:
+        """Put other bytes in the place of an object, at once."""
+        try:
+            obstore.put(self._upload if len(data) > _LARGE else self._small, path, data, use_multipart=False)
+        except (BaseError, OSError) as exc:
+            known = remote_failure("can't write to", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't write {path}: {self._reason(exc)}", code="write-failed") from exc
+
+    def now(self) -> datetime:
+        """The time by the server's clock: that of an object written for it."""
+        try:
+            obstore.put(self._small, _CLOCK, secrets.token_bytes(8), use_multipart=False)
+        except (BaseError, OSError) as exc:
+            known = remote_failure("can't write to", str(exc), self.location)
+            if known is not None:
+                raise known from exc
+            raise StoreError(f"can't write {_CLOCK}: {self._reason(exc)}", code="write-failed") from exc
+        return self.written_at(_CLOCK)
+
     def make_durable(self, path: str) -> None:
         """Nothing to do: what can be read from an object store is durable."""
 
@@ -350,6 +435,7 @@ class RemoteObjects(Objects):
 
 
 _PROBE = "probe"
+_CLOCK = "clock"
 
 
 def objects_at(location: Location) -> Objects:

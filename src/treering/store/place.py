@@ -14,7 +14,7 @@ import pyarrow as pa
 from treering.errors import ConflictError
 from treering.schema.evolution import SCHEMA_VERSION, Alignment, History
 from treering.store.documents import SnapshotRecord
-from treering.store.table import ROW_ID, Dataset, captured_after, rows_between
+from treering.store.table import ROW_ID, Dataset, captured_after, rows_between, text_in
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
@@ -38,6 +38,11 @@ class Place:
         """Names of the columns that are delivered."""
         return list(self._versions[-1].schema.names)
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Of what is delivered, when every column is."""
+        return self._versions[-1].schema
+
     def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         """Batches of the rows that match, in table order. `_rowid` and `_schema_version` may be asked for like columns.
 
@@ -45,6 +50,21 @@ class Place:
         """
         for batch in self._corpus.table.scan(self.dataset, self._reads(columns), where):
             yield self._alignment.apply(batch, columns)
+
+    def within(
+        self,
+        columns: Sequence[str],
+        low: int,
+        high: int,
+        *,
+        split: str | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of the rows with ids in [low, high); of one split, and of some records (a thousand at most), if asked."""
+        where = rows_between(low, high)
+        where += f" AND {text_in('split', [split])}" if split else ""
+        where += f" AND {text_in('id', ids)}" if ids is not None else ""
+        return self.scan(columns, where)
 
     def take(self, row_ids: np.ndarray[Any, np.dtype[np.int64]], columns: Sequence[str]) -> pa.Table:
         """Rows by stable row id, in the order asked. Ids the version doesn't hold are left out, silently."""
@@ -100,4 +120,4 @@ def sealed_in(corpus: BaseCorpus, record: SnapshotRecord, versions: History | No
     """The table as a snapshot sealed it."""
     chosen = versions or corpus.versions
     sealed = min(record.schema_version, len(chosen))
-    return Place(corpus, corpus.table.at(record.version), chosen, where=record.ref, sealed=sealed)
+    return Place(corpus, corpus.table.at(record.version, record.branch), chosen, where=record.ref, sealed=sealed)

@@ -30,7 +30,17 @@ from treering.store.table import ROW_ID
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["HasForgetting", "Strategy", "find_selection", "list_selections", "load_selection", "select", "selected"]
+__all__ = [
+    "HasForgetting",
+    "Strategy",
+    "find_selection",
+    "list_selections",
+    "load_selection",
+    "row_ids_in",
+    "select",
+    "selected",
+    "store_selection",
+]
 
 Strategy = Literal["reservoir", "balanced", "diverse", "importance"]
 Unit = Literal["rows", "bytes", "tokens"]
@@ -135,9 +145,7 @@ def select(
     row_ids = np.sort(row_ids)
     corpus: BaseCorpus = source.segments[0]._corpus
     payload = _encode(row_ids)
-    digest = hashlib.sha256(
-        f"{corpus.name}\0{corpus.record.incarnation}\0".encode() + row_ids.astype("<i8").tobytes()
-    ).hexdigest()
+    digest = _digest(corpus, row_ids)
     recipe = (strategy, candidates.by, seed, unit, budget, candidates.measured, floor, sorted(weights.items()))
     record = SelectionRecord(
         name=name or f"{strategy}-{hashlib.sha256(repr((digest, *recipe)).encode()).hexdigest()[:12]}",
@@ -164,6 +172,34 @@ def select(
     return selected(whole, corpus, _store(corpus, record, payload))
 
 
+def _digest(corpus: BaseCorpus, row_ids: Int64Array) -> str:
+    """Of which records these are."""
+    named = f"{corpus.name}\0{corpus.record.incarnation}\0".encode()
+    return hashlib.sha256(named + row_ids.astype("<i8").tobytes()).hexdigest()
+
+
+def store_selection(
+    corpus: BaseCorpus, theirs: SelectionRecord, row_ids: Int64Array, pin: dict[str, Any]
+) -> SelectionRecord:
+    """Store a selection that was made elsewhere: of these rows (ascending) of the source that `pin` names.
+
+    Raises ConflictError when another one has its name.
+    """
+    payload, digest = _encode(row_ids), _digest(corpus, row_ids)
+    record = theirs.model_copy(
+        update={
+            "corpus": corpus.name,
+            "incarnation": corpus.record.incarnation,
+            "digest": digest,
+            "source": pin,
+            "rows": len(row_ids),
+            "row_ids": f"selections/{corpus.record.table}/{digest[:32]}.arrow",
+            "row_ids_sha256": hashlib.sha256(payload).hexdigest(),
+        }
+    )
+    return _store(corpus, record, payload)
+
+
 def find_selection(corpus: BaseCorpus, name: str) -> SelectionRecord:
     """The record of a selection. Raises UsageError for what can't be its name, NotFoundError when there is none."""
     check_selection_name(name)
@@ -188,7 +224,7 @@ def load_selection(corpus: BaseCorpus, name: str) -> Source:
     record = find_selection(corpus, name)
     pin = {**record.source, "annotations": None, "where": None, "selection": None}
     pin["schema_version"] = len(corpus.known_versions())  # as any other ref: read as the newest
-    whole = Source.from_pin(corpus.store, pin)
+    whole = Source.from_pin(corpus.store, pin, erased="fewer")
     version = corpus.annotation_log.version()
     segments = [segment.narrowed(replace(segment.narrowing, annotations=version)) for segment in whole.segments]
     return selected(whole._like(segments=segments), corpus, record)
@@ -196,7 +232,7 @@ def load_selection(corpus: BaseCorpus, name: str) -> Source:
 
 def selected(source: Source, corpus: BaseCorpus, record: SelectionRecord) -> Source:
     """What `record` chose of `source`, as a source. Raises StoreError when the stored row ids aren't those it names."""
-    row_ids = _row_ids(corpus, record)
+    row_ids = row_ids_in(corpus, record)
     segments = []
     for segment in source.segments:
         low, high = np.searchsorted(row_ids, segment.row_ids)
@@ -217,7 +253,8 @@ def _encode(row_ids: Int64Array) -> bytes:
     return sink.getvalue()
 
 
-def _row_ids(corpus: BaseCorpus, record: SelectionRecord) -> Int64Array:
+def row_ids_in(corpus: BaseCorpus, record: SelectionRecord) -> Int64Array:
+    """The stable row ids of a selection, ascending. Raises StoreError when they aren't those that it names."""
     data = corpus.store.objects.get(record.row_ids)
     if hashlib.sha256(data).hexdigest() != record.row_ids_sha256:
         raise StoreError(
@@ -233,7 +270,7 @@ def _store(corpus: BaseCorpus, record: SelectionRecord, payload: bytes) -> Selec
     except AlreadyExistsError:  # the same rows, chosen before; compressed by another library version, perhaps
         kept = corpus.store.objects.get(record.row_ids)
         record = record.model_copy(update={"row_ids_sha256": hashlib.sha256(kept).hexdigest()})
-        _row_ids(corpus, record)
+        row_ids_in(corpus, record)
     try:
         corpus.store.objects.create(_path(corpus, record.name), record.to_json())
     except AlreadyExistsError as exc:

@@ -7,20 +7,36 @@ The boundary is the version V, never a list of fragments: compaction rewrites th
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from treering.errors import AlreadyExistsError, ConflictError, StoreError
+from treering.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from treering.schema import fingerprint
 from treering.schema.evolution import newest_held
 from treering.store.certificate import build_certificate, find_certificate
-from treering.store.documents import Certificate, SnapshotRecord
-from treering.store.table import created_up_to, retry_conflicts
+from treering.store.documents import Certificate, PruneRecord, SnapshotRecord
+from treering.store.place import sealed_in
+from treering.store.table import created_up_to, describe, retry_conflicts
 
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["NAME_TAKEN", "Snapshot", "finish_pending", "list_records", "seal"]
+__all__ = [
+    "NAME_TAKEN",
+    "Listed",
+    "Snapshot",
+    "finish_pending",
+    "list_records",
+    "listed",
+    "pruned_error",
+    "seal",
+    "standing",
+]
+
+
+#: Records, each with what says that its snapshot was pruned.
+Listed = list[tuple[SnapshotRecord, PruneRecord | None]]
 
 
 class Snapshot:
@@ -61,15 +77,68 @@ class Snapshot:
 
 
 def list_records(corpus: BaseCorpus) -> list[SnapshotRecord]:
-    """The newest edition of every snapshot record, oldest snapshot first."""
+    """The newest edition of every snapshot record, oldest snapshot first; pruned ones too, whose names stay taken."""
+    return [record for record, _ in listed(corpus)]
+
+
+def listed(corpus: BaseCorpus) -> Listed:
+    """`list_records`, each with what says that it was pruned."""
     newest: dict[int, tuple[int, str]] = {}
+    pruned: dict[int, str] = {}
+    named: set[int] = set()  # folders, whatever lies in them
     for path in corpus.store.objects.list(f"snapshots/{corpus.record.table}"):
         folder, _, file = path.rpartition("/")
         stem, _, rest = file.partition(".")
         name = folder.rpartition("/")[2]
-        if rest == "json" and stem.isdigit() and name[1:].isdigit():
+        if not name[1:].isdigit():
+            continue
+        named.add(int(name[1:]))
+        if rest == "json" and stem.isdigit():
             newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
-    return [corpus.store.read_document(SnapshotRecord, path) for _, (_, path) in sorted(newest.items())]
+        elif rest == "json" and stem == "pruned":
+            pruned[int(name[1:])] = path
+    _check_none_missing(corpus, named, set(newest))
+    read = corpus.store.read_document
+    found = [
+        (read(SnapshotRecord, path), read(PruneRecord, pruned[number]) if number in pruned else None)
+        for number, (_, path) in sorted(newest.items())
+    ]
+    # The engine opens an older version when the newest is missing; no version before a sealed one can be the newest.
+    corpus.table.floor = max([corpus.table.floor, *(record.boundary for record, _ in found)])
+    return found
+
+
+def standing(corpus: BaseCorpus) -> list[SnapshotRecord]:
+    """`list_records` without the pruned ones: those whose records can be read."""
+    return [record for record, pruned in listed(corpus) if pruned is None]
+
+
+def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> None:
+    """Raise StoreError when a record is gone: names are never used again, so the records are one unbroken row.
+
+    That the newest is gone shows by what else lies in its folder, and in a directory by the witness.
+    """
+    witness = corpus.table.witness
+    seen = None if witness is None else witness.read()
+    last = max([0, *named, seen.snapshots if seen is not None else 0])
+    missing = [number for number in range(1, last + 1) if number not in found]
+    if missing:
+        raise StoreError(
+            f"the record of {corpus.name}@v{missing[0]} is missing, and it was sealed",
+            code="record-missing",
+            hint="restore the store's files from a backup, or have it written again from its certificate or tag: "
+            f"treering doctor --repair --store {corpus.store.uri}",
+        )
+
+
+def pruned_error(pruned: PruneRecord) -> NotFoundError:
+    """What is said to whoever asks for the records of a pruned snapshot."""
+    kept = f"its held-out records were kept, for evaluation: store.heldout({pruned.ref!r})"
+    return NotFoundError(
+        f"{pruned.ref} was pruned on {pruned.pruned_at:%Y-%m-%d %H:%M} UTC ({pruned.why})",
+        code="pruned",
+        hint=kept if pruned.heldout else "its name stays taken; a bundle of it can be unpacked as the next snapshot",
+    )
 
 
 class _NameTaken:
@@ -98,7 +167,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
                 hint=f"seal to {corpus.name}@v{number}, or just to {corpus.name}; names are never used again",
             )
         head = corpus.table.head()
-        if parent and corpus.table.count(head, created_up_to(parent.version)):
+        if parent and corpus.table.count(head, created_up_to(parent.boundary)):
             return NAME_TAKEN  # finishing was undone or raced: V must not hold a row of the parent
         rows = corpus.table.count(head)
         if rows == 0:
@@ -120,7 +189,7 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
             schema_version=schema.number,
             schema_fingerprint=fingerprint(schema.schema),
             parent=parent.name if parent else None,
-            parent_version=parent.version if parent else 0,
+            parent_version=parent.boundary if parent else 0,
             rows=rows,
             row_ids=(parent.row_ids[1] if parent else 0, corpus.table.last_row_id(head) + 1),
             created_at=datetime.now(UTC),
@@ -138,23 +207,33 @@ def seal(corpus: BaseCorpus, *, to: int | None, message: str) -> SnapshotRecord 
 
 
 def finish_pending(corpus: BaseCorpus) -> None:
-    """Complete the newest seal, whoever began it. Earlier ones were complete before it could begin."""
-    records = list_records(corpus)
-    if records:
-        finish(corpus, records[-1])
+    """Complete what was begun, whoever began it: the newest seal, earlier ones were complete before it; prunes, erasures."""
+    from treering.store.erase import finish_erasures
+    from treering.store.landing import undo_landings
+    from treering.store.prune import finish_prunes
+
+    found = listed(corpus)
+    undo_landings(corpus, {record.name for record, _ in found})
+    if found and found[-1][1] is None:  # a seal was complete before its snapshot could be pruned
+        finish(corpus, found[-1][0])
+    finish_prunes(corpus, found)
+    finish_erasures(corpus)
 
 
 def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     """Steps 3 and 4 of a seal; does nothing where they are done."""
-    table, boundary = corpus.table, record.version
+    table, boundary = corpus.table, record.boundary
     corpus.store.objects.make_durable(record.path())  # its creator may have died before it was
-    table.tag(record.name, boundary)
+    settle_tag(corpus, record)
     corpus.step("after-tag")
+    changed = False
 
     def attempt() -> bool:
+        nonlocal changed
         head = table.head()
         if table.count(head, created_up_to(boundary)) == 0:
             return True
+        changed = True
         # A fragment that V held is old as a whole. One that V didn't hold may mix old rows and new: compaction did that.
         sealed = {fragment.fragment_id for fragment in table.at(boundary).get_fragments()}
         old = [f.fragment_id for f in head.get_fragments() if f.fragment_id in sealed]
@@ -165,23 +244,54 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
             table.delete_created_up_to(head, boundary)
         return False
 
+    table.note_sealed(record.number)
     retry_conflicts(attempt, what=f"finishing {record.ref}")
+    if table.index_names_gone(table.head()):
+        # Else the next snapshot's index would name records of this one, and erasing those couldn't leave it untouched.
+        with suppress(ConflictError):
+            table.reindex(None)
+            changed = True
+    if changed:
+        table.make_durable(table.head())
     corpus.step("after-finish")
 
 
+def edition_before(corpus: BaseCorpus, record: SnapshotRecord) -> SnapshotRecord | None:
+    """The record of the edition before this one; None for the first."""
+    if record.edition == 1:
+        return None
+    return corpus.store.read_document(SnapshotRecord, record.model_copy(update={"edition": record.edition - 1}).path())
+
+
+def settle_tag(corpus: BaseCorpus, record: SnapshotRecord) -> None:
+    """Let the tag name what the record names: new, there already, or one edition behind. Raises StoreError else."""
+    before = edition_before(corpus, record)
+    moves = None if before is None else (before.branch, before.version)
+    corpus.table.tag(record.name, record.version, record.branch, moves=moves)
+
+
 def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
-    """Raise StoreError when the engine's version is no longer the one that was sealed."""
-    found = corpus.table.manifest_sha256(record.version)
+    """Raise StoreError when the engine's version is no longer the one that was sealed, or lacks a file.
+
+    What is cheap and certain, before anything is read: the manifest's hash, the tag, which files there are and their
+    sizes. What is in them takes reading them: `certificate.check_files`, `verify`.
+    """
+    found = corpus.table.manifest_sha256(record.version, record.branch)
     if found != record.manifest_sha256:
         raise StoreError(
-            f"{record.ref}: the manifest of version {record.version} isn't the one that was sealed",
+            f"{record.ref}: the manifest of {describe((record.branch, record.version))} isn't the one that was sealed",
             code="manifest-changed",
             hint="restore the store's files from a backup; nothing was read",
         )
     tagged = corpus.table.tagged(record.name)
-    if tagged is not None and tagged != record.version:
-        raise StoreError(
-            f"{record.ref}: the tag names version {tagged}, the record says {record.version}",
-            code="tag-moved",
-            hint="somebody moved the tag; the record is what counts",
-        )
+    if tagged is not None and tagged != (record.branch, record.version):
+        before = edition_before(corpus, record)
+        # One edition behind is fine: whoever maintains the corpus next moves it.
+        if before is None or tagged != (before.branch, before.version):
+            raise StoreError(
+                f"{record.ref}: the tag names {describe(tagged)}, the record says "
+                f"{describe((record.branch, record.version))}",
+                code="tag-moved",
+                hint="somebody moved the tag; the record is what counts",
+            )
+    corpus.table.check_present(sealed_in(corpus, record).dataset)

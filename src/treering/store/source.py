@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,25 +23,28 @@ import pyarrow.compute as pc
 from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
-from treering.store.annotations import KEYS, row_ids_of
-from treering.store.certificate import check_files, split_runs
+from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, row_ids_of
+from treering.store.certificate import check_files, id_filter, split_runs
+from treering.store.corrections import Corrections, corrections_of
+from treering.store.heldout import KeptHeldout, find_heldout
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.ref import Ref
 from treering.store.runs import RowIds, Runs, drop_ids, expand, inside, join_runs, keep_ids, runs_of
-from treering.store.snapshot import Snapshot, check_record, list_records
-from treering.store.table import ROW_ID, created_after, rows_between, text_in
+from treering.store.snapshot import Snapshot, check_record, list_records, listed, pruned_error
+from treering.store.table import ROW_ID, created_after, rows_between
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
-    from treering.store.documents import SelectionRecord, SnapshotRecord
+    from treering.store.documents import PruneRecord, SelectionRecord, SnapshotRecord
     from treering.store.selection import HasForgetting, Strategy
 
 __all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
 
 Split = Literal["train", "heldout"]
+_MANY = 500  # ids from which on asking a snapshot's id filter is worth reading it
 Plain = str | int | bool | None  # what a column can be asked to equal
 
 #: How often a scan of live goes on at the newest version when the one that it reads is tidied away.
@@ -104,12 +109,16 @@ class Segment:
         self._version = -1  # of the table when it was last seen to hold nothing new
         self.said = self.narrowing.annotations  # version of the annotations that excludes of what it grew by
         self._excluded: RowIds | None = None
+        self._corrected: tuple[Corrections | None] | None = None  # what is laid over it, once that was looked up
 
-    def __getstate__(self) -> tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]:
-        return (self._corpus, self.name, self.row_ids, self.rows, self.narrowing)
+    def __getstate__(self) -> tuple[Any, ...]:
+        # Corrections go along: a worker that reads cached columns needn't open a table to look them up.
+        return (self._corpus, self.name, self.row_ids, self.rows, self.narrowing), self._corrected
 
-    def __setstate__(self, state: tuple[BaseCorpus, str, tuple[int, int], int, Narrowing]) -> None:
-        self.__init__(*state)  # type: ignore[misc]
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        made, corrected = state
+        self.__init__(*made)  # type: ignore[misc]
+        self._corrected = corrected
 
     def narrowed(self, narrowing: Narrowing) -> Segment:
         """The same stretch, of which other rows count."""
@@ -149,6 +158,8 @@ class Segment:
         Only such a column can be filtered on by the engine.
         """
         self.check_columns([name])
+        if self.corrections is not None and self.corrections.touches([name]):
+            return None
         found = {place.stored_as(name) for _, _, place in self._places()}
         return found.pop() if len(found) == 1 else None
 
@@ -191,15 +202,38 @@ class Segment:
         # The head first, the records second: a seal in between then only makes us read rows from their snapshot.
         head = head_of(self._corpus) if self.name == "live" else None
         places: list[tuple[int, int, Place]] = []
-        for record in list_records(self._corpus):
+        for record, pruned in listed(self._corpus):
             first, end = max(low, record.row_ids[0]), min(high, record.row_ids[1])
-            if first < end:
+            if first >= end:
+                continue
+            if pruned is not None:
+                kept = find_heldout(self._corpus, pruned) if pruned.heldout else None
+                if kept is None:
+                    raise pruned_error(pruned)
+                stand_in: Any = KeptHeldout(self._corpus, record, kept, partial(pruned_error, pruned))
+                places.append((first, end, stand_in))
+            else:
                 check_record(self._corpus, record)
                 places.append((first, end, sealed_in(self._corpus, record)))
         reached = places[-1][1] if places else low
         if head is not None and reached < high:
             places.append((reached, high, head))
         return places
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether the snapshot was pruned."""
+        return any(record.name == self.name and pruned is not None for record, pruned in listed(self._corpus))
+
+    def check_pruned(self, split: Split | None = None) -> None:
+        """Raise NotFoundError when a snapshot that holds any of its rows was pruned.
+
+        With `split="heldout"` it is enough that the held-out records were kept.
+        """
+        for record, pruned in listed(self._corpus):
+            touched = max(self.row_ids[0], record.row_ids[0]) < min(self.row_ids[1], record.row_ids[1])
+            if pruned is not None and touched and not (split == "heldout" and pruned.heldout):
+                raise pruned_error(pruned)
 
     def scan(self, columns: Sequence[str] | None = None, split: Split | None = None) -> Iterator[pa.RecordBatch]:
         """Batches of all rows that count, or of one split, in record order. `_rowid` may be asked for like a column.
@@ -208,18 +242,28 @@ class Segment:
         """
         names = list(columns) if columns is not None else self.schema.names
         self.check_columns(names)
+        self.check_whole()
         dropped = self.excluded() if split else None
-        if self.narrowing.is_whole and (dropped is None or not len(dropped)):
-            yield from self._scan(names, split)
-            return
-        wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
-        for batch in self._scan(list(dict.fromkeys(wanted)), split):
-            yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        try:
+            if self.narrowing.is_whole and (dropped is None or not len(dropped)):
+                yield from self._scan(names, split)
+            else:
+                wanted = [*names, *(c for c in [*(n for n, _ in self.narrowing.where), ROW_ID] if c not in names)]
+                for batch in self._scan(list(dict.fromkeys(wanted)), split):
+                    yield batch.filter(pa.array(self._counts(batch, dropped))).select(names)
+        except StoreError:
+            self.check_whole()
+            raise
+        self.check_whole()  # what was erased while it was read is missing from some point on
 
     def _scan(self, names: list[str], split: Split | None) -> Iterator[pa.RecordBatch]:
-        """Batches of the segment, whatever is narrowed."""
+        """Batches of the segment, whatever is narrowed; with what was corrected."""
         if self.name != "live":
-            yield from (batch for _, batch in self._scan_places(names, split))
+            try:
+                yield from (batch for _, batch in self._scan_places(names, split))
+            except StoreError:
+                self.check_pruned(split)  # while it was read, perhaps
+                raise
             return
         # The version of live that is being read may be compacted and cleaned up under way: the rest lies elsewhere then.
         wanted = list(dict.fromkeys([*names, ROW_ID]))
@@ -233,16 +277,20 @@ class Segment:
                     yield (batch if fresh.all() else batch.filter(pa.array(fresh))).select(names)
                 return
             except StoreError:
+                self.check_pruned(split)
                 if not left:
                     raise
 
     def _scan_places(self, names: list[str], split: Split | None) -> Iterator[tuple[RowIds, pa.RecordBatch]]:
         """(row ids, batch); without `_rowid` among the names the ids are empty."""
+        laid = self.corrections
+        if laid is not None and not laid.touches(names):
+            laid = None
+        reads = names if laid is None or ROW_ID in names else [*names, ROW_ID]
         for low, high, place in self._places(again=self.name == "live"):
-            where = rows_between(low, high) + (f" AND {text_in('split', [split])}" if split else "")
-            for batch in place.scan(names, where):
-                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in names else _NO_ROWS
-                yield ids, batch
+            for batch in place.within(reads, low, high, split=split):
+                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64) if ROW_ID in reads else _NO_ROWS
+                yield ids, batch if laid is None else laid.apply(batch, ids).select(names)
 
     def _counts(self, batch: pa.RecordBatch, dropped: RowIds | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which rows of a batch count: bool (n,)."""
@@ -281,9 +329,10 @@ class Segment:
 
     def _drawable(self, split: Split) -> Runs:
         if self.narrowing.where:
-            found = split_runs(self.scan(["split", ROW_ID]), split)
+            found = split_runs(self.scan(["split", ROW_ID], "heldout" if split == "heldout" else None), split)
         else:
-            found = split_runs(self._scan(["split", ROW_ID], None), split)
+            # Of a pruned snapshot the held-out records alone may be there; else looking at all is as quick as a filter.
+            found = split_runs(self._scan(["split", ROW_ID], "heldout" if split == "heldout" else None), split)
             if self.narrowing.rows is not None:
                 found = keep_ids(found, self.narrowing.rows)
         return drop_ids(found, self.excluded())
@@ -335,6 +384,30 @@ class Segment:
         coming = Segment(self._corpus, self.name, (self.row_ids[1], end), 0)
         return min([end, *(place.first_later(low, high) for low, high, place in coming._find_places())])
 
+    @property
+    def corrections(self) -> Corrections | None:
+        """What was corrected of its records when it was pinned (of what it grew by: when it grew); None for nothing."""
+        if self._corrected is None:
+            before = self._before
+            if before is None:
+                found = corrections_of(self, self.narrowing.annotations, self._corpus.versions)
+            else:
+                span = (before.row_ids[1], self.row_ids[1])
+                later = Segment(self._corpus, self.name, span, 0, replace(self.narrowing, annotations=self.said))
+                old, new = before.corrections, later.corrections
+                found = new if old is None else old.and_those_of(new)
+            self._corrected = (found,)
+        return self._corrected[0]
+
+    def as_sealed(self) -> Segment:
+        """All records of the stretch as they were captured, whatever was said of them later."""
+        return self.narrowed(Narrowing())
+
+    def said_under(self, key: str, version: int) -> dict[str, str]:
+        """Id → the newest word (JSON text) under an annotation key at a version, about any record of the corpus."""
+        said = self._corpus.annotation_log.newest(key, version)
+        return dict(zip(said.column("id").to_pylist(), said.column("value").to_pylist(), strict=True))
+
     def excluded(self) -> RowIds:
         """Stable row ids (ascending) of the segment's records that were excluded when it was pinned."""
         if self._excluded is None:
@@ -344,9 +417,46 @@ class Segment:
 
     def find_ids(self, ids: Sequence[str]) -> tuple[RowIds, list[str]]:
         """(row ids, ascending; their ids) of those records among `ids` that the segment holds, through the id index."""
+        if len(ids) > _MANY and (record := self._record()) is not None:
+            denies = id_filter(self._corpus, record)  # most words are about other snapshots
+            ids = ids if denies is None else list(compress(ids, denies.may_hold(ids)))
         if not len(ids):
             return np.empty(0, np.int64), []
         return row_ids_of(self._places(again=self.name == "live"), ids)
+
+    def present(self) -> int:
+        """How many rows the store holds in its interval now, whatever is narrowed. Metadata only, mostly."""
+        places = self._places(again=True)
+        if not all(isinstance(place, Place) for _, _, place in places):
+            return self.rows  # of a pruned snapshot only the held-out records may be left: nobody can count the rest
+        return sum(self._corpus.table.count(place.dataset, rows_between(low, high)) for low, high, place in places)
+
+    def check_whole(self) -> None:
+        """Raise ConflictError when records of it were erased since it was pinned, naming the receipts."""
+        from treering.store.erase import has_erasures
+
+        if self.rows and has_erasures(self._corpus):
+            gone = self._gone()
+            if gone is not None:
+                raise gone
+
+    def _gone(self) -> ConflictError | None:
+        from treering.store.erase import erased_rows, list_found
+        from treering.store.gone import Gone, erased_error, gone_since
+
+        if self.name == "live":
+            found = gone_since(self._corpus, self, None)
+            return None if found is None else erased_error(self, found)
+        record = self._record()
+        missing = self.rows - (record.rows if record is not None else 0)
+        if not missing:
+            return None
+        # Pinned by its name alone, as `load` does: the newest erasures that make up for what is missing.
+        taken = [one for one in list_found(self._corpus) if any(hit.name == self.name for hit in one.snapshots)]
+        by: list[Any] = []
+        while taken and len(Gone.of(by, self.row_ids).records) < missing:
+            by.insert(0, erased_rows(self._corpus, taken.pop()))
+        return erased_error(self, Gone.of(by, self.row_ids))
 
     def certified_runs(self) -> RowIds | None:
         """Every training row of the snapshot, whatever this source is narrowed to; None for live.
@@ -385,7 +495,9 @@ class Segment:
         try:
             found = self._take(row_ids, columns, self._places())
         except StoreError:
+            self.check_pruned()
             if self.name != "live":
+                self.check_whole()
                 raise
             # The version of live that the handle knows was compacted and cleaned up: its rows lie elsewhere now.
         if self.name == "live" and (found is None or len(found) != len(row_ids)):
@@ -393,18 +505,22 @@ class Segment:
             found = self._take(row_ids, columns, self._places(again=True))
         assert found is not None
         if len(found) != len(row_ids):
+            self.check_whole()
             raise StoreError(
                 f"{self.ref}: {len(row_ids) - len(found)} of {len(row_ids)} rows are gone",
                 code="rows-missing",
                 hint="they were erased, or the store's files were changed",
             )
-        return found
+        laid = self.corrections
+        return found if laid is None or not laid.touches(columns) else laid.apply(found, row_ids)
 
     def fill(self, row_ids: RowIds, column: pa.Field, out: np.ndarray[Any, Any]) -> bool:
         """Copy one column of these rows into `out` (rows, …), where its bytes stand in the store's files as `column` has it.
 
-        False when they don't; then, and when anything is wrong, `take` is the way.
+        False when they don't, or when any was corrected; then, and when anything is wrong, `take` is the way.
         """
+        if self.corrections is not None and self.corrections.touches([column.name]):
+            return False
         places = self._places()
         try:
             return len(places) == 1 and places[0][2].fill(row_ids, column, out)
@@ -527,6 +643,20 @@ class Source:
     def heldout(self) -> Source:
         """The held-out records of this source alone, without excluded ones: what it is evaluated on. No mix draws them."""
         return self._like(split="heldout", sampling=None)
+
+    def annotations(self, ids: Sequence[str] | None = None) -> pa.Table:
+        """What had been said of its records (of those among `ids`, when given) by the time it was pinned.
+
+        The newest word per record and key, in order; columns as `Corpus.annotations` has them.
+        """
+        empty = ANNOTATION_SCHEMA.append(pa.field("seq", pa.int64())).empty_table()
+        if not self.segments:
+            return empty
+        log, version = self.segments[0]._corpus.annotation_log, self._narrowing.annotations
+        said = log.read(version, ids=ids)
+        named = list(dict.fromkeys(said.column("id").to_pylist()))
+        here = [name for segment in self.segments for name in segment.find_ids(named)[1]] if named else []
+        return said.filter(pc.is_in(said.column("id"), pa.array(here, pa.string())))
 
     def where(self, **equals: Plain | Sequence[Plain]) -> Source:
         """The records whose columns have these values (one, or a list of them; None is "no value").
@@ -682,13 +812,25 @@ class Source:
                 "excluded": len(excluded),
                 "digest": hashlib.sha256(excluded.astype("<i8").tobytes()).hexdigest(),
             }
+            corrected = [segment.corrections for segment in self.segments if segment.corrections is not None]
+            if corrected:
+                digests = "\n".join(one.digest for one in corrected)
+                pin["annotations"] |= {
+                    "corrected": sum(len(one.row_ids()) for one in corrected),
+                    "corrections": hashlib.sha256(digests.encode()).hexdigest(),
+                }
         return pin
 
     @classmethod
-    def from_pin(cls, store: BaseStore, pin: dict[str, Any]) -> Source:
+    def from_pin(
+        cls, store: BaseStore, pin: dict[str, Any], *, erased: Literal["refuse", "skip", "fewer"] = "refuse"
+    ) -> Source:
         """The source that was pinned, read as the schema version of that time: the same records, byte for byte.
 
-        Raises NotFoundError when it isn't in this store, ConflictError when the store holds something else by that name.
+        `erased` says what becomes of records that were erased since: "refuse", "skip" (they keep their positions, and
+        loaders leave them out of the batches) or "fewer" (positions close up). Raises NotFoundError when it isn't in this
+        store, ConflictError when the store holds something else by that name; with code "erased", naming the receipts, when
+        erasures are why.
         """
         home, _, name = pin["corpus"].rpartition("#")
         corpus = (store.neighbour(home) if home else store).corpus(name)
@@ -707,7 +849,9 @@ class Source:
         segments = []
         for part in pin["segments"]:
             span = (part["row_ids"][0], part["row_ids"][1])
-            segment = Segment(corpus, part["name"], span, part["rows"], narrowing)
+            segment = _as_pinned(Segment(corpus, part["name"], span, part["rows"], narrowing), part["digest"], erased)
+            if erased == "fewer":
+                part = {**part, "digest": segment.digest}
             for what, found in (("incarnation", corpus.record.incarnation), ("digest", segment.digest)):
                 if part[what] != found:
                     raise ConflictError(
@@ -715,6 +859,7 @@ class Source:
                         code="content-changed",
                         hint="use the store that the pin was made in, or pin anew",
                     )
+            segment.check_pruned(pin.get("split"))
             segments.append(segment)
         source = cls(pin["ref"], pin["corpus"], segments, corpus.versions[-1].schema, pin.get("split"))
         if pin.get("selection"):
@@ -729,14 +874,43 @@ class Source:
                     hint="use the store that the pin was made in, or pin anew",
                 )
             source = selected(source, corpus, record)
-        if annotations["version"] and source.pin()["annotations"] != annotations:
+        if any(segment.is_pruned for segment in segments):
+            return source  # of what was excluded then, the training records are gone: there is nothing to compare
+        if annotations["version"] and not _says(source, annotations):
             raise ConflictError(
-                f"other records of {pin['ref']} were excluded by version {annotations['version']} of the annotations than "
-                "the pin says",
+                f"version {annotations['version']} of the annotations excludes or corrects other records of {pin['ref']} "
+                "than the pin says",
                 code="content-changed",
                 hint="use the store that the pin was made in, or pin anew",
             )
         return source
+
+
+def _says(source: Source, pinned: dict[str, Any]) -> bool:
+    """Whether annotations say of a source what the pin says they said; of erased records only who was excluded is known."""
+    said = source.pin()["annotations"]
+    if any(len(getattr(segment, "erased", ())) for segment in source.segments):
+        said, pinned = ({k: v for k, v in one.items() if not k.startswith("correct")} for one in (said, pinned))
+    return bool(said == pinned)
+
+
+def _as_pinned(segment: Segment, digest: str | None, erased: Literal["refuse", "skip", "fewer"]) -> Segment:
+    """A pinned segment, with what was erased of it since. Raises ConflictError when something was, and that is refused."""
+    from treering.store.erase import has_erasures
+
+    corpus = segment._corpus
+    if not has_erasures(corpus) or (segment.name != "live" and segment.digest == digest):
+        return segment
+    from treering.store.gone import GoneSegment, erased_error, gone_since
+
+    gone = gone_since(corpus, segment, digest)
+    if gone is None:
+        return segment
+    if erased == "refuse":
+        raise erased_error(segment, gone)
+    if erased == "fewer":
+        return Segment(corpus, segment.name, segment.row_ids, segment.rows - len(gone.records), segment.narrowing)
+    return GoneSegment(corpus, segment.name, segment.row_ids, segment.rows, segment.narrowing, gone, digest)
 
 
 def _among(ids: RowIds, chosen: RowIds) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -762,8 +936,7 @@ def _column(segment: Segment, name: str, ids: RowIds) -> pa.Array:
 
 def _annotated(segment: Segment, key: str, ids: RowIds) -> pa.Array:
     """An annotation's values at these ascending row ids, null where nothing was said; numbers, or JSON text."""
-    said = segment._corpus.annotation_log.newest(key, segment.narrowing.annotations)
-    texts = dict(zip(said.column("id").to_pylist(), said.column("value").to_pylist(), strict=True))
+    texts = segment.said_under(key, segment.narrowing.annotations)
     row_ids, names = segment.find_ids(list(texts))
     values = np.full(len(ids), None, dtype=object)
     here = _among(row_ids, ids)
@@ -776,8 +949,13 @@ def _one_type(parts: list[pa.Array]) -> list[pa.Array]:
     return [part.cast(parts[0].type) for part in parts]
 
 
-def resolve(store: BaseStore, text: str) -> Source:
-    """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError."""
+def resolve(store: BaseStore, text: str, split: Split | None = None) -> Source:
+    """The source that a ref names, pinned now, and with it what annotations say now. Raises UsageError, NotFoundError.
+
+    With `split="heldout"` its held-out records, for which a snapshot may be pruned if they were kept.
+    """
+    from treering.store.erase import drop_cached, has_erasures
+
     ref = Ref.parse(text)
     if ref.store is not None:
         store = store.neighbour(ref.store)
@@ -785,24 +963,31 @@ def resolve(store: BaseStore, text: str) -> Source:
     if ref.kind == "selection":
         from treering.store.selection import load_selection
 
-        return load_selection(corpus, ref.name)
-    records = {record.number: record for record in list_records(corpus)} if ref.kind != "live" else {}
+        source = load_selection(corpus, ref.name)
+        return source.heldout() if split == "heldout" else source
     if ref.kind in ("snapshot", "range"):
+        records = {record.number: (record, pruned) for record, pruned in listed(corpus)}
         missing = [n for n in range(ref.first, ref.last + 1) if n not in records]
         if missing:
-            known = ", ".join(record.name for record in records.values()) or "none yet"
+            known = ", ".join(record.name for record, pruned in records.values() if pruned is None) or "none yet"
             raise NotFoundError(
                 f"there is no snapshot {ref.corpus}@v{missing[0]}", code="no-snapshot", hint=f"snapshots here: {known}"
             )
-        segments = [_sealed(corpus, records[n]) for n in range(ref.first, ref.last + 1)]
+        segments = [_sealed(corpus, *records[n], split) for n in range(ref.first, ref.last + 1)]
     elif ref.kind == "live":
         segments = [_live(corpus)]
     else:
         trained = store.trained_snapshots(ref.corpus)
         # Live is pinned first: what is sealed right after it then is a snapshot below or in live, never in neither.
         live = _live(corpus)
-        newer = [r for r in list_records(corpus) if r.ref not in trained and r.row_ids[1] <= live.row_ids[0]]
+        newer = [
+            record
+            for record, pruned in listed(corpus)
+            if pruned is None and record.ref not in trained and record.row_ids[1] <= live.row_ids[0]
+        ]
         segments = [*(_sealed(corpus, record) for record in newer), live]  # live last, empty or not: it may grow
+    if has_erasures(corpus):
+        drop_cached(corpus)  # once an erasure, on whichever host: others may have erased what is cached here
     # Asked last: no record that was pinned is of a later version than the store knows by now.
     versions = corpus.known_versions()
     corpus.adopt(RecordType.stored(versions[-1].record_type, versions[-1].schema), versions)
@@ -810,11 +995,16 @@ def resolve(store: BaseStore, text: str) -> Source:
     segments = [segment.narrowed(narrowing) for segment in segments]
     # The ref as this store says it: a path that was relative to a working directory must mean the same elsewhere.
     said = f"{store.prefix}{ref.corpus}@{ref.selector}"
-    return Source(said, store.prefix + corpus.name, segments, versions[-1].schema)
+    return Source(said, store.prefix + corpus.name, segments, versions[-1].schema, split)
 
 
-def _sealed(corpus: BaseCorpus, record: SnapshotRecord) -> Segment:
-    check_record(corpus, record)
+def _sealed(
+    corpus: BaseCorpus, record: SnapshotRecord, pruned: PruneRecord | None = None, split: Split | None = None
+) -> Segment:
+    if pruned is None:
+        check_record(corpus, record)
+    elif not (split == "heldout" and pruned.heldout):
+        raise pruned_error(pruned)
     return Segment(corpus, record.name, record.row_ids, record.rows)
 
 
@@ -822,7 +1012,8 @@ def _live(corpus: BaseCorpus) -> Segment:
     # The head first, the records second: a seal in between leaves live smaller, never rows in both.
     head = corpus.table.head()
     records = list_records(corpus)
+    corpus.table.check_floor(head)
     low = records[-1].row_ids[1] if records else 0
-    rows = corpus.table.count(head, created_after(records[-1].version) if records else None)
+    rows = corpus.table.count(head, created_after(records[-1].boundary) if records else None)
     high = corpus.table.last_row_id(head) + 1 if rows else low
     return Segment(corpus, "live", (low, max(low, high)), rows)

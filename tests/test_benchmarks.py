@@ -87,3 +87,10 @@ def test_the_integrity_benchmark_runs(tmp_path: Path) -> None:
     assert found["certificate_mb_s"] > 0
     assert found["add_batch_ms"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_erasure_benchmark_erases_what_it_says(tmp_path: Path) -> None:
+    results = json.loads(run("erase.py", "--rows", "5000", "--dir", str(tmp_path), "--json"))
+    assert [one["records"] for one in results["erasures"].values()] == [5, 1, 2500]
+    assert results["redaction_us"] > 0
+    assert list(tmp_path.iterdir()) == []

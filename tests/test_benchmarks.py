@@ -105,3 +105,10 @@ def test_a_hundred_thousand_records_are_kept_within_768_mb(tmp_path: Path) -> No
 @pytest.mark.timeout(3600)
 def test_a_million_records_are_kept_within_768_mb(tmp_path: Path) -> None:
     assert memory(1_000_000, tmp_path) <= 768
+
+
+def test_the_erasure_benchmark_erases_what_it_says(tmp_path: Path) -> None:
+    results = json.loads(run("erase.py", "--rows", "5000", "--dir", str(tmp_path), "--json"))
+    assert [one["records"] for one in results["erasures"].values()] == [5, 1, 2500]
+    assert results["redaction_us"] > 0
+    assert list(tmp_path.iterdir()) == []

@@ -165,7 +165,7 @@ def test_two_hundred_kills_lose_and_double_nothing(
     ledger = kill_many(store, tmp_path, 200, check_every=100)
     assert len(ledger.acknowledged) > 5_000
     assert len(support.snapshots()) + len(support.pruned()) > 10
-    assert ledger.erased
+    assert ledger.erasing
     print(ledger.told(support))
 
 

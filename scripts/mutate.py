@@ -329,9 +329,16 @@ MUTATIONS = [
     Mutation(
         "a missing snapshot record is an error",
         "store/snapshot.py",
-        "    _check_none_missing(corpus, named, set(newest))\n",
-        "",
+        "    if not _none_missing(corpus, named, set(newest)):\n",
+        "    if False:\n",
         "tests/store/test_witness.py",
+    ),
+    Mutation(
+        "a record that is made while the others are listed isn't missing",
+        "store/snapshot.py",
+        'missing = [number for number in unlisted if not corpus.store.objects.exists(f"{folder}/v{number}/1.json")]',
+        "missing = unlisted",
+        "tests/store/test_snapshots.py -k being_listed",
     ),
     Mutation(
         "a head older than a snapshot is an error",

@@ -147,11 +147,11 @@ def test_threads_that_add_at_once_share_a_sync(support: treering.Corpus, tmp_pat
     trace = tmp_path / "trace"
     strace = ["strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync", "--seccomp-bpf"]
     # Syncs that take a while, as on a disk: that is when others come to wait for the next one.
-    strace += ["-e", "inject=fdatasync:delay_enter=2000"]
+    strace += ["-e", "inject=fdatasync:delay_enter=10000"]
     subprocess.run([*strace, sys.executable, "-c", code, support.store.uri], check=True, timeout=120)
     syncs = [line for line in trace.read_text("utf-8", "replace").splitlines() if ".sqlite-wal>" in line]
     assert support.live_rows() == 400
-    assert 10 < len(syncs) < 200  # each add was acknowledged by one of them
+    assert 10 < len(syncs) < 300  # each add was acknowledged by one of them
 
 
 def test_with_durability_batch_the_spool_is_synced_in_time_and_not_for_each_record(

@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import treering
@@ -52,6 +53,15 @@ def live(uri: str, log: str, name: str, seed: int, resend: list[list[str]]) -> N
         (1, lambda: maintain(corpus, note, "compact")),
         (1, lambda: maintain(corpus, note, "clean_up")),
         (1, lambda: annotate(corpus, note, rng.choice(known)) if known else None),
+        (1, lambda: maintain(corpus, note, "prune")),
+        (
+            1,
+            lambda: (
+                erase(corpus, note, [known.pop(rng.randrange(len(known))) for _ in range(3)])
+                if len(known) > 9
+                else None
+            ),
+        ),
         (1, lambda: note(refused=f"{name}-{count}", n=len(recorder.extend([{"id": "bad", "text": name}]).refused))),
     ]
     weights = [weight for weight, _ in actions]
@@ -70,8 +80,16 @@ def send(recorder: treering.capture.Recorder, note: Note, ids: list[str]) -> lis
 
 
 def annotate(corpus: treering.Corpus, note: Note, record_id: str) -> None:
-    corpus.annotate(record_id, label=f"label of {record_id}")
-    note(annotated=record_id)
+    with suppress(treering.NotFoundError):  # pruned by the neighbour
+        corpus.annotate(record_id, label=f"label of {record_id}")
+        note(annotated=record_id)
+
+
+def erase(corpus: treering.Corpus, note: Note, ids: list[str]) -> None:
+    note(erasing=ids)
+    with suppress(treering.ConflictError):  # the neighbour maintains the corpus, for longer than anybody waits
+        corpus.erase(ids=ids)
+        note(erased=ids)
 
 
 def maintain(corpus: treering.Corpus, note: Note, what: str) -> None:
@@ -82,6 +100,8 @@ def maintain(corpus: treering.Corpus, note: Note, what: str) -> None:
                 note(sealed=snapshot.name, rows=snapshot.rows, digest=snapshot.digest)
         elif what == "compact":
             corpus.compact(wait_s=1)
+        elif what == "prune":
+            corpus.prune(keep=6, dry_run=False)
         else:
             corpus.clean_up(older_than_s=1, wait_s=1)
     except treering.ConflictError as exc:
@@ -99,6 +119,6 @@ def tidy(uri: str, log: str) -> None:
 
     note(opened=0.0)
     while True:
-        for what in ("compact", "snapshot", "clean_up"):
+        for what in ("compact", "snapshot", "clean_up", "snapshot", "prune"):
             maintain(corpus, note, what)
             time.sleep(random.uniform(0, 0.1))

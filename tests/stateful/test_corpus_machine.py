@@ -1,9 +1,12 @@
-"""Histories, not single calls: capture, resend, seal, crash, compact, reopen; against a model of lists."""
+"""Histories, not single calls: capture, resend, seal, crash, compact, correct, prune, erase, mix, resume, reopen; against a
+model of lists.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from itertools import islice
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import treering
 from treering.capture import Recorder, recorder
 from treering.store.corpus import BaseCorpus
+from treering.store.snapshot import list_records
 
 
 class _Killed(BaseException):
@@ -21,7 +25,10 @@ class _Killed(BaseException):
 
 
 class CorpusMachine(RuleBasedStateMachine):
-    """The model: `live` and `sealed` map ids to texts; `spooled` are acknowledged and not committed yet."""
+    """The model: `live` and `sealed` map ids to texts; `spooled` are acknowledged and not committed yet.
+
+    `pruned` are numbers of snapshots; what they held is known by its ids alone. `erased` ids never come back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,6 +40,10 @@ class CorpusMachine(RuleBasedStateMachine):
         self.sealed: list[dict[str, str]] = []
         self.conflicts: set[tuple[str, str]] = set()
         self.pinned: list[tuple[Any, set[str]]] = []
+        self.pruned: set[int] = set()
+        self.gone: set[str] = set()
+        self.erased: set[str] = set()
+        self.corrected: dict[str, str] = {}
 
     @initialize()
     def open(self) -> None:
@@ -55,6 +66,8 @@ class CorpusMachine(RuleBasedStateMachine):
         known = self._known()
         for n in numbers:
             record_id = f"r{n}"
+            if record_id in self.erased | self.gone:
+                continue  # dropped, or a late retry of what was pruned
             if record_id not in known:
                 known[record_id] = self.spooled[record_id] = text
             elif known[record_id] != text:
@@ -85,7 +98,7 @@ class CorpusMachine(RuleBasedStateMachine):
     def snapshot_cut_short(self, step: str) -> None:
         def die(corpus: BaseCorpus, name: str) -> None:
             # A seal first finishes the one before it; this kill is meant for the seal itself.
-            begun = len(corpus.snapshots()) > len(self.sealed)
+            begun = len(list_records(corpus)) > len(self.sealed)
             if name == step and (begun or step.startswith("before")):
                 raise _Killed
 
@@ -116,6 +129,64 @@ class CorpusMachine(RuleBasedStateMachine):
         for snapshot in self.corpus.snapshots():
             assert snapshot.certificate.rows == snapshot.rows
 
+    @precondition(lambda self: self.live or self.sealed)
+    @rule(data=st.data())
+    def correct(self, data: st.DataObject) -> None:
+        there = sorted(self._known().keys() - self.spooled.keys())
+        if there:
+            record_id = data.draw(st.sampled_from(there))
+            self.corpus.annotate(record_id, correction={"text": "right"})
+            self.corrected[record_id] = "right"
+            self.pinned.clear()  # they say what was right when they were pinned; only their ids are compared here
+
+    @precondition(lambda self: len(self.sealed) > len(self.pruned))
+    @rule(keep=st.integers(0, 2))
+    def prune(self, keep: int) -> None:
+        self.corpus.prune(keep=keep, dry_run=False)
+        standing = [n for n in range(1, len(self.sealed) + 1) if n not in self.pruned]
+        for number in standing[: len(standing) - keep]:
+            self.pruned.add(number)
+            self.gone |= self.sealed[number - 1].keys()
+            self.sealed[number - 1] = {}
+        self.pinned.clear()
+
+    @rule(numbers=st.lists(st.integers(0, 40), min_size=1, max_size=4))
+    def erase(self, numbers: list[int]) -> None:
+        ids = {f"r{n}" for n in numbers}
+        self.corpus.erase(ids=sorted(ids))
+        self._flushed()
+        for place in (self.live, *self.sealed, self.corrected):
+            for record_id in ids:
+                place.pop(record_id, None)
+        self.conflicts = {one for one in self.conflicts if one[0] not in ids}
+        self.erased |= ids
+        self.pinned.clear()
+
+    @rule(stop=st.integers(0, 5), workers=st.sampled_from([0, 0, 0, 0, 0, 0, 0, 1]))
+    def mix_and_resume(self, stop: int, workers: int) -> None:
+        refs = ["support@live", *(f"support@v{n}" for n in range(1, len(self.sealed) + 1) if n not in self.pruned)]
+        sources = [self.store.load(ref) for ref in refs]
+        sources = [s for s in sources if "train" in s.to_table(["split"]).column(0).to_pylist()]
+        if not sources:
+            return
+        mixed = treering.mix(*sources, seed=3)
+
+        def run(state: dict[str, Any] | None, most: int, workers: int = 0) -> tuple[list[list[str]], dict[str, Any]]:
+            with mixed.loader(4, columns=["id", "text"], num_workers=workers) as loader:
+                if state is not None:
+                    loader.load_state_dict(state)
+                found = []
+                for batch in islice(loader, most):
+                    found.append(batch["id"])
+                    for record_id, text in zip(batch["id"], batch["text"], strict=True):
+                        assert text == self._seen()[record_id]
+                return found, loader.state_dict()
+
+        whole, _ = run(None, 12)
+        head, state = run(None, stop)
+        rest, _ = run(state, 12 - stop, workers)
+        assert head + rest == whole
+
     @rule()
     def reopen(self) -> None:
         self.recorder.close()
@@ -134,15 +205,22 @@ class CorpusMachine(RuleBasedStateMachine):
     def every_record_is_where_the_model_says(self) -> None:
         if not hasattr(self, "store"):
             return
-        assert self._read("support@live") == self.live
-        assert [s.name for s in self.corpus.snapshots()] == [f"v{i + 1}" for i in range(len(self.sealed))]
-        for number, rows in enumerate(self.sealed, 1):
-            assert self._read(f"support@v{number}") == rows
+        assert self._read("support@live") == self._as_delivered(self.live)
+        standing = [n for n in range(1, len(self.sealed) + 1) if n not in self.pruned]
+        assert [s.name for s in self.corpus.snapshots()] == [f"v{n}" for n in standing]
+        for number in standing:
+            assert self._read(f"support@v{number}") == self._as_delivered(self.sealed[number - 1])
 
     @invariant()
     def a_pinned_source_keeps_its_rows(self) -> None:
         for source, ids in self.pinned:
             assert set(source.to_table(["id"]).column(0).to_pylist()) == ids
+
+    def _as_delivered(self, rows: dict[str, str]) -> dict[str, str]:
+        return {record_id: self.corrected.get(record_id, text) for record_id, text in rows.items()}
+
+    def _seen(self) -> dict[str, str]:
+        return self._as_delivered(self._known())
 
     def _read(self, ref: str) -> dict[str, str]:
         rows = self.store.load(ref).to_table(["id", "text"]).to_pylist()
@@ -154,7 +232,7 @@ _CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 TestCorpusMachine = CorpusMachine.TestCase
 TestCorpusMachine.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=_CHECKS
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=_CHECKS
 )
 
 
@@ -162,3 +240,11 @@ TestCorpusMachine.settings = settings(
 @pytest.mark.timeout(7200)
 class TestCorpusMachineLong(CorpusMachine.TestCase):  # type: ignore[misc, name-defined]
     settings = settings(max_examples=200, stateful_step_count=75, deadline=None, suppress_health_check=_CHECKS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(12 * 3600)
+class TestCorpusMachineLongest(CorpusMachine.TestCase):  # type: ignore[misc, name-defined]
+    """A night's run: `pytest -m slow tests/stateful -k Longest`."""
+
+    settings = settings(max_examples=1_000, stateful_step_count=500, deadline=None, suppress_health_check=_CHECKS)

@@ -315,3 +315,24 @@ def test_own_schemas_come_back_with_their_columns(store: treering.Store) -> None
         receipts = live.extend([{"tokens": [1, 2, 3, 4], "score": 0.5}, {"tokens": [1], "score": 0.5}])
     assert receipts.acknowledged == 1
     assert receipts.refused[0][1][0].loc == ("tokens",)
+
+
+def test_a_snapshot_that_is_sealed_while_the_others_are_being_listed_isnt_missing(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The witness, which is asked after the listing, knows of it already."""
+    other = treering.open(store.uri, create=False).corpus("support")
+    put(support, rows("a", 5))
+    support.snapshot()
+    put(support, rows("b", 5))
+    real, armed = other.store.objects.list, [True]
+
+    def seal_meanwhile(prefix: str) -> list[str]:
+        found = real(prefix)
+        if armed and prefix.startswith("snapshots/"):
+            armed.clear()
+            support.snapshot()
+        return found
+
+    monkeypatch.setattr(other.store.objects, "list", seal_meanwhile)
+    assert [snapshot.name for snapshot in other.snapshots()] == ["v1", "v2"]

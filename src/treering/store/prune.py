@@ -181,7 +181,8 @@ def finish_prunes(corpus: BaseCorpus, found: Sequence[tuple[SnapshotRecord, Prun
             for path in paths:
                 if path.startswith(f"{folder}/pruned."):
                     objects.delete(path)
-        elif record.name in tags:
+            continue
+        if record.name in tags:
             objects.make_durable(f"{folder}/pruned.json")  # its creator may have died before it was
             corpus.table.untag(record.name)
         if record.branch is not None:  # an erased edition lies on a branch of its own

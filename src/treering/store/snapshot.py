@@ -97,7 +97,8 @@ def listed(corpus: BaseCorpus) -> Listed:
             newest[int(name[1:])] = max(newest.get(int(name[1:]), (0, "")), (int(stem), path))
         elif rest == "json" and stem == "pruned":
             pruned[int(name[1:])] = path
-    _check_none_missing(corpus, named, set(newest))
+    if not _none_missing(corpus, named, set(newest)):
+        return listed(corpus)  # one was sealed while the others were being listed
     read = corpus.store.read_document
     found = [
         (read(SnapshotRecord, path), read(PruneRecord, pruned[number]) if number in pruned else None)
@@ -113,15 +114,18 @@ def standing(corpus: BaseCorpus) -> list[SnapshotRecord]:
     return [record for record, pruned in listed(corpus) if pruned is None]
 
 
-def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> None:
+def _none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) -> bool:
     """Raise StoreError when a record is gone: names are never used again, so the records are one unbroken row.
 
-    That the newest is gone shows by what else lies in its folder, and in a directory by the witness.
+    That the newest is gone shows by what else lies in its folder, and in a directory by the witness. False when one wasn't
+    listed and is there by now.
     """
     witness = corpus.table.witness
     seen = None if witness is None else witness.read()
     last = max([0, *named, seen.snapshots if seen is not None else 0])
-    missing = [number for number in range(1, last + 1) if number not in found]
+    unlisted = [number for number in range(1, last + 1) if number not in found]
+    folder = f"snapshots/{corpus.record.table}"
+    missing = [number for number in unlisted if not corpus.store.objects.exists(f"{folder}/v{number}/1.json")]
     if missing:
         raise StoreError(
             f"the record of {corpus.name}@v{missing[0]} is missing, and it was sealed",
@@ -129,6 +133,7 @@ def _check_none_missing(corpus: BaseCorpus, named: set[int], found: set[int]) ->
             hint="restore the store's files from a backup, or have it written again from its certificate or tag: "
             f"treering doctor --repair --store {corpus.store.uri}",
         )
+    return not unlisted
 
 
 def pruned_error(pruned: PruneRecord) -> NotFoundError:

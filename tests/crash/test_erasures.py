@@ -53,7 +53,7 @@ def filled(corpus: treering.Corpus, subjects: list[str], snapshots: int, records
         live.extend([record(98_000_000, who) for who in subjects])
 
 
-def killed_again_and_again(store: treering.Store, subjects: list[str], kills: int, seed: int) -> None:
+def killed_again_and_again(store: treering.Store, subjects: list[str], kills: int, seed: int, least: int) -> None:
     corpus = store.corpus("support")
     generator = random.Random(seed)
     before = contents(store)
@@ -89,7 +89,7 @@ def killed_again_and_again(store: treering.Store, subjects: list[str], kills: in
         else:
             corpus.erase(where={"subject": who})
     print(f"{hits} kills hit: {dict(died.most_common())}")
-    assert hits >= kills * 9 // 10
+    assert hits >= least
     corpus.clean_up(older_than_s=0)
     assert files_with(Path(store.uri), *subjects) == []
     gone = set(subjects)
@@ -104,7 +104,7 @@ def test_an_erasure_that_is_killed_again_and_again_ends_with_the_subject_gone_an
 ) -> None:
     subjects = [f"canary-{hashlib.sha256(bytes([n])).hexdigest()[:12]}" for n in range(2)]
     filled(corpus, subjects, snapshots=2, records=30)
-    killed_again_and_again(store, subjects, kills=4, seed=int(os.environ.get("TREERING_SEED", "1")))
+    killed_again_and_again(store, subjects, kills=4, seed=int(os.environ.get("TREERING_SEED", "1")), least=3)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_fifty_subjects_over_five_snapshots_killed_at_a_hundred_points(
 ) -> None:
     subjects = [f"canary-{hashlib.sha256(bytes([n])).hexdigest()[:12]}" for n in range(50)]
     filled(corpus, subjects, snapshots=4, records=2_000)
-    killed_again_and_again(store, subjects, kills=100, seed=int(os.environ.get("TREERING_SEED", "4")))
+    killed_again_and_again(store, subjects, kills=110, seed=int(os.environ.get("TREERING_SEED", "4")), least=100)
 
 
 def beside_everybody(store: treering.Store, seconds: float, step: str) -> None:

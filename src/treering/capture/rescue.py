@@ -11,11 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from treering.capture.recorder import Recorder, adopt_orphans, spool_directory
 from treering.schema import Alignment
 from treering.store.corpus import BaseCorpus
+from treering.store.lease import is_held
 from treering.store.place import sealed_in
 from treering.store.snapshot import standing
 
@@ -53,7 +52,7 @@ def _spools(chart: Chart, corpus: BaseCorpus) -> None:
                       "send those records again, then remove the file; a backup of it may be whole")  # fmt: skip
         elif path.suffix == ".sqlite":
             rows, readable = _waiting(path)
-            if _is_held(path.with_suffix(".lock")):
+            if is_held(path.with_suffix(".lock")):
                 if rows:
                     chart.add("note", "spool", f"{where}/{path.name}", f"{rows:,} records of a running process wait")
             elif not readable:
@@ -72,18 +71,6 @@ def _waiting(path: Path) -> tuple[int, bool]:
             return int(connection.execute("SELECT coalesce(sum(rows), 0) FROM batches").fetchone()[0]), True
     except sqlite3.Error:
         return 0, False
-
-
-def _is_held(path: Path) -> bool:
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 def take_in_again(corpus: BaseCorpus) -> int:

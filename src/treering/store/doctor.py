@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field
 
 from treering.errors import NotFoundError, StoreError, TreeringError
@@ -29,6 +28,7 @@ from treering.schema.evolution import newest_held
 from treering.store.certificate import find_certificate, read_content
 from treering.store.documents import Certificate, SnapshotRecord, check_document, parse_document
 from treering.store.durable import sync_directory, sync_file
+from treering.store.lease import is_held
 from treering.store.snapshot import finish_pending, listed, standing
 from treering.store.table import TARGET_ROWS_PER_FRAGMENT, created_up_to
 from treering.store.witness import Seen, boot_id
@@ -556,16 +556,7 @@ def _pending(chart: Chart, corpus: BaseCorpus) -> None:
 
 def _held(corpus: BaseCorpus) -> bool:
     """Whether a process on this host maintains the corpus right now."""
-    path = corpus.store.host_dir / "leases" / f"{corpus.record.table}.lock"
-    if not path.exists():
-        return False
-    lock = FileLock(path, timeout=0, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return is_held(corpus.store.host_dir / "leases" / f"{corpus.record.table}.lock")
 
 
 def _health(chart: Chart, table: LanceTable, sealed: list[tuple[int, str | None]]) -> None:

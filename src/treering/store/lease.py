@@ -23,7 +23,7 @@ from treering.errors import ConflictError, StoreError
 from treering.store.location import private_dir, user_state_dir
 from treering.store.objects import RemoteObjects
 
-__all__ = ["Lease", "file_lease", "object_lease"]
+__all__ = ["Lease", "file_lease", "is_held", "object_lease"]
 
 #: An object lease that wasn't renewed for so long is taken over: its host died, or is cut off from the store.
 EXPIRES_S = 20.0
@@ -59,6 +59,19 @@ def file_lease(path: Path, *, wait_s: float = 30.0) -> Iterator[Lease]:
         yield Lease()
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process on this host holds the lock file at `path` right now."""
+    if not path.exists():
+        return False
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 @contextmanager

@@ -279,6 +279,7 @@ def _read(
     """
     classes = _Names(parent.header.classes if parent else [])
     domains = _Names(parent.header.domains if parent else [])
+    general = {number for number, source in enumerate(sources) if source.general}
     batches: list[_Rows] = []
     without = 0
     for chunk in _chunks(loader, steps, unlabelled):

@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from tests.training.tiny import batches, make_base, records
 from treering.errors import ConflictError, StoreError
 from treering.training import Adapter, Base, ModelCard, TrainConfig, fit
-from treering.training.adapters import AdapterNet, Header
+from treering.training.nets import Header, Seen, make_net
 
 TEXTS = [row["text"] for topic in ("billing", "shipping") for row in records(topic, 12)]
 
@@ -45,6 +45,17 @@ def test_posteriors_are_distributions(adapter: Adapter) -> None:
     assert adapter.predict([]) == []
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_head_over_the_features_gives_the_answer(config: TrainConfig, layers: int) -> None:
+    adapter = fit(batches(records("billing")), config.changed(adapt_layers=layers, steps=5))
+    weight, bias = adapter.head
+    features = adapter.features(TEXTS)
+    assert features.shape == (len(TEXTS), weight.shape[1])
+    logits = torch.from_numpy(features @ weight.T + bias)
+    assert np.allclose(logits.softmax(1), adapter.probabilities(TEXTS), atol=1e-5)
+    assert adapter.header.kind == "gated"
+
+
 def test_requests_are_routed_by_their_text_alone(adapter: Adapter) -> None:
     assert adapter.domains == ("billing", "shipping")
     right = adapter.route(TEXTS).argmax(1) == np.repeat([0, 1], 12)
@@ -53,21 +64,22 @@ def test_requests_are_routed_by_their_text_alone(adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("layers", [0, 2])
 def test_a_fresh_adapter_leaves_the_features_as_they_are(tiny: Base, layers: int) -> None:
-    net = AdapterNet(header(tiny, ["a", "b"], ["d"], layers), tiny, generator=torch.Generator().manual_seed(0))
+    net = make_net(header(tiny, ["a", "b"], ["d"], layers), tiny, generator=torch.Generator().manual_seed(0))
     torch.nn.init.normal_(net.head["weight"])
     found = tiny.encode(TEXTS[:1], depth=layers)
     states = torch.from_numpy(found.states).float()[None] if layers else None
     mask = torch.ones(1, int(found.tokens[0]), dtype=torch.int64) if layers else None
-    frozen, answer = net(torch.from_numpy(found.pooled), states, mask)
-    assert torch.allclose(frozen, answer, atol=2e-2 if layers else 0.0)
+    out = net(Seen(torch.from_numpy(found.pooled), states, mask))
+    assert out.frozen is not None
+    assert torch.allclose(out.frozen, out.answer, atol=2e-2 if layers else 0.0)
 
 
 def test_growing_keeps_what_was_there(tiny: Base, adapter: Adapter) -> None:
-    grown = header(tiny, ["new", *adapter.classes], ["other", *adapter.domains])
-    net = AdapterNet(grown, tiny, generator=torch.Generator().manual_seed(7))
-    net.load(adapter)
+    grown = header(tiny, [*adapter.classes, "new"], [*adapter.domains, "other"])
+    net = make_net(grown, tiny, generator=torch.Generator().manual_seed(7))
+    net.load(adapter.header, adapter.tensors)
     bigger = Adapter(grown, net.tensors(), base=tiny)
-    small, large = adapter.probabilities(TEXTS), bigger.probabilities(TEXTS)[:, 1:]
+    small, large = adapter.probabilities(TEXTS), bigger.probabilities(TEXTS)[:, :-1]
     assert np.allclose(small, large / large.sum(1, keepdims=True), atol=1e-4)
 
 

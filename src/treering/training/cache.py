@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treering.training.base import Base
+from treering.training.base import WHOLE, Base
 
 __all__ = ["ActivationCache"]
 
@@ -34,21 +34,24 @@ DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16, "
 class _Block:
     pooled: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int32]
-    states: npt.NDArray[np.float16]
+    states: npt.NDArray[np.float16] | npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (n + 1,): first row of each text in `states`
 
 
 class ActivationCache:
-    """Activations of one base at one depth, by text.
+    """Activations of one base at one depth, by text; the means of its top `layers` hidden states.
 
     Texts are numbered 0, 1, … as they become known to this object; a number stays good for its lifetime. Without a
     directory everything is held in memory. Two processes may write at once: files are put in place whole, under a name
     made of their keys.
     """
 
-    def __init__(self, base: Base, cache_dir: str | os.PathLike[str] | None = None, *, depth: int = 0) -> None:
+    def __init__(
+        self, base: Base, cache_dir: str | os.PathLike[str] | None = None, *, depth: int = 0, layers: int = 1
+    ) -> None:
         self.base = base
         self.depth = depth
+        self.layers = layers
         self.encoded = 0  # texts that had to be encoded, by this object
         self.cut = 0  # of those, how many were longer than max_tokens
         self._number: dict[bytes, int] = {}
@@ -56,10 +59,15 @@ class ActivationCache:
         self._first: list[int] = []  # number of each block's first text
         self._folder: Path | None = None
         if cache_dir is not None:
-            name = f"v{VERSION}-{base.digest[:32]}-{base.precision}-t{base.max_tokens}-d{depth}"
+            name = f"v{VERSION}-{base.digest[:32]}-{base.precision}-t{base.max_tokens}-{'ids' if depth == WHOLE else f'd{depth}'}"
+            name += f"-f{layers}" if layers > 1 else ""
             self._folder = Path(cache_dir) / "activations" / name
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._open(path)
+
+    @property
+    def _state_width(self) -> int:
+        return 1 if self.depth == WHOLE else self.base.width
 
     def __len__(self) -> int:
         return len(self._number)
@@ -74,19 +82,23 @@ class ActivationCache:
         return np.fromiter((self._number[key] for key in keys), np.int64, len(keys))
 
     def pooled(self, numbers: npt.NDArray[np.int64]) -> Tensor:
-        """Pooled features of texts by number: float32 (n, width), on the CPU."""
-        out = np.empty((len(numbers), self.base.width), np.float32)
+        """Pooled features of texts by number: float32 (n, layers · hidden), on the CPU."""
+        out = np.empty((len(numbers), self.layers * self.base.width), np.float32)
         for block, rows, local in self._located(numbers):
             out[rows] = block.pooled[local]
         return torch.from_numpy(out)
 
     def states(self, numbers: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Hidden states below the adapted layers: float32 (n, length, width), and the mask int64 (n, length)."""
+        """Hidden states below the adapted layers: float32 (n, length, width), and the mask int64 (n, length).
+
+        At depth WHOLE token ids instead: int64 (n, length, 1).
+        """
         tokens = np.zeros(len(numbers), np.int64)
         for block, rows, local in self._located(numbers):
             tokens[rows] = block.tokens[local]
         length = int(tokens.max(initial=1))
-        out = np.zeros((len(numbers), length, self.base.width), np.float32)
+        shape = (len(numbers), length, self._state_width)
+        out = np.zeros(shape, np.int64 if self.depth == WHOLE else np.float32)
         for block, rows, local in self._located(numbers):
             for row, text in zip(rows.tolist(), local.tolist(), strict=True):
                 out[row, : tokens[row]] = block.states[block.starts[text] : block.starts[text + 1]]
@@ -104,7 +116,7 @@ class ActivationCache:
 
     def _encode(self, todo: Sequence[tuple[bytes, str]]) -> None:
         keys = [key for key, _ in todo]
-        found = self.base.encode([text for _, text in todo], depth=self.depth)
+        found = self.base.encode([text for _, text in todo], depth=self.depth, layers=self.layers)
         self.encoded += len(todo)
         self.cut += found.cut
         if self._folder is not None:
@@ -122,12 +134,12 @@ class ActivationCache:
             keys, pooled, tokens, states = (tensors[name] for name in ("keys", "pooled", "tokens", "states"))
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        n, width = len(keys), self.base.width
+        n, width = len(keys), self.layers * self.base.width
         if (
             keys.shape != (n, 32)
             or pooled.shape != (n, width)
             or tokens.shape != (n,)
-            or states.shape != (int(tokens.sum()) if self.depth else 0, width)
+            or states.shape != (int(tokens.sum()) if self.depth else 0, self._state_width)
         ):
             return False
         self._add([row.tobytes() for row in keys], pooled, tokens, states)

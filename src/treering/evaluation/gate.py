@@ -42,6 +42,9 @@ class GatePolicy(BaseModel):
 
         [slices]                       # single slices; one named here must have been evaluated
         "support@v1" = 0.85
+
+        [extra]                        # test sets from elsewhere, judged like any slice; paths as seen from this file
+        hard_cases = "tests/hard.jsonl"
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -53,12 +56,17 @@ class GatePolicy(BaseModel):
     min_bwt: Change | None = None
     by: list[Literal["snapshot", "domain"]] = Field(default=["snapshot"], min_length=1)
     slices: dict[str, Fraction] = Field(default_factory=dict)
+    extra: dict[str, str] = Field(
+        default_factory=dict, description="test sets by name: JSONL, CSV or Parquet files, by path or URL"
+    )
 
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
         if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
+            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(_fractions())}")
+        if name not in _fractions():
+            raise ValueError(f"metric {name!r} isn't a fraction of 1, better the higher; one of {', '.join(_fractions())}")
         return name
 
     def __init__(self, **data: Any) -> None:
@@ -139,6 +147,11 @@ def check(
     )
 
 
+def _fractions() -> list[str]:
+    """The metrics that a policy's lines can be drawn for."""
+    return sorted(name for name, metric in METRICS.items() if metric.better == "higher")
+
+
 def _bad_policy(exc: ValidationError, where: str) -> UsageError:
     return UsageError(
         f"{where}: {'; '.join(problems(exc))}",
@@ -158,7 +171,14 @@ def load_policy(policy: GatePolicy | Mapping[str, Any] | str | Path | None) -> G
         return policy
     if isinstance(policy, Mapping):
         return GatePolicy.parse(policy)
-    return GatePolicy.parse(read_toml(policy, "gate policy"), where=str(Path(policy)))
+    found = GatePolicy.parse(read_toml(policy, "gate policy"), where=str(Path(policy)))
+    beside = {name: _beside(Path(policy), path) for name, path in found.extra.items()}
+    return found.model_copy(update={"extra": beside})
+
+
+def _beside(policy: Path, path: str) -> str:
+    """A relative path as seen from the policy file's directory; URLs and absolute paths as they are."""
+    return path if "://" in path or "::" in path else str(policy.parent / path)
 
 
 def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:

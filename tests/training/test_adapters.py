@@ -45,6 +45,17 @@ def test_posteriors_are_distributions(adapter: Adapter) -> None:
     assert adapter.predict([]) == []
 
 
+@pytest.mark.parametrize("layers", [0, 2])
+def test_the_head_over_the_features_gives_the_answer(config: TrainConfig, layers: int) -> None:
+    adapter = fit(batches(records("billing")), config.changed(adapt_layers=layers, steps=5))
+    weight, bias = adapter.head
+    features = adapter.features(TEXTS)
+    assert features.shape == (len(TEXTS), weight.shape[1])
+    logits = torch.from_numpy(features @ weight.T + bias)
+    assert np.allclose(logits.softmax(1), adapter.probabilities(TEXTS), atol=1e-5)
+    assert adapter.header.kind == "gated"
+
+
 def test_requests_are_routed_by_their_text_alone(adapter: Adapter) -> None:
     assert adapter.domains == ("billing", "shipping")
     right = adapter.route(TEXTS).argmax(1) == np.repeat([0, 1], 12)

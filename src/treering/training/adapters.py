@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,7 @@ class Header(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     format: str = Field(default="treering.adapter-weights/1", pattern=r"^treering\.adapter-weights/1$")
+    kind: Literal["gated"] = Field(default="gated", description="what is trained over the frozen base")
     base_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     width: int = Field(ge=1)
     bottleneck: int = Field(ge=1)
@@ -94,16 +95,23 @@ class AdapterNet(nn.Module):
     def forward(
         self, pooled: Tensor, states: Tensor | None = None, mask: Tensor | None = None, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Class logits (n, classes) on the frozen features, and on the adapted ones: the answer.
+        """Class logits (n, classes) on the frozen features, and on the adapted ones: the answer. As in `adapted`."""
+        frozen, features = self.adapted(pooled, states, mask, noise)
+        return frozen, self.classify(features)
+
+    def adapted(
+        self, pooled: Tensor, states: Tensor | None = None, mask: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits (n, classes) on the frozen features, and the adapted features (n, width) that the head reads.
 
         pooled: (n, width). states, mask: (n, length, width) and (n, length), for adapted layers. noise: (n, width),
         added to the features in both; left out when predicting.
         """
         features = self._features(pooled, noise)
-        frozen = self._classify(features)
+        frozen = self.classify(features)
         route = self.route(frozen.detach())
         if self.header.adapt_layers == 0:
-            return frozen, self._classify(self._adapt(features, route, 0))
+            return frozen, self._adapt(features, route, 0)
         assert states is not None
         assert mask is not None
         base = self._frozen[0]
@@ -114,7 +122,7 @@ class AdapterNet(nn.Module):
             for place, layer in enumerate(base.top(self.header.adapt_layers)):
                 out = layer(hidden, attention_mask=additive)
                 hidden = self._adapt(out[0] if isinstance(out, tuple) else out, route[:, None, :], place)
-        return frozen, self._classify(self._features(mean_pool(hidden, mask), noise))
+        return frozen, self._features(mean_pool(hidden, mask), noise)
 
     def route(self, frozen: Tensor) -> Tensor:
         """Domain posterior (n, domains): class posteriors, each handed to the domains that its records came from."""
@@ -133,7 +141,8 @@ class AdapterNet(nn.Module):
         inner = functional.gelu(functional.linear(hidden, self.down["weight"][place], self.down["bias"][place]))
         return hidden + functional.linear(inner * gate, self.up["weight"][place], self.up["bias"][place])
 
-    def _classify(self, features: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
+        """Class logits (n, classes) of features (n, width)."""
         return functional.linear(features, self.head["weight"], self.head["bias"])
 
     def load(self, adapter: Adapter) -> None:
@@ -283,9 +292,18 @@ class Adapter:
         """Domain posteriors by which the gates are mixed, float32 (n, domains), in the order of `domains`."""
         return np.asarray(self._run(texts)[1].numpy(), dtype=np.float32)
 
+    def features(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """What the head reads, float32 (n, width): `features @ weight.T + bias` are the logits."""
+        return np.asarray(self._run(texts)[2].numpy(), dtype=np.float32)
+
+    @property
+    def head(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """The linear head: weight, float32 (classes, width), and bias, float32 (classes,)."""
+        return self.tensors["head.weight"].numpy().copy(), self.tensors["head.bias"].numpy().copy()
+
     @torch.inference_mode()
-    def _run(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Logits (n, classes) and domain posteriors (n, domains), on the CPU."""
+    def _run(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, classes), domain posteriors (n, domains) and the head's features (n, width), on the CPU."""
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise UsageError("a model predicts a list of texts", code="bad-texts", hint='model.predict(["…"])')
         net = self._prepared()
@@ -294,11 +312,13 @@ class Adapter:
         size = PREDICT_ROWS // 4 if self.header.adapt_layers else PREDICT_ROWS
         logits = torch.empty((len(texts), len(self.header.classes)))
         routes = torch.empty((len(texts), len(self.header.domains)))
+        features = torch.empty((len(texts), self.header.width))
         for start in range(0, len(texts), size):
             rows = slice(start, start + size)
-            frozen, answer = net(*inputs(cache, numbers[rows], self.base))
-            logits[rows], routes[rows] = answer.float().cpu(), net.route(frozen).cpu()
-        return logits, routes
+            frozen, found = net.adapted(*inputs(cache, numbers[rows], self.base))
+            logits[rows], routes[rows] = net.classify(found).float().cpu(), net.route(frozen).cpu()
+            features[rows] = found.float().cpu()
+        return logits, routes, features
 
     def _prepared(self) -> AdapterNet:
         if self._net is None:

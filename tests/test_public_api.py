@@ -6,10 +6,10 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diff", "EraseReceipt", "GatePolicy",
-    "InvalidRecordError", "Loader", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundPolicy",
+    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diagnosis", "Diff", "EraseReceipt", "GatePolicy",
+    "InvalidRecordError", "Loader", "Metric", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundPolicy",
     "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
-    "TreeringError", "UsageError", "Verdict", "audit", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
+    "TreeringError", "UsageError", "Verdict", "audit", "diagnose", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
     "open", "score_matrix", "status", "streams", "train",
 ]  # fmt: skip  # growing this list is a review topic
 

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
         TreeringError,
         UsageError,
     )
-    from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
+    from treering.evaluation import GatePolicy, Metric, ScoreMatrix, Verdict
     from treering.evaluation.audit import Audit
+    from treering.evaluation.diagnosis import Diagnosis
     from treering.evaluation.due import RoundPolicy
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
     from treering.registry.trace import lineage
     from treering.rounds.audit import audit
+    from treering.rounds.diagnose import diagnose
     from treering.rounds.diff import Diff, diff
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.status import Status, status
@@ -42,11 +44,13 @@ _HOMES = {
     "CheckFailedError": "errors",
     "ConflictError": "errors",
     "Corpus": "front",
+    "Diagnosis": "rounds",
     "Diff": "rounds",
     "EraseReceipt": "store",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
+    "Metric": "evaluation",
     "Mix": "mixing",
     "MixLock": "mixing",
     "NotFoundError": "errors",
@@ -66,6 +70,7 @@ _HOMES = {
     "UsageError": "errors",
     "Verdict": "evaluation",
     "audit": "rounds",
+    "diagnose": "rounds",
     "diff": "rounds",
     "evaluate": "rounds",
     "gate": "rounds",
@@ -85,11 +90,13 @@ __all__ = [
     "CheckFailedError",
     "ConflictError",
     "Corpus",
+    "Diagnosis",
     "Diff",
     "EraseReceipt",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",
+    "Metric",
     "Mix",
     "MixLock",
     "NotFoundError",
@@ -109,6 +116,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "audit",
+    "diagnose",
     "diff",
     "evaluate",
     "gate",

@@ -101,6 +101,7 @@ class Corpus(BaseCorpus):
         quality: float | None = None,
         correction: Mapping[str, Any] | None = None,
         exclude: bool | None = None,
+        intents: int | None = None,
         by: str | None = None,
         note: str | None = None,
     ) -> None:
@@ -109,7 +110,7 @@ class Corpus(BaseCorpus):
         label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
         correction: {column: what should have stood there}, checked as a record is; sources that are loaded from now on deliver
         it, to training and evaluation alike, while the snapshot stays as it is. It takes the place of an earlier one; {} takes
-        that back. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
+        that back. intents: how many things it asks for at once. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
         (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
         for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
         """
@@ -122,6 +123,7 @@ class Corpus(BaseCorpus):
                     "quality": quality,
                     "correction": correction,
                     "exclude": exclude,
+                    "intents": intents,
                     "by": by,
                     "note": note,
                 }

@@ -66,7 +66,9 @@ class GatePolicy(BaseModel):
         if name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; built in: {', '.join(_fractions())}")
         if name not in _fractions():
-            raise ValueError(f"metric {name!r} isn't a fraction of 1, better the higher; one of {', '.join(_fractions())}")
+            raise ValueError(
+                f"metric {name!r} isn't a fraction of 1, better the higher; one of {', '.join(_fractions())}"
+            )
         return name
 
     def __init__(self, **data: Any) -> None:

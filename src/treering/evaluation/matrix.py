@@ -267,7 +267,9 @@ class ScoreMatrix:
         what the numbers above it are.
         """
         head = ["", *self.slices]
-        body = [[name, *(self.shown(v) for v in row)] for name, row in zip(self.rounds, self.values.tolist(), strict=True)]
+        body = [
+            [name, *(self.shown(v) for v in row)] for name, row in zip(self.rounds, self.values.tolist(), strict=True)
+        ]
         if self.reference_name is not None:
             body.append([f"{self.reference_name} (fresh)", *map(self.shown, self.reference)])
         widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]

@@ -1,4 +1,4 @@
-"""PURE. A linear probe: is what a model knew still in its features, though its answers have gone wrong?
+"""PURE. A linear probe: whether what a model knew is in its features still, though its answers have gone wrong.
 
 After Zheng et al., "Spurious Forgetting in Continual Learning of Language Models" (2025): freeze everything, fit a fresh
 linear head on the features, and compare. Ours is fitted in closed form, as linear discriminant analysis: class means

@@ -119,7 +119,9 @@ def file_slice(name: str, source: str) -> HeldoutSlice:
         raise UsageError(f"{source} holds no records to score", code="empty-slice", hint="a row needs text and label")
     ids = [row["id"] for _, row in rows if row["id"] is not None]
     if ids and len(ids) < len(rows):
-        missing = [Problem((n, "id"), "missing-field", "expected an id as in other rows") for n, r in rows if not r["id"]]
+        missing = [
+            Problem((n, "id"), "missing-field", "expected an id as in other rows") for n, r in rows if not r["id"]
+        ]
         raise refuse(source, missing)
     told = [(row["text"], row["label"], row["domain"], row["id"]) for _, row in rows]
     return HeldoutSlice(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from treering.errors import UsageError
 
-from .matrix import SUMMARY, ScoreMatrix, ScoreMatrixModel, points
+from .matrix import SUMMARY, ScoreMatrix, points
 
 __all__ = ["Spread", "Summary", "summarise"]
 

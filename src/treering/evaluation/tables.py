@@ -22,7 +22,9 @@ __all__ = ["read_rows", "refuse"]
 _NAMED = 5
 
 
-def read_rows(source: str, required: Mapping[str, type], optional: Mapping[str, type]) -> list[tuple[int, dict[str, Any]]]:
+def read_rows(
+    source: str, required: Mapping[str, type], optional: Mapping[str, type]
+) -> list[tuple[int, dict[str, Any]]]:
     """(line or row number from 1, its values) of every row of a file; columns that aren't asked for are passed over.
 
     A value is text, or for a column of `float` a finite number; an optional one may be missing, empty or null, and is

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
+from treering.evaluation.predictions import Predictions, PredictionsModel
 from treering.store.documents import parse_document
 from treering.store.ref import AdapterRef, Ref
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Registry"]
 
 WEIGHTS, CARD, LOCK, RECORD = "weights.safetensors", "card.json", "lock.json", "record.json"
+BASELINE = "baseline"  # an empty object beside the record: who is no candidate is told by listing alone
+PREDICTIONS = "predictions/"  # of a model that was trained elsewhere
+_LONGEST_NAME = 1_000
 ATTEMPTS = 50  # writers of one corpus that may get in first before an append that can't conflict gives up
 
 
@@ -55,7 +60,7 @@ class Registry:
         """Statuses, production and what rollback leads to, folded from the events."""
         # Events first: an event names an adapter whose record was there before it.
         events = self.events()
-        return fold(self._numbers(committed=True), events)
+        return self._folded(events)
 
     def events(self) -> list[AdapterEvent]:
         """The whole history, oldest first."""
@@ -140,6 +145,8 @@ class Registry:
         metric: str = "macro_f1",
         scores: Mapping[str, float] | None = None,
         stats: Mapping[str, Any] | None = None,
+        external: str | None = None,
+        baseline: bool = False,
     ) -> AdapterRecord:
         """Add a candidate under the next number: weights, card and lock first, the record last.
 
@@ -147,8 +154,9 @@ class Registry:
         bytes but no adapter, and its number is never used again. `weights` is a safetensors file. `parent` may be a
         role; it is written down by number. `trained_on` and `trained_rows` are what `training_data` makes of the pins of
         the sources that were drawn from: snapshot refs (a range counts as its snapshots), and row intervals of live.
-        Raises NotFoundError when the parent isn't there, UsageError when a value
-        can't be recorded.
+        `external`: what a model that was trained elsewhere is called there; its `weights` are empty. `baseline`: it is there
+        to compare with, and no candidate. Raises NotFoundError when the parent isn't there, UsageError when a value can't be
+        recorded.
         """
         if parent is not None:
             parent = self._parent(parent)
@@ -169,6 +177,8 @@ class Registry:
             weights_sha256=sha256(weights),
             card_sha256=sha256(card_bytes),
             weights_bytes=len(weights),
+            external=external,
+            baseline=baseline,
         )
         to_bytes(record_of(1))  # refuse what can't be recorded before anything is written
         for _ in range(ATTEMPTS):
@@ -181,10 +191,76 @@ class Registry:
             self._objects.create(record.prefix + CARD, card_bytes)
             if lock is not None:
                 self._objects.create(record.prefix + LOCK, lock)
+            if baseline:
+                self._objects.create(record.prefix + BASELINE, b"")
             self._objects.create(record.prefix + RECORD, to_bytes(record))
             return AdapterRecord.model_validate(record.model_dump())
         raise ConflictError(
             f"no free adapter number for {self.corpus} after {ATTEMPTS} attempts", hint="too many writers; try again"
+        )
+
+    def add_external(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        lock: bytes | None = None,
+        lock_digest: str | None = None,
+        trained_on: Sequence[str] = (),
+        trained_rows: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    ) -> AdapterRecord:
+        """Add a model that was trained elsewhere, by what it is called there: a candidate without weights.
+
+        It is scored on predictions (`add_predictions`), and goes through gate and promotion like any other. Raises
+        NotFoundError when the parent isn't there, UsageError for an empty name.
+        """
+        if not name.strip() or len(name) > _LONGEST_NAME:
+            raise UsageError(
+                "a model from elsewhere needs a name",
+                code="bad-external",
+                hint="what it is called there: a path, a hub name, a run's id",
+            )
+        return self.add(
+            weights=b"",
+            card={"format": "treering.external/1", "external": name},
+            lock=lock,
+            lock_digest=lock_digest,
+            parent=parent,
+            trained_on=trained_on,
+            trained_rows=trained_rows,
+            external=name,
+        )
+
+    def add_predictions(self, ref: str, predictions: PredictionsModel) -> None:
+        """Keep what a model from elsewhere said of held-out records; the same again changes nothing.
+
+        Raises UsageError for an adapter whose weights are here, ConflictError when it said something else of a record
+        before.
+        """
+        record = self.get(ref)
+        if record.external is None:
+            raise UsageError(
+                f"{record.ref} was trained here: it is asked itself",
+                code="not-external",
+                hint=f"treering eval {record.ref}; or treering adapters add {self.corpus} --external ID for another model",
+            )
+        changed = self.predictions(record.ref).conflicts(predictions)
+        if changed:
+            raise ConflictError(
+                f"{record.ref} has other predictions for {changed:,} of these records already",
+                code="other-predictions",
+                hint=f"another model is another adapter: treering adapters add {self.corpus} --external ID",
+            )
+        data = to_bytes(predictions)
+        with suppress(AlreadyExistsError):
+            self._objects.create(f"{record.prefix}{PREDICTIONS}{sha256(data)[:32]}.json", data)
+
+    def predictions(self, ref: str) -> Predictions:
+        """All that a model from elsewhere said so far."""
+        record = self.get(ref)
+        paths = self._objects.list(f"{record.prefix}{PREDICTIONS}")
+        return Predictions(
+            record.ref, [parse_document(PredictionsModel, path, self._objects.get(path)) for path in paths]
         )
 
     def record_verdict(self, ref: str, verdict: Verdict, *, message: str = "") -> AdapterRecord:
@@ -289,7 +365,7 @@ class Registry:
     def _append(self, next_event: Callable[[RegistryState], AdapterEvent | int]) -> AdapterRecord:
         """Write the event decided on the present state; a number instead of an event means: nothing to do."""
         events = self.events()
-        state = fold(self._numbers(committed=True), events)
+        state = self._folded(events)
         event = next_event(state)
         if isinstance(event, int):
             return self._record(event, state)
@@ -301,7 +377,17 @@ class Registry:
                 code="registry-race",
                 hint=f"look at `treering adapters {self.corpus}`, then try again",
             ) from exc
-        return self._record(event.adapter, fold(state.statuses, [*events, event]))
+        baselines = {number for number, status in state.statuses.items() if status == "baseline"}
+        return self._record(event.adapter, fold(state.statuses, [*events, event], baselines))
+
+    def _folded(self, events: Sequence[AdapterEvent]) -> RegistryState:
+        names: dict[int, set[str]] = {}
+        for path in self._objects.list(self._root):
+            folder, _, name = path.removeprefix(self._root).partition("/")
+            if folder.isdecimal():
+                names.setdefault(int(folder), set()).add(name)
+        there = [number for number, objects in names.items() if RECORD in objects]
+        return fold(there, events, {number for number in there if BASELINE in names[number]})
 
     def _numbers(self, *, committed: bool) -> list[int]:
         """Adapter numbers in use; `committed`: only those whose record is there."""

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from treering.errors import UsageError
-from treering.evaluation import measure, snapshot_slices
+from treering.evaluation import HeldoutSlice, measure, snapshot_slices
+from treering.evaluation.matrix import points
 from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
 from treering.registry import AdapterRecord, Registry, ScoreLog
-from treering.registry.trained import covers, training_data
+from treering.registry.trained import covers, overlaps, training_data
 from treering.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,12 +34,16 @@ METRIC = "macro_f1"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1."""
+    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1.
+
+    `stopped`: why it ended early, None when it didn't. The adapter is then as it was at the last look without a drop.
+    """
 
     adapter: AdapterRecord
     lock: MixLock
     scores: dict[str, float]
     config: TrainConfig
+    stopped: str | None = None
 
 
 def train(
@@ -49,6 +54,7 @@ def train(
     parent: str | Literal["auto"] | None = "auto",
     corpus: str | None = None,
     progress: Progress | None = None,
+    baseline: bool = False,
 ) -> Run:
     """Train an adapter on a mix, add it to the registry as a candidate, and score it on all sealed held-out slices.
 
@@ -58,6 +64,10 @@ def train(
     candidate that no gate refused, else from scratch. A strategy that starts from scratch has none.
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
     the largest share.
+    baseline: what is trained is there to compare with, and no candidate.
+
+    With `config.eval_every` the held-out slices that the parent's lineage learnt are looked at while it trains, and a drop
+    beyond `config.eval_tolerance` ends the run.
 
     Raises UsageError for a mix that can't be trained on, NotFoundError for a parent that isn't there, ConflictError for
     one on another base or a lock whose data isn't there any more, and DivergedError (its `.adapter` holds the last good
@@ -86,7 +96,16 @@ def train(
     start = None
     if before is not None:
         registry = Registry.of(store, before.ref)
+        if before.external is not None:
+            raise UsageError(
+                f"{before.ref} was trained elsewhere: it has no weights here to go on from",
+                code="external-adapter",
+                hint="--parent ADAPTER for one that was trained here, or --parent none",
+            )
         start = Adapter.load(registry.weights(before.ref), registry.card(before.ref))
+    canaries = None
+    if start is not None and before is not None and config.eval_every:
+        canaries = _Canaries(_past(store, before), start, config.eval_tolerance)
     loader: Loader  # of this process alone, whatever launched it; endless: `config.steps` says when to stop
     if isinstance(mix, MixLock):
         config = config.changed(batch_size=mix.batch_size)
@@ -96,14 +115,59 @@ def train(
         loader = chosen.loader(config.batch_size, columns, epochs=None, rank=0, world_size=1)
     with loader:
         try:
-            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress)
+            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress, on_step=canaries)
         except DivergedError as exc:
             raise _kept(store, exc) from exc
-    return _registered(store, home, adapter, loader.lock(), config, before)
+    if canaries is not None:
+        adapter = canaries.kept(adapter)
+    return _registered(store, home, adapter, loader.lock(), config, before, baseline)
+
+
+def _past(store: BaseStore, before: AdapterRecord) -> list[HeldoutSlice]:
+    """The held-out slices of what an adapter's lineage was trained on."""
+    registry = Registry.of(store, before.ref)
+    refs, rows = set(registry.trained_on(before.ref)), registry.trained_rows(before.ref)
+    corpus = store.corpus(before.corpus)
+    learned = refs | {snapshot.ref for snapshot in corpus.evaluable() if overlaps(rows, snapshot.row_ids)}
+    return [piece for piece in snapshot_slices(corpus) if piece.rows and piece.name in learned]
+
+
+class _Canaries:
+    """Looks at past slices while an adapter is trained, and says when one has dropped."""
+
+    def __init__(self, slices: Sequence[HeldoutSlice], parent: Adapter, tolerance: float) -> None:
+        self._slices = slices
+        self._tolerance = tolerance
+        self._before = {s.name: measure(METRIC, s.labels, parent.predict(list(s.texts))) for s in slices}
+        self._good: Adapter | None = None
+
+    def __call__(self, step: int, adapter: Adapter) -> str | None:
+        drops = {
+            piece.name: self._before[piece.name] - measure(METRIC, piece.labels, adapter.predict(list(piece.texts)))
+            for piece in self._slices
+        }
+        fallen = [f"{name} by {points(drop)}" for name, drop in drops.items() if drop > self._tolerance + 1e-9]
+        if not fallen:
+            self._good = adapter
+            return None
+        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)} points"
+
+    def kept(self, adapter: Adapter) -> Adapter:
+        """The adapter that a run leaves: of one that was stopped, as it was at the last look without a drop."""
+        stats = adapter.card.stats
+        if stats is None or stats.stopped is None or self._good is None:
+            return adapter
+        return self._good.with_card(adapter.card.model_copy(update={"weights_digest": self._good.digest}))
 
 
 def _registered(
-    store: BaseStore, home: str, adapter: Adapter, lock: MixLock, config: TrainConfig, before: AdapterRecord | None
+    store: BaseStore,
+    home: str,
+    adapter: Adapter,
+    lock: MixLock,
+    config: TrainConfig,
+    before: AdapterRecord | None,
+    baseline: bool,
 ) -> Run:
     """Score the adapter, finish its card, add it."""
     slices = [piece for piece in snapshot_slices(store.corpus(home)) if piece.rows]
@@ -134,12 +198,13 @@ def _registered(
         metric=METRIC,
         scores=scores,
         stats={} if card.stats is None else card.stats.model_dump(mode="json"),
+        baseline=baseline,
     )
     log = ScoreLog(store, record)
     for piece in slices:
         if piece.key is not None:  # measured once: the score matrix and the gate find it there
             log.put(piece.name, piece.key, METRIC, score=scores[piece.name], rows=piece.rows)
-    return Run(record, lock, scores, config)
+    return Run(record, lock, scores, config, stopped=card.stats.stopped if card.stats else None)
 
 
 def _columns(sources: Sequence[SourceLike]) -> list[str]:

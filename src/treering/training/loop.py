@@ -25,6 +25,7 @@ from treering.training.base import Base
 from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard, TrainStats
 from treering.training.config import TrainConfig
+from treering.training.only import restrict
 from treering.training.strategies import Step, strategy
 
 __all__ = ["DivergedError", "Progress", "fit"]
@@ -33,6 +34,7 @@ NO_DOMAIN = "(none)"  # records that name no domain still share one
 READ_BATCHES = 32  # batches whose texts are encoded together
 Batch = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]  # ("read" | "train", done, of how many updates)
+OnStep = Callable[[int, Adapter], str | None]  # (updates done, the adapter as it is) → why to stop, None to go on
 
 
 class DivergedError(CheckFailedError):
@@ -53,13 +55,15 @@ def fit(
     parent: Adapter | None = None,
     base: Base | None = None,
     progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Adapter:
     """Train an adapter on `config.steps` batches of `loader`; the same batches, config, base and parent give the same bytes.
 
     A batch is a dict of lists `text`, `label` (None: can't be learnt from, left out) and, if known, `domain`, with
     `_ref`, the source numbers, if there are sources; a loader that ends early is begun again. cache_dir: where
     activations of the frozen base are kept (in memory when None). parent: whose weights, classes and domains to go on
-    from, unless the strategy starts from scratch. While it runs, torch uses one thread.
+    from, unless the strategy starts from scratch. on_step: asked every `config.eval_every` updates; what it says other than
+    None ends the run there. While it runs, torch uses one thread.
 
     Raises UsageError for batches without texts or labels and an unknown strategy, ConflictError for a parent on another
     base, DivergedError when the loss isn't finite any more; and as `Base.load`.
@@ -92,10 +96,12 @@ def fit(
     counts = data.counts()
     net.get_buffer("counts").add_(counts)
     net.to(base.device)
+    restrict(net, config, data.domains, has_parent=parent is not None)
     log_prior = _log_prior(counts.sum(1), config).to(base.device)
     optimizer = _optimizer(net, config)
 
     losses: list[float] = []
+    stopped: str | None = None
     good = net.tensors()  # the last weights that are known to give a finite loss, once there is one
     with _one_thread():
         for number in range(config.steps):
@@ -117,25 +123,30 @@ def fit(
             optimizer.step()
             if progress is not None:
                 progress("train", number + 1, config.steps)
+            if on_step is not None and config.eval_every and (number + 1) % config.eval_every == 0:
+                now = Adapter(header, net.tensors(), base=base, cache_dir=cache_dir)
+                if (stopped := on_step(number + 1, now)) is not None:
+                    break
     tensors = net.tensors()
     if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise _diverged(config.steps, losses, Adapter(header, good, base=base), config, parent)
 
     adapter = Adapter(header, tensors, base=base, cache_dir=cache_dir)
-    tenth = max(1, config.steps // 10)
+    tenth = max(1, len(losses) // 10)
     stats = TrainStats(
-        steps=config.steps,
+        steps=len(losses),
         rows_drawn=data.drawn,
         rows_distinct=len(np.unique(data.texts)),
         rows_unlabelled=data.unlabelled,
         rows_per_source=data.per_source(list(getattr(loader, "refs", []))),
         texts_encoded=cache.encoded,
         texts_cut=cache.cut,
-        trainable_parameters=sum(p.numel() for p in net.parameters()),
+        trainable_parameters=sum(p.numel() for p in net.parameters() if p.requires_grad),
         loss_first=float(np.mean(losses[:tenth])),
         loss_last=float(np.mean(losses[-tenth:])),
         seconds_encode=read - started,
         seconds_train=time.perf_counter() - read,
+        stopped=stopped,
     )
     return adapter.with_card(_card(adapter, config, base, counts, stats))
 
@@ -321,7 +332,8 @@ def _optimizer(net: AdapterNet, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": head, "peak": config.lr},
         {"params": adapter, "peak": config.lr * config.adapter_lr_scale},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    # Of gates that aren't trained only the gradient is 0: decay would move them all the same.
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=0.0 if config.only else config.weight_decay)
 
 
 def _schedule(step: int, config: TrainConfig) -> float:

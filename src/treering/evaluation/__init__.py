@@ -6,6 +6,7 @@ rounds (rounds) or render pages (report).
 
 from __future__ import annotations
 
+from .budget import Budget
 from .gate import CheckedRow, GatePolicy, Verdict, check, load_policy
 from .matrix import ScoreMatrix, ScoreMatrixModel
 from .metrics import METRICS, Metric, accuracy, macro_f1, measure, resolve_metric
@@ -13,6 +14,7 @@ from .slices import HeldoutSlice, domain_slices, slice_of, snapshot_slices
 
 __all__ = [
     "METRICS",
+    "Budget",
     "CheckedRow",
     "GatePolicy",
     "HeldoutSlice",

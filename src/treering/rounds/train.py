@@ -16,6 +16,7 @@ from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
 from treering.registry import AdapterRecord, Registry, ScoreLog
 from treering.registry.trained import covers, training_data
+from treering.rounds.tracking import Tracker, tracked
 from treering.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def train(
     *,
     parent: str | Literal["auto"] | None = "auto",
     corpus: str | None = None,
+    run: str | None = None,
+    track: str | Tracker | None = None,
     progress: Progress | None = None,
 ) -> Run:
     """Train an adapter on a mix, add it to the registry as a candidate, and score it on all sealed held-out slices.
@@ -58,6 +61,8 @@ def train(
     candidate that no gate refused, else from scratch. A strategy that starts from scratch has none.
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
     the largest share.
+    run: the round that this belongs to, `support/3`, for the adapter's record.
+    track: where figures go besides the registry: "mlflow:URI", "trackio:PROJECT" or a `Tracker` of your own.
 
     Raises UsageError for a mix that can't be trained on, NotFoundError for a parent that isn't there, ConflictError for
     one on another base or a lock whose data isn't there any more, and DivergedError (its `.adapter` holds the last good
@@ -94,16 +99,25 @@ def train(
     else:
         chosen = Mix(sources, plan.weights(_described(store, mix, before)), mix.seed)
         loader = chosen.loader(config.batch_size, columns, epochs=None, rank=0, world_size=1)
-    with loader:
-        try:
-            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress)
-        except DivergedError as exc:
-            raise _kept(store, exc) from exc
-    return _registered(store, home, adapter, loader.lock(), config, before)
+    with tracked(track, run or f"{home} {config.strategy}", config.model_dump(mode="json")) as log:
+        with loader:
+            try:
+                adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress)
+            except DivergedError as exc:
+                raise _kept(store, exc) from exc
+        done = _registered(store, home, adapter, loader.lock(), config, before, run)
+        _logged(log, done)
+    return done
 
 
 def _registered(
-    store: BaseStore, home: str, adapter: Adapter, lock: MixLock, config: TrainConfig, before: AdapterRecord | None
+    store: BaseStore,
+    home: str,
+    adapter: Adapter,
+    lock: MixLock,
+    config: TrainConfig,
+    before: AdapterRecord | None,
+    run: str | None,
 ) -> Run:
     """Score the adapter, finish its card, add it."""
     slices = [piece for piece in snapshot_slices(store.corpus(home)) if piece.rows]
@@ -134,12 +148,24 @@ def _registered(
         metric=METRIC,
         scores=scores,
         stats={} if card.stats is None else card.stats.model_dump(mode="json"),
+        run=run,
     )
     log = ScoreLog(store, record)
     for piece in slices:
         if piece.key is not None:  # measured once: the score matrix and the gate find it there
             log.put(piece.name, piece.key, METRIC, score=scores[piece.name], rows=piece.rows)
     return Run(record, lock, scores, config)
+
+
+def _logged(log: Tracker, done: Run) -> None:
+    """What a training came to, at the steps it was known from."""
+    stats = done.adapter.stats
+    names = ("rows_drawn", "rows_distinct", "trainable_parameters", "seconds_encode", "seconds_train")
+    log.log(0, {"loss": float(stats["loss_first"])} if "loss_first" in stats else {})
+    last = {"loss": float(stats["loss_last"])} if "loss_last" in stats else {}
+    last |= {name: float(stats[name]) for name in names if name in stats}
+    last |= {f"{METRIC}/{name}": score for name, score in done.scores.items()}
+    log.log(done.config.steps, last)
 
 
 def _columns(sources: Sequence[SourceLike]) -> list[str]:

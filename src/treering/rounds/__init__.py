@@ -9,6 +9,8 @@ from treering.evaluation.audit import Audit
 from treering.evaluation.due import RoundPolicy
 from treering.rounds.audit import audit
 from treering.rounds.diff import Diff, diff
+from treering.rounds.documents import RoundConfig, RoundResult
+from treering.rounds.driver import past_rounds, round  # noqa: A004
 from treering.rounds.evaluate import Evaluation, Model, evaluate, gate, load_adapter, score_matrix
 from treering.rounds.status import Status, status
 from treering.rounds.train import Run, train
@@ -18,7 +20,9 @@ __all__ = [
     "Diff",
     "Evaluation",
     "Model",
+    "RoundConfig",
     "RoundPolicy",
+    "RoundResult",
     "Run",
     "Status",
     "audit",
@@ -26,6 +30,8 @@ __all__ = [
     "evaluate",
     "gate",
     "load_adapter",
+    "past_rounds",
+    "round",
     "score_matrix",
     "status",
     "train",

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from treering.rounds.audit import audit
     from treering.rounds.diagnose import diagnose
     from treering.rounds.diff import Diff, diff
+    from treering.rounds.documents import RoundConfig, RoundResult
+    from treering.rounds.driver import round  # noqa: A004
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.status import Status, status
     from treering.rounds.train import Run, train
@@ -56,7 +58,9 @@ _HOMES = {
     "NotFoundError": "errors",
     "Problem": "errors",
     "ReplayController": "mixing",
+    "RoundConfig": "rounds",
     "RoundPolicy": "rounds",
+    "RoundResult": "rounds",
     "Run": "rounds",
     "Schedule": "mixing",
     "ScoreMatrix": "evaluation",
@@ -78,6 +82,7 @@ _HOMES = {
     "load_adapter": "rounds",
     "mix": "mixing",
     "open": "front",
+    "round": "rounds",
     "score_matrix": "rounds",
     "status": "rounds",
     "streams": "mixing",
@@ -102,7 +107,9 @@ __all__ = [
     "NotFoundError",
     "Problem",
     "ReplayController",
+    "RoundConfig",
     "RoundPolicy",
+    "RoundResult",
     "Run",
     "Schedule",
     "ScoreMatrix",
@@ -124,6 +131,7 @@ __all__ = [
     "load_adapter",
     "mix",
     "open",
+    "round",
     "score_matrix",
     "status",
     "streams",

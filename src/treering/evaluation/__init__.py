@@ -6,6 +6,7 @@ rounds (rounds) or render pages (report).
 
 from __future__ import annotations
 
+from .budget import Budget
 from .diagnosis import Diagnosis, DomainFacts, Finding, Growth, ProbedSlice, Projection, RoundFacts
 from .gate import CheckedRow, GatePolicy, Verdict, check, load_policy
 from .matrix import ScoreMatrix, ScoreMatrixModel
@@ -30,6 +31,7 @@ from .summary import Spread, Summary, summarise
 __all__ = [
     "METRICS",
     "Answers",
+    "Budget",
     "CheckedRow",
     "Diagnosis",
     "DomainFacts",

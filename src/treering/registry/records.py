@@ -30,6 +30,7 @@ class StoredAdapter(BaseModel):
     base_digest: str | None = None
     strategy: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+    run: str | None = None  # the round that made it, `support/3`; None: trained by hand
     lock_digest: str | None = None  # of the mix lock beside it, lock.json
     trained_on: list[str] = Field(default_factory=list)  # snapshot refs this run drew from; its parents' not repeated
     trained_rows: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)

@@ -145,6 +145,7 @@ class Registry:
         metric: str = "macro_f1",
         scores: Mapping[str, float] | None = None,
         stats: Mapping[str, Any] | None = None,
+        run: str | None = None,
         external: str | None = None,
         baseline: bool = False,
     ) -> AdapterRecord:
@@ -154,9 +155,10 @@ class Registry:
         bytes but no adapter, and its number is never used again. `weights` is a safetensors file. `parent` may be a
         role; it is written down by number. `trained_on` and `trained_rows` are what `training_data` makes of the pins of
         the sources that were drawn from: snapshot refs (a range counts as its snapshots), and row intervals of live.
-        `external`: what a model that was trained elsewhere is called there; its `weights` are empty. `baseline`: it is there
-        to compare with, and no candidate. Raises NotFoundError when the parent isn't there, UsageError when a value can't be
-        recorded.
+        run: the round that it was made by. A run that was killed here and is made again goes on with the number that it had
+        claimed, as training it again gives the same weights. external: what a model that was trained elsewhere is called
+        there; its `weights` are empty. baseline: it is there to compare with, and no candidate. Raises NotFoundError when
+        the parent isn't there, UsageError when a value can't be recorded.
         """
         if parent is not None:
             parent = self._parent(parent)
@@ -174,6 +176,7 @@ class Registry:
             metric=metric,
             scores={name: float(score) for name, score in (scores or {}).items()},
             stats=dict(stats or {}),
+            run=run,
             weights_sha256=sha256(weights),
             card_sha256=sha256(card_bytes),
             weights_bytes=len(weights),
@@ -182,19 +185,14 @@ class Registry:
         )
         to_bytes(record_of(1))  # refuse what can't be recorded before anything is written
         for _ in range(ATTEMPTS):
-            number = max(self._numbers(committed=False), default=0) + 1
-            record = record_of(number)
-            try:
-                self._objects.create(record.prefix + WEIGHTS, weights)
-            except AlreadyExistsError:
-                continue  # someone else has this number: take the next one
-            self._objects.create(record.prefix + CARD, card_bytes)
-            if lock is not None:
-                self._objects.create(record.prefix + LOCK, lock)
-            if baseline:
-                self._objects.create(record.prefix + BASELINE, b"")
-            self._objects.create(record.prefix + RECORD, to_bytes(record))
-            return AdapterRecord.model_validate(record.model_dump())
+            claimed = None if run is None else self._claimed(weights, card_bytes)
+            number, card_bytes = claimed or (max(self._numbers(committed=False), default=0) + 1, to_bytes(card))
+            record = record_of(number, card_sha256=sha256(card_bytes))
+            marker = b"" if baseline else None
+            parts = {WEIGHTS: weights, CARD: card_bytes, LOCK: lock, BASELINE: marker, RECORD: to_bytes(record)}
+            if all(self._put(record.prefix + name, data) for name, data in parts.items() if data is not None):
+                return AdapterRecord.model_validate(record.model_dump())
+            # someone else has this number, or took it over: take the next one
         raise ConflictError(
             f"no free adapter number for {self.corpus} after {ATTEMPTS} attempts", hint="too many writers; try again"
         )
@@ -362,6 +360,29 @@ class Registry:
 
     # -- inside
 
+    def _claimed(self, weights: bytes, card: bytes) -> tuple[int, bytes] | None:
+        """The number that a run had claimed when it was killed, and its card: one without a record, of the same weights.
+
+        A card that is there already may tell other seconds than ours.
+        """
+        for number in sorted(set(self._numbers(committed=False)) - set(self._numbers(committed=True))):
+            folder = f"{self._root}{number}/"
+            found = self._objects.list(folder)
+            if folder + WEIGHTS not in found or self._objects.get(folder + WEIGHTS) != weights:
+                continue
+            kept = self._objects.get(folder + CARD) if folder + CARD in found else card
+            if _without_stats(kept) == _without_stats(card):
+                return number, kept
+        return None
+
+    def _put(self, path: str, data: bytes) -> bool:
+        """Create an object; False when there is another one. The same bytes are as good as ours."""
+        try:
+            self._objects.create(path, data)
+        except AlreadyExistsError:
+            return not path.endswith(RECORD) and self._objects.get(path) == data
+        return True
+
     def _append(self, next_event: Callable[[RegistryState], AdapterEvent | int]) -> AdapterRecord:
         """Write the event decided on the present state; a number instead of an event means: nothing to do."""
         events = self.events()
@@ -460,13 +481,21 @@ class _RecordMaker:
     def __init__(self, **fields: Any) -> None:
         self._fields = fields
 
-    def __call__(self, number: int) -> StoredAdapter:
+    def __call__(self, number: int, **changed: Any) -> StoredAdapter:
         try:
-            return StoredAdapter(number=number, created_at=datetime.now(UTC), **self._fields)
+            return StoredAdapter(number=number, created_at=datetime.now(UTC), **{**self._fields, **changed})
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"an adapter can't be recorded so: {where}: {first['msg']}", code="bad-adapter") from exc
+
+
+def _without_stats(card: bytes) -> Any:
+    try:
+        said = json.loads(card)
+    except ValueError:
+        return card
+    return {name: value for name, value in said.items() if name != "stats"} if isinstance(said, dict) else said
 
 
 def _snapshot_refs(refs: Iterable[str]) -> list[str]:

@@ -11,6 +11,8 @@ from treering.evaluation.due import RoundPolicy
 from treering.rounds.audit import audit
 from treering.rounds.diagnose import diagnose
 from treering.rounds.diff import Diff, diff
+from treering.rounds.documents import RoundConfig, RoundResult
+from treering.rounds.driver import past_rounds, round  # noqa: A004
 from treering.rounds.evaluate import Evaluation, Model, each_snapshot, evaluate, gate, load_adapter, score_matrix
 from treering.rounds.external import add_external
 from treering.rounds.label import ToLabel, to_label
@@ -23,7 +25,9 @@ __all__ = [
     "Diff",
     "Evaluation",
     "Model",
+    "RoundConfig",
     "RoundPolicy",
+    "RoundResult",
     "Run",
     "Status",
     "ToLabel",
@@ -35,6 +39,8 @@ __all__ = [
     "evaluate",
     "gate",
     "load_adapter",
+    "past_rounds",
+    "round",
     "score_matrix",
     "status",
     "to_label",

@@ -40,6 +40,7 @@ from treering.evaluation.predictions import read_predictions
 from treering.registry import AdapterRecord, CanaryLog, CanaryLook, Registry, ScoreLog
 from treering.registry.scores import every_score
 from treering.registry.trained import overlaps
+from treering.rounds.budget import measure_budget
 from treering.store.ref import Ref
 
 if TYPE_CHECKING:
@@ -278,7 +279,8 @@ def gate(
     """Judge an adapter against the one in production (else against its parent, else by minimum scores alone).
 
     Both are scored on the held-out slices that either was trained on, and on those that the policy names; what was
-    learnt from live and isn't sealed yet counts as the slice `NAME@live`. The verdict goes into the registry unless
+    learnt from live and isn't sealed yet counts as the slice `NAME@live`. Where the policy has a line for latency or memory,
+    the candidate answers up to 200 of those texts one by one, on this machine. The verdict goes into the registry unless
     `record=False`; `promote` asks for it. Raises as `evaluate` and `load_policy` do; a refusal is a verdict, not an
     error.
     """
@@ -295,11 +297,17 @@ def gate(
     bwt = None
     if rules.min_bwt is not None:
         bwt = score_matrix(store, candidate.corpus, adapter=candidate.ref, metric=rules.metric).bwt
+    budget = None
+    serves_here = candidate.external is None  # what serving a model from elsewhere takes is measured where it is served
+    if serves_here and (rules.max_p99_ms is not None or rules.max_memory_gb is not None):
+        model = _load_model(store, registry, candidate, cached=False)  # kept activations would answer too quickly
+        budget = measure_budget(model, [text for piece in slices for text in piece.texts], enough_ms=rules.max_p99_ms)
     verdict = check(
         scores,
         previous,
         rules,
         bwt=bwt,
+        budget=budget,
         candidate=candidate.ref,
         baseline=None if baseline is None else baseline.ref,
     )

@@ -17,6 +17,7 @@ from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
 from treering.registry import AdapterRecord, Registry, ScoreLog
 from treering.registry.trained import covers, overlaps, training_data
+from treering.rounds.tracking import Tracker, tracked
 from treering.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def train(
     *,
     parent: str | Literal["auto"] | None = "auto",
     corpus: str | None = None,
+    run: str | None = None,
+    track: str | Tracker | None = None,
     progress: Progress | None = None,
     baseline: bool = False,
 ) -> Run:
@@ -65,6 +68,8 @@ def train(
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
     the largest share.
     baseline: what is trained is there to compare with, and no candidate.
+    run: the round that this belongs to, `support/3`, for the adapter's record.
+    track: where figures go besides the registry: "mlflow:URI", "trackio:PROJECT" or a `Tracker` of your own.
 
     With `config.eval_every` the held-out slices that the parent's lineage learnt are looked at while it trains, and a drop
     beyond `config.eval_tolerance` ends the run.
@@ -113,14 +118,19 @@ def train(
     else:
         chosen = Mix(sources, plan.weights(_described(store, mix, before)), mix.seed)
         loader = chosen.loader(config.batch_size, columns, epochs=None, rank=0, world_size=1)
-    with loader:
-        try:
-            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress, on_step=canaries)
-        except DivergedError as exc:
-            raise _kept(store, exc) from exc
-    if canaries is not None:
-        adapter = canaries.kept(adapter)
-    return _registered(store, home, adapter, loader.lock(), config, before, baseline)
+    with tracked(track, run or f"{home} {config.strategy}", config.model_dump(mode="json")) as log:
+        with loader:
+            try:
+                adapter = fit(
+                    loader, config, cache_dir=store.cache_dir, parent=start, progress=progress, on_step=canaries
+                )
+            except DivergedError as exc:
+                raise _kept(store, exc) from exc
+        if canaries is not None:
+            adapter = canaries.kept(adapter)
+        done = _registered(store, home, adapter, loader.lock(), config, before, run, baseline)
+        _logged(log, done)
+    return done
 
 
 def _past(store: BaseStore, before: AdapterRecord) -> list[HeldoutSlice]:
@@ -167,6 +177,7 @@ def _registered(
     lock: MixLock,
     config: TrainConfig,
     before: AdapterRecord | None,
+    run: str | None,
     baseline: bool,
 ) -> Run:
     """Score the adapter, finish its card, add it."""
@@ -199,12 +210,24 @@ def _registered(
         scores=scores,
         stats={} if card.stats is None else card.stats.model_dump(mode="json"),
         baseline=baseline,
+        run=run,
     )
     log = ScoreLog(store, record)
     for piece in slices:
         if piece.key is not None:  # measured once: the score matrix and the gate find it there
             log.put(piece.name, piece.key, METRIC, score=scores[piece.name], rows=piece.rows)
     return Run(record, lock, scores, config, stopped=card.stats.stopped if card.stats else None)
+
+
+def _logged(log: Tracker, done: Run) -> None:
+    """What a training came to, at the steps it was known from."""
+    stats = done.adapter.stats
+    names = ("rows_drawn", "rows_distinct", "trainable_parameters", "seconds_encode", "seconds_train")
+    log.log(0, {"loss": float(stats["loss_first"])} if "loss_first" in stats else {})
+    last = {"loss": float(stats["loss_last"])} if "loss_last" in stats else {}
+    last |= {name: float(stats[name]) for name in names if name in stats}
+    last |= {f"{METRIC}/{name}": score for name, score in done.scores.items()}
+    log.log(done.config.steps, last)
 
 
 def _columns(sources: Sequence[SourceLike]) -> list[str]:

@@ -33,6 +33,15 @@ def train(
     parent: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="Start from this adapter; `none` starts from scratch.")
     ] = None,
+    only_gate: Annotated[
+        str | None,
+        typer.Option("--only-gate", metavar="DOMAIN", help="Touch up the parent: this domain's gates alone."),
+    ] = None,
+    only_head: Annotated[bool, typer.Option("--only-head", help="Touch up the parent: its head alone.")] = False,
+    eval_every: Annotated[
+        int | None,
+        typer.Option("--eval-every", metavar="N", help="Look at past slices every N updates; a drop ends the run."),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -42,7 +51,20 @@ def train(
     """
     if not refs and not lock:
         raise UsageError("train needs a mix", code="no-sources", hint="name sources (REF=W …), or give --lock FILE")
-    settings = _config(config, strategy=strategy, base=base, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    if only_head and only_gate is not None:
+        raise UsageError("--only-head and --only-gate exclude each other", code="bad-argument", hint="leave one out")
+    only = "head" if only_head else None if only_gate is None else f"gate:{only_gate}"
+    settings = _config(
+        config,
+        strategy=strategy,
+        base=base,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        only=only,
+        eval_every=eval_every,
+    )
     from treering import MixLock, rounds
 
     opened = open_store(store)
@@ -53,6 +75,8 @@ def train(
     if refs and lock:
         save_lock(run.lock, lock)
         say(f"wrote the lock to {lock}")
+    if run.stopped is not None:
+        say(f"stopped early: {run.stopped}")
     view = AdapterView.of(run.adapter)
     render(view, json, lambda: adapter_facts(view))
     say(f"next: treering gate {view.ref}")

@@ -48,7 +48,7 @@ def restrict(net: nn.Module, config: TrainConfig, domains: list[str], *, has_par
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(name in free)
         if part == "gate" and name in free:
-            parameter.register_hook(_only_row(domains.index(domain)))
+            parameter.register_hook(_only_row(domains.index(domain)))  # type: ignore[no-untyped-call]
 
 
 def _only_row(number: int) -> Callable[[Tensor], Tensor]:

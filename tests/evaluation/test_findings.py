@@ -56,7 +56,7 @@ def test_what_cures_severe_forgetting_depends_on_where_it_comes_from() -> None:
     assert only_head == "treering train support@v1..v3=1 --parent support:3 --only-head"
 
 
-def test_drift_of_one_domain_among_several_is_cured_at_its_gates() -> None:
+def test_drift_is_cured_at_the_head_and_of_one_domain_may_be_at_its_gates() -> None:
     slices = [
         probed("support@v1", learned=0.9, final=0.5, probe=0.9),
         probed("support@v2", learned=0.9, final=0.88, probe=0.9),
@@ -64,8 +64,9 @@ def test_drift_of_one_domain_among_several_is_cured_at_its_gates() -> None:
     domains = {"support@v1": "the billing desk", "support@v2": "travel", "support@v3": "food"}
     found = findings.spurious_forgetting(slices, 0.9, REMEDIES, domains)
     assert (found.ok, found.figure) == (False, 0.9)
-    assert found.remedy == "treering train support@v1..v3=1 --parent support:3 --only-gate 'the billing desk'"
+    assert found.remedy == "treering train support@v1..v3=1 --parent support:3 --only-head"
     assert "support@v1 by 40.0 points, is alignment drift: 40.0 come back, 0.0 are lost" in found.says
+    assert found.says.endswith("--only-gate 'the billing desk' would leave all other domains as they are")
 
 
 def test_lost_knowledge_is_not_called_drift() -> None:
@@ -174,10 +175,9 @@ def every_finding() -> list[Finding]:
     growth = findings.growth_of(lambda d, c: (100 * d + c, 4 * (100 * d + c)), domains=2, classes=4, head=1)
     slices = [probed("support@v1", learned=0.9, final=0.5, probe=0.9)]
     found: list[Finding] = []
-    bare = findings.Remedies("support", "support:1", (), (), None, None, False)
+    bare = findings.Remedies("support", "support:1", (), (), None, None)
     for cure in (REMEDIES, bare):
-        for one in (slices, []):
-            found.append(findings.severe_forgetting(rounds(None, -0.2, -0.3), one, cure))
+        found += [findings.severe_forgetting(rounds(None, -0.2, -0.3), one, cure) for one in (slices, [])]
         found += [
             findings.spurious_forgetting(slices, 1.0, cure, {"support@v1": "$c", "support@v2": "x"}),
             findings.head_tail_gap(domains, cure, 500),

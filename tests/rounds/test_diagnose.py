@@ -55,11 +55,10 @@ def test_where_only_the_head_drifted_the_probe_says_so_and_the_remedy_cures_it(
     assert found.spurious_share > 0.9
     spurious = finding(found, "spurious-forgetting")
     assert spurious.ok is False
-    assert spurious.remedy == f"treering train support@v1..v2=1 --parent {ref} --only-gate billing"
+    assert spurious.remedy == f"treering train support@v1..v2=1 --parent {ref} --only-head"
+    assert "--only-gate billing would leave all other domains as they are" in spurious.says
     cured = treering.train(store, store.mix("support@v1..v2"), config(base, only="head"), parent=ref)
     assert cured.scores["support@v1"] > slice_.learned - 0.1
-    old, new = (Registry(store, "support").weights(r) for r in (ref, cured.adapter.ref))
-    assert old != new
 
 
 def test_where_knowledge_was_destroyed_the_probe_does_not_find_it(store: treering.Store) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,7 +250,7 @@ def test_nobody_trains_on_from_a_model_without_weights(store) -> None:  # noqa: 
 
 
 @pytest.fixture
-def drop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def drop(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes every model forget a label from now on."""
     module = sys.modules["treering.rounds.evaluate"]
     loaded = module._load_model
@@ -264,7 +263,7 @@ def drop(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
         monkeypatch.setattr(module, "_load_model", load)
 
-    yield forget
+    return forget
 
 
 def test_a_canary_measures_anew_and_names_the_slices_that_dropped(store, drop) -> None:  # noqa: F811

@@ -13,7 +13,7 @@ from treering.cli.output import render, say, stages
 from treering.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from treering import TrainConfig
+    from treering import Store, TrainConfig
 
 __all__ = ["train"]
 
@@ -47,6 +47,8 @@ def train(
 ) -> None:
     """Train an adapter on a mix; it becomes a candidate.
 
+    With --parent ADAPTER and without --config, settings are those that the parent was trained with, but for the options given.
+
     API: treering.train.
     """
     if not refs and not lock:
@@ -54,8 +56,11 @@ def train(
     if only_head and only_gate is not None:
         raise UsageError("--only-head and --only-gate exclude each other", code="bad-argument", hint="leave one out")
     only = "head" if only_head else None if only_gate is None else f"gate:{only_gate}"
+    opened = open_store(store)
+    inherited = _inherited(opened, parent) if parent not in (None, "none") and config is None else {}
     settings = _config(
         config,
+        inherited,
         strategy=strategy,
         base=base,
         steps=steps,
@@ -67,7 +72,6 @@ def train(
     )
     from treering import MixLock, rounds
 
-    opened = open_store(store)
     recipe = build(opened, refs, seed=settings.seed) if refs else MixLock.load(str(lock))
     options: dict[str, Any] = {} if parent is None else {"parent": None if parent == "none" else parent}
     with stages({"read": "reading the mix", "train": "training"}) as progress:
@@ -82,14 +86,30 @@ def train(
     say(f"next: treering gate {view.ref}")
 
 
-def _config(path: str | None, **given: Any) -> TrainConfig:
-    """The config of a TOML file with the options that were given on top. Raises UsageError, NotFoundError."""
+def _inherited(store: Store, parent: str) -> dict[str, Any]:
+    """The config that a parent was trained with, as far as its children share it: base and shape, above all."""
+    from treering.registry import Registry
+    from treering.training import strategy
+
+    fields = dict(Registry.of(store, parent).get(parent).config)
+    for name in ("only", "eval_every"):
+        fields.pop(name, None)
+    if "strategy" in fields and not strategy(fields["strategy"]).continues:
+        del fields["strategy"]  # it starts from scratch
+    return fields
+
+
+def _config(path: str | None, inherited: dict[str, Any], **given: Any) -> TrainConfig:
+    """The config of a TOML file, or what is inherited, with the options that were given on top.
+
+    Raises UsageError, NotFoundError.
+    """
     import tomllib
     from pathlib import Path
 
     from treering import TrainConfig
 
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(inherited)
     if path is not None:
         try:
             fields = tomllib.loads(Path(path).read_text("utf-8"))

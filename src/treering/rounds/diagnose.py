@@ -169,6 +169,7 @@ class _Look:
             past=tuple(_ranges([ref for ref in learned if ref != newest])),
             newest=newest,
             parent=None if self.parent is None else self.parent.ref,
+            base=self.record.base,
             gated=gated,
         )
 

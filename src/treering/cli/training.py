@@ -57,7 +57,7 @@ def train(
         raise UsageError("--only-head and --only-gate exclude each other", code="bad-argument", hint="leave one out")
     only = "head" if only_head else None if only_gate is None else f"gate:{only_gate}"
     opened = open_store(store)
-    inherited = _inherited(opened, parent) if parent not in (None, "none") and config is None else {}
+    inherited = {} if parent is None or parent == "none" or config else _inherited(opened, parent, strategy)
     settings = _config(
         config,
         inherited,
@@ -86,17 +86,21 @@ def train(
     say(f"next: treering gate {view.ref}")
 
 
-def _inherited(store: Store, parent: str) -> dict[str, Any]:
-    """The config that a parent was trained with, as far as its children share it: base and shape, above all."""
+# What an adapter and those that continue from it have in common whatever the strategy.
+_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "gates", "router", "precision",
+          "max_tokens")  # fmt: skip
+
+
+def _inherited(store: Store, parent: str, chosen: str | None) -> dict[str, Any]:
+    """The config that a parent was trained with, as far as its children share it; of another strategy, its shape alone."""
     from treering.registry import Registry
     from treering.training import strategy
 
     fields = dict(Registry.of(store, parent).get(parent).config)
-    for name in ("only", "eval_every"):
-        fields.pop(name, None)
-    if "strategy" in fields and not strategy(fields["strategy"]).continues:
-        del fields["strategy"]  # it starts from scratch
-    return fields
+    theirs = fields.get("strategy")
+    if theirs is None or chosen not in (None, theirs) or not strategy(theirs).continues:
+        return {name: value for name, value in fields.items() if name in _SHAPE}
+    return {name: value for name, value in fields.items() if name not in ("only", "eval_every")}
 
 
 def _config(path: str | None, inherited: dict[str, Any], **given: Any) -> TrainConfig:

@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ __all__ = [
     "fresh_and_past",
     "import_peft",
     "load_lora",
+    "lora_layers",
     "lora_tensors",
     "share",
     "target_modules",
@@ -61,6 +63,8 @@ _ALLOWED: dict[str, Any] = {
     "qalora_group_size": int,  # a number that counts only with use_qalora, which isn't allowed
     "megatron_core": {"megatron.core"},  # PEFT's default; imported only with a megatron_config, which has to be empty
 }
+
+_AUTO = re.compile(r"transformers(\.\w+)*")
 
 
 class LoraShape(BaseModel):
@@ -138,13 +142,14 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
         raise UsageError("LoRA needs peft", code="missing-extra", hint="pip install 'treering[train]'") from exc
     scale = shape.alpha / shape.rank
     parts = {PAST: past, FRESH: shape.rank - past}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is an adapter already: the past
         for name, rank in parts.items():
             if rank:
                 config = LoraConfig(r=rank, lora_alpha=rank * scale, target_modules=list(shape.modules), bias="none")  # type: ignore[arg-type]
                 inject_adapter_in_model(config, model, adapter_name=name)
     active = [name for name, rank in parts.items() if rank]
-    for _, module in _layers(model):
+    for _, module in lora_layers(model):
         module.set_adapter(active)
         for name in active:
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
@@ -158,7 +163,7 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
 def lora_tensors(model: Any) -> dict[str, Tensor]:
     """The tensors of the LoRA inside `model`, by treering's names; those of earlier rounds first. Not copied if alone."""
     found: dict[str, Tensor] = {}
-    for name, module in _layers(model):
+    for name, module in lora_layers(model):
         downs = [module.lora_A[part].weight for part in (PAST, FRESH) if part in module.lora_A]
         ups = [module.lora_B[part].weight for part in (PAST, FRESH) if part in module.lora_B]
         found[f"{PREFIX}{name}.A"] = downs[0] if len(downs) == 1 else torch.cat(downs)
@@ -169,7 +174,7 @@ def lora_tensors(model: Any) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_lora(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors in. Those of a smaller rank fill the first rows: of an adapter with earlier subspaces, exactly those."""
-    for name, module in _layers(model):
+    for name, module in lora_layers(model):
         start = 0
         down, up = tensors[f"{PREFIX}{name}.A"], tensors[f"{PREFIX}{name}.B"]
         for part in (PAST, FRESH):
@@ -186,7 +191,7 @@ def fresh_and_past(model: Any) -> list[tuple[Tensor, Tensor]]:
     """For each adapted map that has earlier subspaces: the A that is trained (rank, in), and the frozen A (past, in)."""
     return [
         (module.lora_A[FRESH].weight, module.lora_A[PAST].weight)
-        for _, module in _layers(model)
+        for _, module in lora_layers(model)
         if PAST in module.lora_A and FRESH in module.lora_A
     ]
 
@@ -278,7 +283,13 @@ def check_adapter_config(data: bytes) -> dict[str, Any]:
     for field, value in said.items():
         allowed = _ALLOWED.get(field)
         if allowed is None:
-            if value not in (None, False, [], {}, ""):
+            # PEFT's own note of the base's class, which nothing here imports
+            own = (
+                field == "auto_mapping"
+                and isinstance(value, dict)
+                and _AUTO.fullmatch(str(value.get("parent_library")))
+            )
+            if value not in (None, False, [], {}, "") and not own:
                 raise refuse(field)
         elif isinstance(allowed, set):
             if isinstance(value, list | dict) or value not in allowed:
@@ -304,7 +315,7 @@ def _peft_name(name: str) -> str:
     return f"{PEFT_PREFIX}{module}.lora_{part}.weight"
 
 
-def _layers(model: Any) -> list[tuple[str, Any]]:
+def lora_layers(model: Any) -> list[tuple[str, Any]]:
     """(name, module) of each map that LoRA sits on, in the order of the model."""
     from peft.tuners.lora import LoraLayer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from treering.errors import ConflictError, UsageError
+from treering.errors import UsageError
 from treering.store.base import BaseStore
 from treering.store.corpus import BaseCorpus
 from treering.store.ref import AdapterRef, parse_target
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
     from treering.store.doctor import Diagnosis
-    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord
     from treering.store.erase import ErasePreview
     from treering.store.runs import RowIds
     from treering.store.verify import Verification

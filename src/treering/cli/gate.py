@@ -80,9 +80,7 @@ def budget_line(budget: Budget) -> str:
     if budget.projected is None:
         return said
     far = budget.projected
-    return (
-        f"{said}\nprojected, not measured, over a 7B base: p99 {far.p99_ms:,.0f} ms, {far.memory_gb:.1f} GB ({far.formula})"
-    )
+    return f"{said}\nprojected, not measured, over a 7B base: p99 {far.p99_ms:,.0f} ms, {far.memory_gb:.1f} GB ({far.formula})"
 
 
 def _figure(row: CheckedRow, value: float | None, *, signed: bool = False) -> str:

@@ -57,27 +57,27 @@ class ReplayRule(_Document):
 class RoundConfig(_Document):
     """Everything that a round is told, as TOML; every key but `corpus` is optional.
 
-        corpus = "support"
-        message = "weekly round"         # of the snapshot
-        diagnose = true
-        webhook = "https://…"            # is sent the result as JSON; "$NAME" takes it from the environment
-        webhook_timeout_s = 10.0
-        webhook_tries = 3
-        track = "mlflow:sqlite:///runs.db"
+    corpus = "support"
+    message = "weekly round"         # of the snapshot
+    diagnose = true
+    webhook = "https://…"            # is sent the result as JSON; "$NAME" takes it from the environment
+    webhook_timeout_s = 10.0
+    webhook_tries = 3
+    track = "mlflow:sqlite:///runs.db"
 
-        [due]                            # when a round is due: the keys of `treering status --policy`
-        min_new = 1000
+    [due]                            # when a round is due: the keys of `treering status --policy`
+    min_new = 1000
 
-        [replay]                         # share of replay in each batch
-        base = 0.3
-        on_regression = 0.5
-        on_slow = 0.2
+    [replay]                         # share of replay in each batch
+    base = 0.3
+    on_regression = 0.5
+    on_slow = 0.2
 
-        [train]                          # the keys of `treering train --config`
-        strategy = "replay"
+    [train]                          # the keys of `treering train --config`
+    strategy = "replay"
 
-        [gate]                           # the keys of `treering gate --policy`
-        min_bwt = -0.05
+    [gate]                           # the keys of `treering gate --policy`
+    min_bwt = -0.05
     """
 
     corpus: str
@@ -136,7 +136,6 @@ class RoundConfig(_Document):
         """What is kept of it in the store: all but where results are sent, which may hold a secret."""
         kept: dict[str, JsonValue] = self.model_dump(mode="json", exclude={"webhook", "track"})
         return kept
-
 
     @classmethod
     def recalled(cls, kept: Mapping[str, JsonValue]) -> RoundConfig:

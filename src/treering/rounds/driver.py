@@ -265,8 +265,11 @@ def _is_again(store: BaseStore, plan: RoundPlan, last: _Journal) -> bool:
     return last.done["snapshot"].data["parent"] == parent and last.sources == sources
 
 
-def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
-    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on."""
+def _sources(store: BaseStore, plan: RoundPlan, *, live: bool = False) -> list[SourceShare]:
+    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on.
+
+    live: as if live were sealed already.
+    """
     trained = trained_snapshots(store, plan.corpus)
     spans: list[tuple[int, int, bool]] = []
     for snapshot in store.corpus(plan.corpus).snapshots():
@@ -281,6 +284,8 @@ def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
         rows = TrainRows.of(store.load(ref)).size
         if rows:
             found.append((ref, rows, replay))
+    if live and (rows := TrainRows.of(store.live(plan.corpus)).size):
+        found.append((f"{plan.corpus}@live", rows, False))
     replayed = [replay for _, _, replay in found]
     if not found or all(replayed):
         return []
@@ -300,12 +305,15 @@ def _forecast(store: BaseStore, settings: RoundConfig, *, now: bool) -> RoundRes
         result = _result(store, last, resumed=True)
         undone = next(step for step in STEPS if step not in last.done)
         return result.model_copy(
-            update={"outcome": "planned", "reasons": [f"round {last.plan.number} was interrupted; it goes on at: {undone}"]}
+            update={
+                "outcome": "planned",
+                "reasons": [f"round {last.plan.number} was interrupted; it goes on at: {undone}"],
+            }
         )
     plan, found, why_not = _plan(store, settings, last, now=now)
     if plan is None:
         return _nothing(settings.corpus, found, why_not)
-    sources = _sources(store, plan)
+    sources = _sources(store, plan, live=plan.seals is not None)
     return RoundResult(
         corpus=plan.corpus,
         number=plan.number,
@@ -347,7 +355,9 @@ class _Round:
     def go(self) -> RoundResult:
         """Do what isn't done yet."""
         if self.resumed:
-            self.say(f"going on with round {self.plan.number} of {self.plan.corpus}, begun {self.plan.began_at:%Y-%m-%d %H:%M}")
+            self.say(
+                f"going on with round {self.plan.number} of {self.plan.corpus}, begun {self.plan.began_at:%Y-%m-%d %H:%M}"
+            )
             if self.plan.config != self.settings.recorded():
                 self.say("the config was changed meanwhile; the round goes on with the one it began with")
         work: dict[StepName, Callable[[], tuple[str, dict[str, Any]]]] = {
@@ -481,7 +491,11 @@ class _Round:
             return exc.message, {"average": None, "bwt": None}
         found = matrix.summary()
         text = matrix.table().splitlines()[-1]
-        return text, {"average": found["average"], "bwt": found["bwt"], "matrix": matrix.to_model().model_dump(mode="json")}
+        return text, {
+            "average": found["average"],
+            "bwt": found["bwt"],
+            "matrix": matrix.to_model().model_dump(mode="json"),
+        }
 
     def _diagnose(self) -> tuple[str, dict[str, Any]]:
         if not self.config.diagnose:
@@ -519,7 +533,12 @@ class _Round:
     def _nothing_to_judge(self, policy: GatePolicy, exc: UsageError) -> Verdict:
         """A corpus without held-out records: what wasn't measured hasn't passed."""
         verdict = Verdict(
-            passed=False, reasons=[str(exc)], rows=[], policy=policy, candidate=self._adapter, baseline=self._production()
+            passed=False,
+            reasons=[str(exc)],
+            rows=[],
+            policy=policy,
+            candidate=self._adapter,
+            baseline=self._production(),
         )
         self.registry.record_verdict(self._adapter, verdict)
         return verdict
@@ -599,5 +618,3 @@ def _json(data: dict[str, Any]) -> dict[str, JsonValue]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-

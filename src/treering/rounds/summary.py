@@ -23,10 +23,9 @@ _OUTCOMES = {
 def summary(result: RoundResult) -> str:
     """Lines of text: what was learnt, what was kept, what the gate said, what comes next."""
     lines = [_head(result)]
-    for reason in result.why:
-        lines.append(_line("because", reason))
-    for reason in result.reasons:
-        lines.append(_line("due" if result.outcome != "not-due" else "", reason))
+    lines += [_line("" if n else "because", reason) for n, reason in enumerate(result.why)]
+    name = "" if result.outcome == "not-due" else "due"
+    lines += [_line("" if n else name, reason) for n, reason in enumerate(result.reasons)]
     if result.sealed:
         lines.append(_line("seals" if result.outcome == "planned" else "sealed", result.sealed))
     if result.sources:
@@ -37,7 +36,9 @@ def summary(result: RoundResult) -> str:
         lines.append(_line("replay", f"{100 * result.share:g} %: {result.share_reason}"))
     lines += _learnt(result)
     if result.average is not None:
-        lines.append(_line("average", f"{points(result.average)}, BWT {points(result.bwt, signed=True)} (points of 100)"))
+        lines.append(
+            _line("average", f"{points(result.average)}, BWT {points(result.bwt, signed=True)} (points of 100)")
+        )
     if result.budget is not None:
         lines.append(_line("serving", f"p99 {result.budget.p99_ms:.3g} ms, {result.budget.memory_gb:.2f} GB resident"))
     if result.checked:
@@ -45,13 +46,17 @@ def summary(result: RoundResult) -> str:
         for finding in result.findings[:_SHOWN]:
             lines.append(_line("", finding.says + (f": {finding.remedy}" if finding.remedy else "")))
         if len(result.findings) > _SHOWN:
-            lines.append(_line("", f"and {len(result.findings) - _SHOWN} more: treering eval {result.adapter} --diagnose"))
+            lines.append(
+                _line("", f"and {len(result.findings) - _SHOWN} more: treering eval {result.adapter} --diagnose")
+            )
     if result.production is not None:
         lines.append(_line("production", result.production))
     if result.next_share is not None:
         lines.append(_line("next", f"{100 * result.next_share:g} % replay: {result.next_reason}"))
     if result.notified is not None:
-        lines.append(_line("webhook", result.notified.says + ("" if result.notified.ok else f", {result.notified.tries} tries")))
+        lines.append(
+            _line("webhook", result.notified.says + ("" if result.notified.ok else f", {result.notified.tries} tries"))
+        )
     return "\n".join(lines)
 
 
@@ -105,4 +110,6 @@ def expanded(ref: str) -> list[str]:
     from treering.store.ref import Ref
 
     parsed = Ref.parse(ref)
+    if parsed.kind not in ("snapshot", "range"):
+        return [ref]
     return [f"{parsed.corpus}@v{number}" for number in range(parsed.first, parsed.last + 1)]

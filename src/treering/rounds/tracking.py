@@ -127,9 +127,7 @@ def tracker(track: str | Tracker | None) -> Tracker:
         raise UsageError(f"a tracker has start, log and finish, {track!r} hasn't", code="bad-tracker")
     kind, colon, where = track.partition(":")
     if kind not in _KINDS or not colon:
-        raise UsageError(
-            f"unknown tracker {track!r}", code="bad-tracker", hint="write mlflow:URI or trackio:PROJECT"
-        )
+        raise UsageError(f"unknown tracker {track!r}", code="bad-tracker", hint="write mlflow:URI or trackio:PROJECT")
     return _KINDS[kind](where)
 
 
@@ -180,5 +178,7 @@ def _name(name: str) -> str:
 
 def _missing(package: str) -> UsageError:
     return UsageError(
-        f"{package} isn't installed", code="missing-extra", hint=f"pip install 'treering[{package}]', or leave track out"
+        f"{package} isn't installed",
+        code="missing-extra",
+        hint=f"pip install 'treering[{package}]', or leave track out",
     )

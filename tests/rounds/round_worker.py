@@ -12,7 +12,7 @@ import threading
 from typing import Any
 
 import torch
-import transformers  # noqa: F401 - imported once, by the fork server
+import transformers  # noqa: F401 - imported once, by the fork server; Lance, which has threads, is not
 
 import treering
 import treering.rounds

@@ -189,9 +189,10 @@ def test_an_interrupted_round_goes_on_with_its_own_config_and_can_be_given_up(
     def breaks(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(driver, "score_matrix", breaks)
-        treering.round(support.store, config)
+        with pytest.raises(KeyboardInterrupt):
+            treering.round(support.store, config)
     other = {**config, "train": {**config["train"], "steps": 7}}
     said: list[str] = []
     assert "goes on at: evaluate" in treering.round(support.store, other, dry_run=True).reasons[0]
@@ -201,9 +202,10 @@ def test_an_interrupted_round_goes_on_with_its_own_config_and_can_be_given_up(
     assert support.store.adapters("support")[0].config["steps"] == 40
 
     grow(support, "shipping")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(driver, "train", breaks)
-        treering.round(support.store, config)
+        with pytest.raises(KeyboardInterrupt):
+            treering.round(support.store, config)
     assert treering.round(support.store, config, abandon=True).outcome == "abandoned"
     with pytest.raises(NotFoundError, match="no round of support was interrupted"):
         treering.round(support.store, config, abandon=True)

@@ -44,7 +44,7 @@ __all__ = [
     "ReportData",
     "SnapshotFacts",
     "curve_of",
-    "gather",
+    "gather_report",
 ]
 
 SEVERE = -0.05  # of BWT: the line below which the article calls forgetting severe
@@ -158,7 +158,7 @@ class ReportData(_Document):
     missing: list[str] = Field(description="What couldn't be gathered, and why.")
 
 
-def gather(
+def gather_report(
     store: BaseStore, corpus: str, *, adapter: str | None = None, metric: str = "macro_f1", quick: bool = False
 ) -> ReportData:
     """The report on one adapter (by default the one in production, else the newest) and on the corpus it learns from.

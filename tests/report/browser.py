@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-import subprocess
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -102,32 +103,23 @@ def browser() -> Iterator[Browser]:
     path = find_chromium()
     assert path is not None
     ours, theirs = os.pipe(), os.pipe()  # we read ours[0], it reads theirs[0]
-    with tempfile.TemporaryDirectory() as profile:
+    # The browser reads from 3 and writes to 4; high numbers first, so that one doesn't land on the other.
+    reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (theirs[0], ours[1]))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
             path, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
             "--disable-background-networking", "--disable-dev-shm-usage", "--remote-debugging-pipe",
             f"--user-data-dir={profile}", "about:blank",
         ]  # fmt: skip
-
-        def hand_over() -> None:
-            # What the protocol reads is 3, what it writes is 4; first out of the way of each other.
-            a, b = os.dup(theirs[0]), os.dup(ours[1])
-            os.dup2(a, 3)
-            os.dup2(b, 4)
-
-        process = subprocess.Popen(
-            words,
-            pass_fds=(3, 4),
-            preexec_fn=hand_over,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # noqa: PLW1509
-        )
-        os.close(theirs[0])
-        os.close(ours[1])
+        null = os.open(os.devnull, os.O_RDWR)
+        actions = [(os.POSIX_SPAWN_DUP2, a, b) for a, b in ((null, 1), (null, 2), (reads, 3), (writes, 4))]
+        process = os.posix_spawn(path, words, os.environ, file_actions=actions, setpgroup=0)
+        for end in (theirs[0], ours[1], reads, writes, null):
+            os.close(end)
         try:
             yield Browser(theirs[1], ours[0])
         finally:
-            process.kill()
-            process.wait()
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
             os.close(theirs[1])
             os.close(ours[0])

@@ -16,8 +16,9 @@ from treering.evaluation.matrix import points
 __all__ = ["Bar", "Level", "Node", "Part", "Slope", "bars", "curve", "lineage", "slopes"]
 
 WIDTH = 520
+LARGE_CHAR = 11.6  # of a 19 px character
 LABEL = 26  # characters of a label at most
-CHAR = 6.7  # mean width of a 12.5 px character
+CHAR = 7.4  # width of a 12.5 px character in the widest of the usual fonts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,10 @@ class Node:
 
 def slopes(found: Sequence[Slope], *, key: str, tolerance: float) -> str:
     """A row per slice on one scale: a ring where it stood when it was learnt, a dot where it stands now."""
-    left = 14 + CHAR * max(len(_cut(one.name)) for one in found)
-    row, top, right = 27, 30, 52
+    longest = max(len(_cut(one.name)) for one in found)
+    few = longest <= 6  # there is room for larger letters, which a phone needs; else it scrolls
+    left = 16 + longest * (LARGE_CHAR if few else CHAR)
+    row, top, right = 27, 30, 70 if few else 52
     low = max(0.0, math.floor(10 * (min(min(one.then, one.now) for one in found) - 0.02)) / 10)
     height = top + row * len(found) + 8
 
@@ -79,7 +82,14 @@ def slopes(found: Sequence[Slope], *, key: str, tolerance: float) -> str:
         return left + (score - low) / (1 - low) * (WIDTH - left - right)
 
     out = [
-        _open(WIDTH, height, key, "Each slice, when it was learnt and now", f"{len(found)} slices; the table has all")
+        _open(
+            WIDTH,
+            height,
+            key,
+            "Each slice, when it was learnt and now",
+            f"{len(found)} slices; the table has all",
+            kind="few",
+        )
     ]
     for tick in _ticks(low, 1.0, 5):
         out.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top - 6}" y2="{height - 8}"/>')
@@ -124,7 +134,16 @@ def curve(
     def y(value: float) -> float:
         return top + (high - value) / (high - low) * (height - top - bottom)
 
-    out = [_open(WIDTH, height, key, title, ", ".join(f"{name}: {points(v, signed=signed)}" for name, v in found[-6:]))]
+    out = [
+        _open(
+            WIDTH,
+            height,
+            key,
+            title,
+            ", ".join(f"{name}: {points(v, signed=signed)}" for name, v in found[-6:]),
+            kind="few",
+        )
+    ]
     severe = next((level for level in levels if level.kind == "severe"), None)
     if severe is not None:
         out.append(
@@ -138,7 +157,8 @@ def curve(
     for level in levels:
         at = y(level.at)
         out.append(f'<line class="level {level.kind}" x1="{left}" x2="{WIDTH - right}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        out.append(_text(WIDTH - right - 4, at - 9, level.name, f"axis {level.kind}", "end"))
+        beside = at + 10 if level.kind == "severe" else at - 9  # two lines may lie close together
+        out.append(_text(WIDTH - right - 4, beside, level.name, f"axis {level.kind}", "end"))
     path, pen = [], "M"
     for n, (_, value) in enumerate(found):
         if value is None:
@@ -167,7 +187,7 @@ def bars(found: Sequence[Bar], *, key: str, title: str, scale: float | None = No
     longest = scale or max((sum(part.value for part in one.parts) for one in found), default=0.0) or 1.0
     room = max(60.0, WIDTH - left - right)
     height = top + row * len(found) + 4
-    out = [_open(WIDTH, height, key, title, f"{len(found)} bars; the table has the figures")]
+    out = [_open(WIDTH, height, key, title, f"{len(found)} bars; the table has the figures", kind="bars")]
     for n, one in enumerate(found):
         y = top + row * n
         out.append(_text(left - 10, y + row / 2, _cut(one.name), "axis", "end", full=one.name))
@@ -234,10 +254,10 @@ def lineage(snapshots: Sequence[Node], adapters: Sequence[Node], *, key: str) ->
     return "".join([*out, "</svg>"])
 
 
-def _open(width: float, height: float, key: str, title: str, says: str, *, fixed: bool = False) -> str:
+def _open(width: float, height: float, key: str, title: str, says: str, *, kind: str = "", fixed: bool = False) -> str:
     size = f' style="width:{width:.0f}px;max-width:none"' if fixed else ""
     return (
-        f'<svg class="chart" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-labelledby="{key}-t {key}-d">'
+        f'<svg class="chart {kind}" viewBox="0 0 {width:.0f} {height:.0f}"{size} role="img" aria-labelledby="{key}-t {key}-d">'
         f'<title id="{key}-t">{escape(title)}</title><desc id="{key}-d">{escape(says)}</desc>'
     )
 

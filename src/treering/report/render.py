@@ -6,15 +6,17 @@ Draws a `ReportData`; gathers nothing (gather). The same data gives the same byt
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
 from treering.evaluation.gate import CheckedRow
 from treering.evaluation.matrix import ScoreMatrix, points
+from treering.store.ref import shortened
 
 from .charts import Bar, Level, Node, Part, Slope, bars, curve, lineage, slopes
-from .heatmap import heatmap, legend
+from .heatmap import heatmap, legend, short_names
 from .page import HOW_TO_READ, document
 
 if TYPE_CHECKING:
@@ -36,11 +38,11 @@ def render_report(data: ReportData) -> str:
     title = f"{data.corpus}: {_headline(data, matrices)[1]}"
     parts = [
         _hero(data, matrices),
-        _questions(data),
-        _matrices(matrices, data),
+        _matrices(matrices),
         _rounds(data),
         _causes(data),
         _domains(data),
+        _questions(data),
         _mix(data),
         _lineage(data),
         _gate(data),
@@ -81,13 +83,14 @@ def _headline(data: ReportData, matrices: Sequence[tuple[str, ScoreMatrix]]) -> 
 def _slopes(matrix: ScoreMatrix) -> list[Slope]:
     """Slices learnt before the last round: then and now."""
     last = len(matrix.rounds) - 1
+    names = short_names(matrix.slices)
     found = []
     for j, learned in enumerate(matrix.learned_in):
         if learned is None or learned == last:
             continue
         then, now = float(matrix.values[learned, j]), float(matrix.values[last, j])
         if not (math.isnan(then) or math.isnan(now)):
-            found.append(Slope(matrix.slices[j], then, now))
+            found.append(Slope(names[j], then, now))
     return found
 
 
@@ -135,9 +138,9 @@ def _hero(data: ReportData, matrices: Sequence[tuple[str, ScoreMatrix]]) -> str:
     )
     return f"""<header>
 <p class="mark">treering <span>report</span></p>
-<div class="hero {tone}">
+<div class="hero is-{tone}">
 <div>
-<h1>{escape(headline[0].upper() + headline[1:])}</h1>
+<h1>{escape(headline)}</h1>
 <p class="lead">{escape(says)}</p>
 <dl class="figures">{cells}</dl>
 <p class="about">{escape(" · ".join(about))}</p>
@@ -161,7 +164,7 @@ def _questions(data: ReportData) -> str:
 # --- the matrix, and the rounds ---------------------------------------------------------------------------------------
 
 
-def _matrices(matrices: Sequence[tuple[str, ScoreMatrix]], data: ReportData) -> str:
+def _matrices(matrices: Sequence[tuple[str, ScoreMatrix]]) -> str:
     if not matrices:
         return ""
     cards = []
@@ -250,13 +253,14 @@ def _causes(data: ReportData) -> str:
     found = data.diagnosis
     if found is None:
         return ""
-    parts = []
+    probe = ""
     if found.probed:
         worst = sorted(found.probed, key=lambda one: -one.drop)[:SHOWN_SLICES]
+        names = short_names([one.slice for one in worst]) if len(worst) > 1 else [worst[0].slice]
         drawn = bars(
             [
                 Bar(
-                    one.slice,
+                    name,
                     (
                         Part(
                             one.recovered, "drift", f"{one.slice}: {points(one.recovered)} points are alignment drift"
@@ -265,41 +269,45 @@ def _causes(data: ReportData) -> str:
                     ),
                     f"−{points(one.drop)}",
                 )
-                for one in worst
+                for name, one in zip(names, worst, strict=True)
             ],
             key="probe",
             title="Why each slice dropped, by a linear probe",
         )
-        share = (
-            "" if found.spurious_share is None else f"{100 * found.spurious_share:.0f} % of all that was lost is drift."
+        table = _table(
+            "Slices that dropped, points of 100",
+            ["slice", "learnt", "now", "probe", "drop", "drift", "loss", "cause"],
+            [
+                [
+                    one.slice,
+                    *map(points, (one.learned, one.final, one.probe, one.drop, one.recovered, one.lost)),
+                    one.cause,
+                ]
+                for one in found.probed[:SHOWN_ROWS]
+            ],
         )
-        parts.append(
-            f'<article><h3>Drift or loss</h3><p class="sub"><span class="k drift"></span> the output drifted, a fresh head gets it '
-            f'back <span class="k loss"></span> knowledge is gone. {escape(share)}</p>{drawn}</article>'
+        share = (
+            "" if found.spurious_share is None else f" {100 * found.spurious_share:.0f} % of all that dropped is drift."
+        )
+        probe = (
+            f'<article class="wide split"><div><h3>Drift or loss</h3><p class="sub"><span class="k drift"></span> the output '
+            f'drifted, a fresh head gets it back <span class="k loss"></span> knowledge is gone.{escape(share)}</p>{drawn}</div>'
+            f'<div class="scroll">{table}</div></article>'
         )
     mark = {True: "fine", False: "over its line", None: "not told"}
     rows = [
-        f'<tr class="{_tone(one.ok)}"><th scope="row">{escape(one.title)}</th><td>{mark[one.ok]}</td><td class="says">'
+        f'<tr><th scope="row">{escape(one.title)}</th><td class="v {_tone(one.ok)}">{mark[one.ok]}</td><td class="says">'
         f"{escape(one.says)}{f'<code>{escape(one.remedy)}</code>' if one.remedy else ''}</td></tr>"
         for one in found.findings
     ]
     checks = (
-        '<article class="wide"><h3>Checks</h3><div class="scroll"><table class="plain"><caption>Every check, its figure and a remedy</caption>'
+        '<article class="wide"><div class="scroll"><table class="plain"><caption>Every check, what it found and a remedy</caption>'
         '<thead><tr><th scope="col">check</th><th scope="col">verdict</th><th scope="col">what was found</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div></article>"
         if rows
         else ""
     )
-    table = _table(
-        "Slices that dropped, points of 100",
-        ["slice", "learnt", "now", "probe", "drop", "drift", "loss", "cause"],
-        [
-            [one.slice, *map(points, (one.learned, one.final, one.probe, one.drop, one.recovered, one.lost)), one.cause]
-            for one in found.probed[:SHOWN_ROWS]
-        ],
-    )
-    body = f'<div class="cards">{"".join(parts)}{checks}</div>' + (_tables([table]) if found.probed else "")
-    return _section("diagnosis", "What is wrong, and why", body)
+    return _section("diagnosis", "What is wrong, and why", f'<div class="cards">{checks}{probe}</div>')
 
 
 def _domains(data: ReportData) -> str:
@@ -408,8 +416,9 @@ def _mix(data: ReportData) -> str:
         ],
     )
     body = (
-        f'<div class="cards"><article class="wide"><p class="sub"><span class="k new"></span> new <span class="k replay"></span> '
-        f'replay <span class="k general"></span> general</p>{drawn}<div class="scroll">{table}</div></article></div>'
+        f'<div class="cards"><article class="wide split"><div><p class="sub"><span class="k new"></span> new '
+        f'<span class="k replay"></span> replay <span class="k general"></span> general</p>{drawn}</div>'
+        f'<div class="scroll">{table}</div></article></div>'
     )
     return _section("mix", f"What {data.adapter.ref} was trained on", body)
 
@@ -459,6 +468,7 @@ def _lineage(data: ReportData) -> str:
             [one.ref, one.rows, one.training, f"{one.created_at:%Y-%m-%d}", one.message, _some(one.learned_by)]
             for one in reversed(data.snapshots)
         ],
+        plain=True,
     )
     body = f'<div class="cards"><article class="wide"><div class="scroll">{lineage(rings, boxes, key="lineage")}</div></article></div>'
     return _section("lineage", "Where it comes from", body + _tables([table]), lead)
@@ -473,9 +483,9 @@ def _gate(data: ReportData) -> str:
         return ""
     said = "passed" if found.passed else "refused"
     rows = "".join(
-        f'<tr class="{_tone(row.passed)}"><th scope="row">{escape(row.what)}</th><td>{_value(row, row.score)}</td>'
+        f'<tr><th scope="row">{escape(row.what)}</th><td>{_value(row, row.score)}</td>'
         f"<td>{_value(row, row.previous)}</td><td>{_value(row, row.change, signed=True)}</td><td>{_limit(row)}</td>"
-        f"<td>{'passed' if row.passed else 'refused'}</td></tr>"
+        f"<td class='v {_tone(row.passed)}'>{'passed' if row.passed else 'refused'}</td></tr>"
         for row in found.rows[: 5 * SHOWN_ROWS]
     )
     reasons = "".join(f"<li>{escape(reason)}</li>" for reason in found.reasons[:SHOWN_ROWS])
@@ -535,27 +545,24 @@ def _drift(data: ReportData) -> str:
             title="Drift of what is new, as multiples of each line",
             scale=3.0,
         )
-        body += f'<div class="cards"><article class="wide">{drawn}</article></div>'
-        body += _tables(
+        table = _table(
+            "Drift by column",
+            ["column", "of", "measure", "score", "line", "drifted", "telling"],
             [
-                _table(
-                    "Drift by column",
-                    ["column", "of", "measure", "score", "line", "drifted", "telling"],
-                    [
-                        [
-                            one.column,
-                            one.what,
-                            one.measure,
-                            f"{one.score:.3f}",
-                            f"{one.line:.3f}",
-                            "yes" if one.drifted else "no",
-                            _some(one.telling),
-                        ]
-                        for one in new.drift[:SHOWN_ROWS]
-                    ],
-                )
-            ]
+                [
+                    one.column,
+                    one.what,
+                    one.measure,
+                    f"{one.score:.3f}",
+                    f"{one.line:.3f}",
+                    "yes" if one.drifted else "no",
+                    _some(one.telling),
+                ]
+                for one in new.drift[:SHOWN_ROWS]
+            ],
+            plain=True,
         )
+        body += f'<div class="cards"><article class="wide split"><div>{drawn}</div><div class="scroll">{table}</div></article></div>'
     return _section("drift", "What is new, and how far it has drifted", body)
 
 
@@ -568,8 +575,8 @@ def _audit(data: ReportData) -> str:
     if found is None:
         return ""
     rows = "".join(
-        f'<tr class="{_tone(None if one.skipped else not one.findings)}"><th scope="row">{escape(one.check)}</th>'
-        f"<td>{'skipped' if one.skipped else f'{one.findings:,}'}</td><td class='says'>{escape(one.skipped or one.says)}</td></tr>"
+        f'<tr><th scope="row">{escape(one.check)}</th><td class="v {_tone(None if one.skipped else not one.findings)}">'
+        f"{'skipped' if one.skipped else f'{one.findings:,}'}</td><td class='says'>{escape(one.skipped or one.says)}</td></tr>"
         for one in found.checks
     )
     listed = "".join(
@@ -594,9 +601,10 @@ def _registry(data: ReportData) -> str:
         "Adapters, the newest first",
         ["adapter", "status", "gate", "strategy", "parent", "round", "trained on", "made"],
         [
-            [one.ref, one.status, said[one.passed], one.strategy, one.parent, one.run, _some(one.trained_on), f"{one.created_at:%Y-%m-%d %H:%M}"]
+            [one.ref, one.status, said[one.passed], one.strategy, one.parent, one.run, shortened(one.trained_on, data.corpus), f"{one.created_at:%Y-%m-%d %H:%M}"]
             for one in reversed(data.adapters[-5 * SHOWN_ROWS :])
         ],
+        plain=True,
     )  # fmt: skip
     rounds = ""
     if data.rounds:
@@ -607,6 +615,7 @@ def _registry(data: ReportData) -> str:
                 [one.number, "interrupted" if one.outcome == "planned" else one.outcome, one.adapter, f"{100 * (one.share or 0):g} %", points(one.average), points(one.bwt, signed=True), "; ".join(one.why)[:200]]
                 for one in reversed(data.rounds[-SHOWN_ROWS:])
             ],
+            plain=True,
         )  # fmt: skip
     body = f'<div class="cards"><article class="wide"><div class="scroll">{adapters}</div></article>'
     body += f'<article class="wide"><div class="scroll">{rounds}</div></article>' if rounds else ""
@@ -635,7 +644,8 @@ def _tables(tables: Iterable[str]) -> str:
     return f"<details><summary>As tables</summary>{inside}</details>" if inside else ""
 
 
-def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[object]], *, plain: bool = False) -> str:
+    """`plain`: words rather than figures, so set flush left."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
         "<tr>"
@@ -646,13 +656,18 @@ def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[object]])
         + "</tr>"
         for row in rows
     )
-    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    kind = ' class="plain"' if plain else ""
+    return (
+        f"<table{kind}><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "·"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return re.sub(r"^-(?=\d)", "−", str(value))
 
 
 def _points(value: float, *, signed: bool = False) -> str:
@@ -694,11 +709,12 @@ RULES = """
 .hero { display:grid; grid-template-columns:minmax(0,1fr); gap:1.4rem 3rem; align-items:center; margin-top:.9rem; padding:clamp(1.2rem,3vw,2.2rem);
  background:var(--card); border:1px solid var(--line); border-top:4px solid var(--soft); border-radius:16px }
 .hero > * { min-width:0 }
-.hero.kept { border-top-color:var(--good) } .hero.slight { border-top-color:var(--warn) } .hero.severe { border-top-color:var(--bad) }
+.is-kept { border-top-color:var(--good) } .is-slight { border-top-color:var(--warn) } .is-severe { border-top-color:var(--bad) }
 @media (min-width:58rem) { .hero:has(figure) { grid-template-columns:minmax(0,1fr) minmax(0,1.08fr) } }
-.hero h1 { font-size:clamp(1.7rem,4.2vw,2.7rem); margin:0 } .hero.kept h1 { color:var(--good) } .hero.severe h1 { color:var(--bad) }
+.hero h1 { font-size:clamp(1.7rem,4.2vw,2.7rem); margin:0 } .is-kept h1 { color:var(--good) }
+.is-slight h1 { color:var(--warn) } .is-severe h1 { color:var(--bad) }
 .lead { margin-top:.75rem; font-size:1.03rem; max-width:58ch }
-.hero .figures { margin:1.4rem 0 1.2rem; gap:1rem 2.2rem } .figures p { font-size:.76rem; color:var(--soft); max-width:11rem; line-height:1.35 }
+.hero .figures { display:grid; grid-template-columns:repeat(auto-fit,minmax(8.4rem,1fr)); margin:1.4rem 0 1.2rem; gap:1rem 1.6rem } .figures p { font-size:.76rem; color:var(--soft); max-width:11rem; line-height:1.35 }
 .figures .severe dd { color:var(--bad) } .figures .slight dd { color:var(--warn) } .figures .kept dd { color:var(--good) }
 .about { font-size:.84rem; color:var(--soft); overflow-wrap:anywhere }
 figcaption { font-size:.86rem; color:var(--soft); margin-bottom:.5rem } figcaption b { color:var(--ink); font-weight:600 }
@@ -706,7 +722,7 @@ figcaption { font-size:.86rem; color:var(--soft); margin-bottom:.5rem } figcapti
 h3 { font-size:1rem; font-weight:620; overflow-wrap:anywhere } h3.severe { color:var(--bad) } h3.kept { color:var(--good) }
 .sub { color:var(--soft); font-size:.9rem; max-width:86ch } article > .sub { margin:.1rem 0 .8rem }
 .cards { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr)); gap:1.1rem; margin-top:1rem }
-.cards .wide { grid-column:1/-1 } .cards .wide > .chart { max-width:44rem } .part .key { margin-top:.9rem } .part > details { margin-top:1.1rem }
+.cards .wide { grid-column:1/-1 } .cards .wide > .chart { max-width:36rem } .part .key { margin-top:.9rem } .part > details { margin-top:1.1rem }
 .questions { list-style:none; padding:0; display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr)); gap:1.1rem; margin-top:1rem }
 .questions li { background:var(--card); border:1px solid var(--line); border-left:4px solid var(--line); border-radius:12px; padding:1.05rem 1.2rem; font-size:.88rem }
 .questions li.kept { border-left-color:var(--good) } .questions li.severe { border-left-color:var(--bad) }
@@ -714,7 +730,10 @@ h3 { font-size:1rem; font-weight:620; overflow-wrap:anywhere } h3.severe { color
 .questions .short { font-size:1.25rem; font-weight:620; letter-spacing:-.01em; margin:.35rem 0 .3rem }
 .questions .kept .short { color:var(--good) } .questions .severe .short { color:var(--bad) }
 .plain td, .plain th { text-align:left; vertical-align:top } .plain .says { white-space:normal; min-width:17rem }
-.plain .kept td:nth-of-type(1):not(.says) { color:var(--good) } .plain .severe td:nth-of-type(1):not(.says), .plain .severe td:last-child:not(.says) { color:var(--bad); font-weight:600 }
+.v.kept { color:var(--good) } .v.severe { color:var(--bad); font-weight:600 }
+@media (min-width:58rem) { .split { display:grid; grid-template-columns:minmax(0,1fr) minmax(0,1fr); gap:2.4rem; align-items:start } }
+.split > * { min-width:0 } .split table { margin-top:0 } article > .scroll:first-child > table { margin-top:0 }
+.scroll > svg.chart { margin:0 auto }
 caption { white-space:nowrap } .part table { font-size:.87rem; margin-top:.7rem }
 code { font:.84em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; background:var(--tint); border-radius:5px; padding:.1em .45em; overflow-wrap:anywhere;
  display:inline-block; margin-left:.45rem } .says code { display:block; width:fit-content; margin:.3rem 0 0 }
@@ -740,7 +759,8 @@ code { font:.84em/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; back
 .chart .box rect { fill:var(--card); stroke:var(--soft); stroke-width:1.5 } .chart .production rect { fill:var(--good); stroke:var(--good) }
 svg.chart .production .boxed { fill:var(--card) } .chart .refused rect { stroke:var(--bad) } svg.chart .refused .boxed { fill:var(--bad) }
 .chart .retired rect { stroke:var(--line) } svg.chart .retired .boxed { fill:var(--soft) }
-@media (max-width:40rem) { .scroll > svg { min-width:30rem } .scroll > svg.chart { min-width:0 } .part { margin-top:2.3rem } }
+@media (max-width:40rem) { .scroll > svg { min-width:30rem } .scroll > svg.chart { min-width:0 }
+ .few.chart text { font-size:19px } .bars.chart { min-width:25rem } article:has(> .bars), .split > div:has(> .bars) { overflow-x:auto } .part { margin-top:2.3rem } }
 @media print { .part { break-inside:auto } .cards, .questions { display:block } .cards > *, .questions li { margin-bottom:1rem; break-inside:avoid }
  .hero { break-inside:avoid } details > *:not(summary) { display:block } .scroll { overflow:visible } }
 """

@@ -13,7 +13,9 @@ from typing import Any
 from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
 from treering.mixing import MixLock
 from treering.registry import AdapterEvent, StoredAdapter, StoredScore
-from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
+from treering.report import ReportData
+from treering.rounds import Audit, Diff, Evaluation, RoundConfig, RoundPolicy, RoundResult, Status
+from treering.rounds.documents import Notified, RoundPlan, RoundStep
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
@@ -52,7 +54,13 @@ DOCUMENTS = {
     "mix-lock": MixLock,
     "model-card": ModelCard,
     "prune": PruneRecord,
+    "report": ReportData,
+    "round": RoundResult,
+    "round-config": RoundConfig,
+    "round-notified": Notified,
+    "round-plan": RoundPlan,
     "round-policy": RoundPolicy,
+    "round-step": RoundStep,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
     "selection": SelectionRecord,

@@ -155,6 +155,7 @@ BAD = [
     (["gate", "support:1", "--policy", "none.toml"], 4, "none.toml"),
     (["promote", "support:candidate"], 4, "support has no candidate"),
     (["rollback", "support"], 4, "no earlier production adapter"),
+    (["train", "support@v1=1", "--track", "paper:notes"], 2, "unknown tracker"),
     (["round"], 4, "no round config at round.toml"),
     (["round", "none.toml"], 4, "no round config at none.toml"),
     (["round", "records.jsonl"], 2, "isn't TOML"),

@@ -45,6 +45,7 @@ from treering.rounds.summary import expanded
 from treering.rounds.train import train
 from treering.rounds.webhook import notify
 from treering.store.documents import parse_document
+from treering.store.lease import EXPIRES_S
 from treering.store.snapshot import list_records
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def round(  # noqa: A001  (treering.round, as the command)
         return _forecast(store, settings, now=now)
     with ExitStack() as stack:
         try:
-            lease = stack.enter_context(store.lease(f"round-{settings.corpus}", wait_s=0.0))
+            # Beside an object store a lease whose host died is free once nobody has renewed it for a while.
+            wait_s = 0.0 if store.root is not None else EXPIRES_S + 5.0
+            lease = stack.enter_context(store.lease(f"round-{settings.corpus}", wait_s=wait_s))
         except ConflictError as exc:
             raise ConflictError(
                 f"another round of {settings.corpus} is running",
@@ -265,8 +268,11 @@ def _is_again(store: BaseStore, plan: RoundPlan, last: _Journal) -> bool:
     return last.done["snapshot"].data["parent"] == parent and last.sources == sources
 
 
-def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
-    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on."""
+def _sources(store: BaseStore, plan: RoundPlan, *, live: bool = False) -> list[SourceShare]:
+    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on.
+
+    live: as if live were sealed already.
+    """
     trained = trained_snapshots(store, plan.corpus)
     spans: list[tuple[int, int, bool]] = []
     for snapshot in store.corpus(plan.corpus).snapshots():
@@ -281,6 +287,8 @@ def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
         rows = TrainRows.of(store.load(ref)).size
         if rows:
             found.append((ref, rows, replay))
+    if live and (rows := TrainRows.of(store.live(plan.corpus)).size):
+        found.append((f"{plan.corpus}@live", rows, False))
     replayed = [replay for _, _, replay in found]
     if not found or all(replayed):
         return []
@@ -308,7 +316,7 @@ def _forecast(store: BaseStore, settings: RoundConfig, *, now: bool) -> RoundRes
     plan, found, why_not = _plan(store, settings, last, now=now)
     if plan is None:
         return _nothing(settings.corpus, found, why_not)
-    sources = _sources(store, plan)
+    sources = _sources(store, plan, live=plan.seals is not None)
     return RoundResult(
         corpus=plan.corpus,
         number=plan.number,

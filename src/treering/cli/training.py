@@ -24,7 +24,9 @@ def train(
         str | None, typer.Option(metavar="FILE", help="Train on this mix lock; with REFs: write the run's lock here.")
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML with fields of TrainConfig.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="naive, replay or joint [default: replay].")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How to train, e.g. replay, joint, lora-replay [default: recommended].")
+    ] = None,
     base: Annotated[str | None, typer.Option(help='The frozen encoder: "minilm", a directory, a hub name.')] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records of one update.")] = None,
@@ -90,7 +92,7 @@ def train(
 
 
 # What an adapter and those that continue from it have in common whatever the strategy.
-_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "gates", "router", "precision",
+_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "feature_layers", "gates", "router", "precision",
           "max_tokens")  # fmt: skip
 
 

@@ -375,7 +375,11 @@ def _growth(model: Any) -> Growth | None:
     known = header.shapes()
     kept = sum(t.numel() * t.element_size() for name, t in model.tensors.items() if name not in known)
     return findings.growth_of(
-        sizes, domains=len(header.domains), classes=len(header.classes), head=header.width + 1, extra_bytes=kept
+        sizes,
+        domains=len(header.domains),
+        classes=len(header.classes),
+        head=sum(math.prod(shape[1:]) for name, shape in known.items() if name.startswith("head.")),
+        extra_bytes=kept,
     )
 
 

@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    strategy: str = Field(default="replay", description="treering.training.strategies, or one of your own")
+    strategy: str = Field(default="recommended", description="treering.training.strategies, or one of your own")
     base: str = Field(default="minilm", description='frozen encoder: "minilm", a directory, or a name on the hub')
     kind: Kind = Field(
         default="gated",
@@ -52,6 +52,12 @@ class TrainConfig(BaseModel):
         ge=0,
         description="adapt inside the top n layers of the base, and freeze those below; 0: gated adapts its pooled "
         "features, lora and full adapt all layers",
+    )
+    feature_layers: int = Field(
+        default=1,
+        ge=1,
+        description="features are the means of so many of the base's top hidden states, each of one length, side by side; "
+        "of a base with fewer layers all; more than 1 for kinds gated (on pooled features), linear and slda",
     )
     gates: Literal["soft", "hard", "off"] = Field(
         default="soft", description="gated: mixed by the domain posterior, the likeliest domain's alone, or none"
@@ -130,5 +136,12 @@ class TrainConfig(BaseModel):
         return TrainConfig(**{**self.model_dump(exclude_unset=True), **changes})
 
     def settled(self, defaults: Mapping[str, Any]) -> TrainConfig:
-        """A copy in which every field is given: those that weren't by `defaults`, else by their own default."""
-        return TrainConfig(**{**self.model_dump(), **defaults, **self.model_dump(exclude_unset=True)})
+        """A copy in which every field is given: those that weren't by `defaults`, else by their own default.
+
+        Who says which layers to adapt, or to adapt them at all, means features of the last layer: those of several are
+        the frozen base's.
+        """
+        given = self.model_dump(exclude_unset=True)
+        if self.adapt_layers or given.get("kind") in ("lora", "full"):
+            given.setdefault("feature_layers", 1)
+        return TrainConfig(**{**self.model_dump(), **defaults, **given})

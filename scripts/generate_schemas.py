@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
+from treering.evaluation import Diagnosis, GatePolicy, ScoreMatrixModel, Summary, Verdict
+from treering.evaluation.predictions import PredictionsModel
 from treering.mixing import MixLock
-from treering.registry import AdapterEvent, StoredAdapter, StoredScore
-from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
+from treering.registry import AdapterEvent, CanaryLook, StoredAdapter, StoredScore
+from treering.report import ReportData
+from treering.rounds import Audit, Diff, Evaluation, RoundConfig, RoundPolicy, RoundResult, Status
+from treering.rounds.documents import Notified, RoundPlan, RoundStep
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
@@ -39,9 +42,11 @@ DOCUMENTS = {
     "adapter-event": AdapterEvent,
     "audit": Audit,
     "bundle": BundleManifest,
+    "canary": CanaryLook,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
+    "diagnosis": Diagnosis,
     "diff": Diff,
     "erase-receipt": EraseReceipt,
     "erasure": ErasureRecord,
@@ -51,14 +56,22 @@ DOCUMENTS = {
     "heldout": HeldoutRecord,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "predictions": PredictionsModel,
     "prune": PruneRecord,
+    "report": ReportData,
+    "round": RoundResult,
+    "round-config": RoundConfig,
+    "round-notified": Notified,
+    "round-plan": RoundPlan,
     "round-policy": RoundPolicy,
+    "round-step": RoundStep,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
     "selection": SelectionRecord,
     "snapshot": SnapshotRecord,
     "status": Status,
     "store": StoreMarker,
+    "summary": Summary,
     "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }

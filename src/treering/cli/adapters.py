@@ -7,17 +7,20 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, render, say, when
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from treering import Store
     from treering.registry import AdapterRecord
+    from treering.registry.compare import SliceChange
 
-__all__ = ["AdapterView", "adapter_facts", "adapters", "promote", "rollback", "show_adapter"]
+__all__ = ["AdapterView", "adapter_facts", "adapters", "add", "app", "promote", "rollback", "show_adapter"]
 
 AdapterArgument = Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")]
 
@@ -36,14 +39,17 @@ class AdapterView:
     scores: dict[str, float]
     passed: bool | None
     reasons: list[str]
+    external: str | None
+    baseline: bool
     digest: str
     lock_digest: str | None
     config: dict[str, Any]
     stats: dict[str, Any]
     created_at: datetime
+    against_parent: list[SliceChange]
 
     @classmethod
-    def of(cls, record: AdapterRecord) -> AdapterView:
+    def of(cls, record: AdapterRecord, against_parent: list[SliceChange] | None = None) -> AdapterView:
         """The view of a registry's record."""
         return cls(
             ref=record.ref,
@@ -56,16 +62,64 @@ class AdapterView:
             scores=dict(record.scores),
             passed=record.verdict.passed if record.verdict else None,
             reasons=list(record.verdict.reasons) if record.verdict else [],
+            external=record.external,
+            baseline=record.baseline,
             digest=record.digest,
             lock_digest=record.lock_digest,
             config=dict(record.config),
             stats=dict(record.stats),
             created_at=record.created_at,
+            against_parent=against_parent or [],
         )
 
 
+class _Adapters(TyperGroup):
+    """`treering adapters support` lists; verbs come before the corpus: `treering adapters add support`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the first word as a verb if it is one, else as what is listed."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="adapters", cls=_Adapters, help="List the adapters of a corpus, or add one that was trained elsewhere.",
+    rich_markup_mode=None, add_completion=False, no_args_is_help=False,
+)  # fmt: skip
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    external: Annotated[
+        str, typer.Option("--external", metavar="ID", help="What the model is called where it was trained.")
+    ],
+    parent: Annotated[str | None, typer.Option(metavar="ADAPTER", help="What it continues from.")] = None,
+    lock: Annotated[str | None, typer.Option(metavar="FILE", help="The mix lock that it was trained on.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a model that was trained elsewhere; it becomes a candidate without weights.
+
+    API: treering.rounds.add_external.
+    """
+    from treering import MixLock, rounds
+
+    opened = open_store(store)
+    record = rounds.add_external(
+        opened, name, external, parent=parent, lock=None if lock is None else MixLock.load(lock)
+    )
+    view = AdapterView.of(record)
+    render(view, json, lambda: adapter_facts(view))
+    say(f"next: treering eval {view.ref} --predictions FILE")
+
+
+@app.command("list")
 def adapters(
-    name: Annotated[str, typer.Argument(help="A corpus.")], store: StoreOption = None, json: JsonOption = False
+    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """List the adapters of a corpus.
 
@@ -101,11 +155,30 @@ def rollback(
 def show_adapter(store: Store, ref: str, *, as_json: bool) -> None:
     """Print one adapter. Raises UsageError, NotFoundError."""
     from treering.registry import Registry
+    from treering.registry.compare import against_parent
     from treering.store import AdapterRef
 
     store.corpus(AdapterRef.parse(ref).corpus)
-    view = AdapterView.of(Registry.of(store, ref).get(ref))
-    render(view, as_json, lambda: adapter_facts(view))
+    view = AdapterView.of(Registry.of(store, ref).get(ref), against_parent(store, ref))
+    render(view, as_json, lambda: _shown(view))
+
+
+def _shown(view: AdapterView) -> RenderableType:
+    """One adapter, and beside its parent what each slice gained or lost."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from treering.evaluation.matrix import points
+
+    if not view.against_parent:
+        return adapter_facts(view)
+    heads = ["held-out of", view.ref, str(view.parent), "change"]
+    rows = [
+        (row.slice, points(row.score), points(row.parent), points(row.change, signed=True))
+        for row in view.against_parent
+    ]
+    title = Text(f"against its parent, {view.metric} in points of 100:")
+    return Group(adapter_facts(view), Text(), title, columns(heads, rows, right=heads[1:]))
 
 
 def adapter_facts(view: AdapterView) -> Table:
@@ -120,6 +193,7 @@ def adapter_facts(view: AdapterView) -> Table:
             ("parent", view.parent or "none"),
             ("strategy", view.strategy),
             ("base", view.base),
+            ("trained elsewhere", view.external),
             ("trained on", ", ".join(view.trained_on) or "live only"),
             (view.metric, scores or None),
             (
@@ -134,6 +208,8 @@ def adapter_facts(view: AdapterView) -> Table:
 
 
 def _table(found: list[AdapterView]) -> Table:
+    from treering.store.ref import shortened
+
     gates = {True: "passed", False: "refused", None: None}
     rows = [
         (
@@ -141,25 +217,9 @@ def _table(found: list[AdapterView]) -> Table:
             v.status,
             gates[v.passed],
             v.parent,
-            _shortened(v.trained_on, v.ref.partition(":")[0]),
+            shortened(v.trained_on, v.ref.partition(":")[0]),
             when(v.created_at),
         )
         for v in found
     ]
     return columns(["adapter", "status", "gate", "parent", "trained on", "made (UTC)"], rows)
-
-
-def _shortened(refs: list[str], corpus: str) -> str | None:
-    """Snapshot refs with neighbours joined, and without the name of the corpus: `v1..v3, v5, other@v1`."""
-    runs: list[tuple[str, int, int]] = []
-    for ref in refs:
-        name, _, version = ref.rpartition("@v")
-        if runs and (runs[-1][0], runs[-1][2] + 1) == (name, int(version)):
-            runs[-1] = (name, runs[-1][1], int(version))
-        else:
-            runs.append((name, int(version), int(version)))
-    texts = [
-        ("" if name == corpus else f"{name}@") + (f"v{first}" if first == last else f"v{first}..v{last}")
-        for name, first, last in runs
-    ]
-    return ", ".join(texts) or None

@@ -30,9 +30,12 @@ from treering.cli import (
     evaluation,
     gate,
     integrity,
+    label,
     lineage,
     mix,
     prune,
+    report,
+    rounds,
     selection,
     snapshot,
     source,
@@ -136,6 +139,7 @@ for name, command in (
     ("schema", corpus.schema),
     ("capture", capture.capture),
     ("annotate", annotation.annotate),
+    ("label", label.label),
     ("snapshot", snapshot.snapshot),
     ("log", snapshot.log),
     ("status", status.status),
@@ -153,12 +157,14 @@ for name, command in (
     ("train", training.train),
     ("eval", evaluation.evaluate),
     ("gate", gate.gate),
-    ("adapters", adapters.adapters),
     ("promote", adapters.promote),
     ("rollback", adapters.rollback),
     ("lineage", lineage.lineage),
     ("erase", erasure.erase),
+    ("round", rounds.run_round),
+    ("report", report.report),
     ("demo", demo.demo),
 ):
     app.command(name)(command)
+app.add_typer(adapters.app)
 app.add_typer(cache.app)

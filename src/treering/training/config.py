@@ -105,6 +105,19 @@ class TrainConfig(BaseModel):
         default="auto", description="of the base; auto is bf16 where the processor multiplies it natively"
     )
     max_tokens: int = Field(default=128, ge=2, description="longer texts are cut, and counted")
+    only: str | None = Field(
+        default=None,
+        pattern=r"^(head|gate:.+)$",
+        description='touch up one part of the parent and nothing else: "head", or "gate:DOMAIN"',
+    )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        description="updates between looks at the held-out slices that the parent learnt; 0 never looks",
+    )
+    eval_tolerance: NotNegative = Field(
+        default=0.05, description="a slice that scores less than the parent did by more than this ends the run"
+    )
     seed: int = Field(default=0, ge=0, description="initial weights and noise; the order of the data is the mix's")
 
     def __init__(self, **data: Any) -> None:

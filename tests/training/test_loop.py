@@ -144,7 +144,7 @@ def test_weights_that_overflow_in_the_last_update_are_not_returned(config: Train
         name = "steep"
 
         def loss(self, step: Step) -> Tensor:
-            return super().loss(step) + (0.0 * step.answer).sqrt().sum()
+            return super().loss(step) + (0.0 * step.out.answer).sqrt().sum()
 
     register(Steep())
     with pytest.raises(DivergedError):
@@ -215,7 +215,8 @@ def test_a_strategy_of_ones_own_takes_a_few_lines(config: TrainConfig) -> None:
         name = "shy"
 
         def loss(self, step: Step) -> Tensor:
-            return torch.nn.functional.cross_entropy(step.frozen + step.log_prior, step.labels)
+            assert step.out.frozen is not None
+            return self.classify(step, step.out.frozen)
 
     register(Shy())
     shy = fit(batches(BILLING), config.changed(strategy="shy", weight_decay=0.0))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from treering.errors import UsageError
+from treering.errors import NotFoundError, UsageError
 from treering.evaluation import measure, snapshot_slices
 from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from treering.mixing import Loader
     from treering.mixing.sources import SourceLike
     from treering.store import BaseStore
-    from treering.training import Adapter, DivergedError, MixSource
+    from treering.training import Adapter, DivergedError, Draw, MixSource
     from treering.training.loop import Progress
 
 __all__ = ["Run", "train"]
 
-COLUMNS = ("text", "label", "domain")
+COLUMNS = ("text", "label", "domain", "id")
 METRIC = "macro_f1"
 
 
@@ -52,8 +52,10 @@ def train(
 ) -> Run:
     """Train an adapter on a mix, add it to the registry as a candidate, and score it on all sealed held-out slices.
 
-    mix: drawn with the weights that the config's strategy makes of its own; a lock is drawn just as it was locked, its
-    batch size included, so that the same lock, config, base and parent give an adapter of the same digest.
+    mix: drawn as the config's strategy wants it: with weights of its own, what is replayed perhaps from a bounded
+    selection (stored, and named in the run's lock), and with the general corpus that the config names. A lock is drawn just
+    as it was locked, its batch size included, so that the same lock, config, base and parent give an adapter of the same
+    digest.
     parent: the adapter to go on from: a ref, None for from scratch, or "auto": the one in production, else the newest
     candidate that no gate refused, else from scratch. A strategy that starts from scratch has none.
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
@@ -73,6 +75,7 @@ def train(
         )
     config = config or TrainConfig()
     plan = strategy(config.strategy)
+    config = config.settled(plan.defaults)
     if not plan.continues and parent not in ("auto", None):
         raise UsageError(
             f"strategy {config.strategy} starts from scratch, so it takes no parent",
@@ -80,23 +83,29 @@ def train(
             hint="leave parent out, or train with strategy replay",
         )
     sources = mix.resolve(store) if isinstance(mix, MixLock) else mix.sources
-    columns = _columns(sources)
     home = corpus or sources[mix.anchor].corpus
     before = _parent(store, home, parent) if plan.continues else None
     start = None
     if before is not None:
         registry = Registry.of(store, before.ref)
         start = Adapter.load(registry.weights(before.ref), registry.card(before.ref))
-    loader: Loader  # of this process alone, whatever launched it; endless: `config.steps` says when to stop
+    # None: endless, `config.steps` says when to stop. What has no steps reads the mix once.
+    epochs = None if plan.gradient else 1
+    loader: Loader  # of this process alone, whatever launched it
     if isinstance(mix, MixLock):
         config = config.changed(batch_size=mix.batch_size)
-        loader = mix.loader(store, columns=columns, epochs=None, rank=0, world_size=1)
+        described = _described(store, sources, [float(one.units) for one in mix.sources], before, config.general)
+        loader = mix.loader(store, columns=_columns(sources), epochs=epochs, rank=0, world_size=1)
     else:
-        chosen = Mix(sources, plan.weights(_described(store, mix, before)), mix.seed)
-        loader = chosen.loader(config.batch_size, columns, epochs=None, rank=0, world_size=1)
+        weights = list(mix.weights)
+        if config.general:
+            sources, weights = (*sources, store.load(config.general)), [*weights, 0.0]
+        described = _described(store, sources, weights, before, config.general)
+        chosen = _drawn(store, sources, plan.draw(described, config), mix.seed, before)
+        loader = chosen.loader(config.batch_size, _columns(sources), epochs=epochs, rank=0, world_size=1)
     with loader:
         try:
-            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, progress=progress)
+            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, sources=described, progress=progress)
         except DivergedError as exc:
             raise _kept(store, exc) from exc
     return _registered(store, home, adapter, loader.lock(), config, before)
@@ -168,7 +177,13 @@ def _parent(store: BaseStore, corpus: str, parent: str | None) -> AdapterRecord 
     return None if number is None else registry.get(f"{corpus}:{number}")
 
 
-def _described(store: BaseStore, mix: Mix, before: AdapterRecord | None) -> list[MixSource]:
+def _described(
+    store: BaseStore,
+    sources: Sequence[SourceLike],
+    weights: Sequence[float],
+    before: AdapterRecord | None,
+    general: str,
+) -> list[MixSource]:
     """The sources of a mix as strategies see them: which of them the parent has been trained on."""
     from treering.training import MixSource
 
@@ -177,12 +192,42 @@ def _described(store: BaseStore, mix: Mix, before: AdapterRecord | None) -> list
     if before is not None:
         registry = Registry.of(store, before.ref)
         refs, rows = set(registry.trained_on(before.ref)), registry.trained_rows(before.ref)
+    apart = set() if not general else {store.load(general).ref}
     described = []
-    for source, weight in zip(mix.sources, mix.weights, strict=True):
+    for source, weight in zip(sources, weights, strict=True):
         pin = source.pin()
         seen = [_seen(pin["corpus"], part, before, refs, rows) for part in pin["segments"]]
-        described.append(MixSource(source.ref, weight, TrainRows.of(source).size, replay=bool(seen) and all(seen)))
+        aside = source.ref in apart
+        replay = bool(seen) and all(seen) and not aside
+        described.append(MixSource(source.ref, weight, TrainRows.of(source).size, replay=replay, general=aside))
     return described
+
+
+def _drawn(
+    store: BaseStore, sources: Sequence[SourceLike], draws: Sequence[Draw], seed: int, before: AdapterRecord | None
+) -> Mix:
+    """The mix that a strategy wants: bounded sources as stored selections, which its lock will name."""
+    chosen: list[Any] = []
+    for source, draw in zip(sources, draws, strict=True):
+        one: Any = source
+        if draw.weight and (draw.rows is not None or draw.mb is not None):
+            by = {"balanced": "label", "importance": "domain"}.get(draw.by)
+            forgetting = _forgetting(store, before) if draw.by == "importance" else None
+            one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting=forgetting)
+        chosen.append(one.balanced(draw.balance) if draw.weight and draw.balance else one)
+    return Mix(chosen, [draw.weight for draw in draws], seed)
+
+
+def _forgetting(store: BaseStore, before: AdapterRecord | None) -> dict[str, float]:
+    """How much of each domain the parent's lineage has forgotten, from its score matrix; nothing when there is none yet."""
+    from treering.rounds.evaluate import score_matrix
+
+    if before is None:
+        return {}
+    try:
+        return score_matrix(store, before.corpus, adapter=before.ref, by="domain").domain_forgetting()
+    except NotFoundError:  # nothing held out: no domain is known to be forgotten more than another
+        return {}
 
 
 def _seen(

@@ -1,4 +1,4 @@
-"""The adapter trainer: a frozen base, a gated shared adapter over it, strategies in one loop.
+"""The adapter trainer: a frozen base, kinds of adapter over it, strategies in one loop.
 
 Handed a loader, gives back an adapter. Opens no store, evaluates nothing.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from treering.training.base import Base
     from treering.training.cache import ActivationCache
     from treering.training.loop import DivergedError, fit
-    from treering.training.strategies import MixSource, Step, Strategy, register, strategy
+    from treering.training.strategies import Draw, MixSource, Round, Step, Strategy, register, strategy
 
 __all__ = [
     "ActivationCache",
@@ -23,8 +23,10 @@ __all__ = [
     "Base",
     "BaseCard",
     "DivergedError",
+    "Draw",
     "MixSource",
     "ModelCard",
+    "Round",
     "Step",
     "Strategy",
     "TrainConfig",
@@ -40,7 +42,9 @@ _LAZY = {
     "Adapter": "adapters",
     "Base": "base",
     "DivergedError": "loop",
+    "Draw": "strategies",
     "MixSource": "strategies",
+    "Round": "strategies",
     "Step": "strategies",
     "Strategy": "strategies",
     "fit": "loop",

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from treering.errors import NotFoundError, UsageError
 
-__all__ = ["Activations", "Base"]
+__all__ = ["WHOLE", "Activations", "Base"]
 
+WHOLE = -1  # a depth: what lies below is the text itself, so the whole model is run
 MINILM = "minilm"
 BUCKET = 4  # texts are padded to the next multiple: a row's bits change with its padded length, so it must be its own
 BATCH_TOKENS = 2_048  # padded tokens of one forward pass; more were no faster on two cores, and take memory
@@ -38,12 +39,13 @@ class Activations:
 
     `pooled` float32 (n, hidden): mean over the tokens of the last hidden states. `tokens` int32 (n,): tokens kept.
     `states` float16 (sum of tokens, hidden): hidden states below the top `depth` layers, text after text; with depth 0
-    of shape (0, hidden). `cut`: how many texts were longer than `max_tokens`.
+    of shape (0, hidden), with depth WHOLE the token ids instead, int32 (sum of tokens, 1). `cut`: how many texts were
+    longer than `max_tokens`.
     """
 
     pooled: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int32]
-    states: npt.NDArray[np.float16]
+    states: npt.NDArray[np.float16] | npt.NDArray[np.int32]
     cut: int
 
 
@@ -83,13 +85,16 @@ class Base:
 
         Raises UsageError when the base has fewer layers, or they can't be run one by one.
         """
-        if depth:
+        if depth > 0:
             self.top(depth)
         token_ids, cut = self._tokenise(texts)
         tokens = np.fromiter(map(len, token_ids), np.int32, len(texts))
         starts = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
         pooled = np.empty((len(texts), self.width), np.float32)
+        states: npt.NDArray[np.float16] | npt.NDArray[np.int32]
         states = np.empty((int(starts[-1]) if depth else 0, self.width), np.float16)
+        if depth == WHOLE:
+            states = np.fromiter((n for ids in token_ids for n in ids), np.int32, int(starts[-1]))[:, None]
         with torch.inference_mode(), self.autocast():
             for rows, length in self._batches(tokens):
                 ids = torch.full((len(rows), length), int(self._tokenizer.pad_token_id or 0))
@@ -100,27 +105,54 @@ class Base:
                 ids, mask = ids.to(self.device), mask.to(self.device)
                 out = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=depth > 0)
                 pooled[rows] = mean_pool(out.last_hidden_state, mask).cpu().numpy()
-                if depth:
+                if depth > 0:
                     below = out.hidden_states[self.layers - depth].half().cpu().numpy()
                     for line, row in enumerate(rows):
                         states[starts[row] : starts[row + 1]] = below[line, : tokens[row]]
         return Activations(pooled, tokens, states, cut)
 
-    def top(self, depth: int) -> list[Any]:
-        """The top `depth` layers, lowest first; each takes and gives hidden states (n, length, width).
+    @property
+    def layered(self) -> bool:
+        """Whether its layers can be run one by one over cached hidden states; else the whole model is run."""
+        return self._model.config.model_type in LAYERED
 
-        Raises UsageError when there are fewer, or the architecture isn't BERT's.
+    @property
+    def model(self) -> Any:
+        """The frozen model, as transformers made it. Never change it: what is trained sits in a copy (`lora.share`)."""
+        return self._model
+
+    def top(self, depth: int, model: Any = None) -> list[Any]:
+        """The top `depth` layers of the base, or of a copy of its model, lowest first.
+
+        Each takes and gives hidden states (n, length, width). Raises UsageError when there are fewer, or the architecture
+        isn't BERT's.
         """
-        kind = self._model.config.model_type
-        if kind not in LAYERED:
+        if not self.layered:
             raise UsageError(
-                f"adapt_layers needs a base of type {', '.join(LAYERED)}; {self.name} is {kind}",
+                f"the gated adapter sits inside bases of type {', '.join(LAYERED)}; {self.name} is "
+                f"{self._model.config.model_type}",
                 code="bad-base",
-                hint="adapt its pooled features instead: adapt_layers=0",
+                hint="adapt its pooled features (adapt_layers=0), or train with kind lora or full",
             )
         if depth > self.layers:
             raise UsageError(f"{self.name} has {self.layers} layers, adapt_layers is {depth}", code="bad-config")
-        return list(self._model.encoder.layer)[self.layers - depth :]
+        return list((self._model if model is None else model).encoder.layer)[self.layers - depth :]
+
+    def run_top(self, depth: int, states: Tensor, mask: Tensor, model: Any = None, after: Any = None) -> Tensor:
+        """Hidden states (n, length, width) after the top `depth` layers, of the base or of a copy of its model.
+
+        after(hidden, number): what is made of each layer's output, the first of them number 0.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        additive = (1.0 - mask[:, None, None, :].to(dtype)) * torch.finfo(dtype).min
+        hidden = states
+        with self.autocast():
+            for number, layer in enumerate(self.top(depth, model)):
+                out = layer(hidden, attention_mask=additive)
+                hidden = out[0] if isinstance(out, tuple) else out
+                if after is not None:
+                    hidden = after(hidden, number)
+        return hidden
 
     def autocast(self) -> Any:
         """The context its layers run in: bfloat16 matrix products when that is its precision."""

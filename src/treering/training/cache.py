@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treering.training.base import Base
+from treering.training.base import WHOLE, Base
 
 __all__ = ["ActivationCache"]
 
@@ -34,7 +34,7 @@ DTYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F16": np.float16, "
 class _Block:
     pooled: npt.NDArray[np.float32]
     tokens: npt.NDArray[np.int32]
-    states: npt.NDArray[np.float16]
+    states: npt.NDArray[np.float16] | npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (n + 1,): first row of each text in `states`
 
 
@@ -56,10 +56,14 @@ class ActivationCache:
         self._first: list[int] = []  # number of each block's first text
         self._folder: Path | None = None
         if cache_dir is not None:
-            name = f"v{VERSION}-{base.digest[:32]}-{base.precision}-t{base.max_tokens}-d{depth}"
+            name = f"v{VERSION}-{base.digest[:32]}-{base.precision}-t{base.max_tokens}-{'ids' if depth == WHOLE else f'd{depth}'}"
             self._folder = Path(cache_dir) / "activations" / name
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._open(path)
+
+    @property
+    def _state_width(self) -> int:
+        return 1 if self.depth == WHOLE else self.base.width
 
     def __len__(self) -> int:
         return len(self._number)
@@ -81,12 +85,16 @@ class ActivationCache:
         return torch.from_numpy(out)
 
     def states(self, numbers: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Hidden states below the adapted layers: float32 (n, length, width), and the mask int64 (n, length)."""
+        """Hidden states below the adapted layers: float32 (n, length, width), and the mask int64 (n, length).
+
+        At depth WHOLE token ids instead: int64 (n, length, 1).
+        """
         tokens = np.zeros(len(numbers), np.int64)
         for block, rows, local in self._located(numbers):
             tokens[rows] = block.tokens[local]
         length = int(tokens.max(initial=1))
-        out = np.zeros((len(numbers), length, self.base.width), np.float32)
+        shape = (len(numbers), length, self._state_width)
+        out = np.zeros(shape, np.int64 if self.depth == WHOLE else np.float32)
         for block, rows, local in self._located(numbers):
             for row, text in zip(rows.tolist(), local.tolist(), strict=True):
                 out[row, : tokens[row]] = block.states[block.starts[text] : block.starts[text + 1]]
@@ -127,7 +135,7 @@ class ActivationCache:
             keys.shape != (n, 32)
             or pooled.shape != (n, width)
             or tokens.shape != (n,)
-            or states.shape != (int(tokens.sum()) if self.depth else 0, width)
+            or states.shape != (int(tokens.sum()) if self.depth else 0, self._state_width)
         ):
             return False
         self._add([row.tobytes() for row in keys], pooled, tokens, states)

@@ -33,14 +33,17 @@ class BaseCard(_Document):
 class TrainStats(_Document):
     """What the run did."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0, description="optimizer updates; 0 for what is learnt without a gradient")
     rows_drawn: int = Field(ge=1, description="records in all batches, repeats counted")
     rows_distinct: int = Field(ge=1, description="distinct texts among them")
     rows_unlabelled: int = Field(ge=0, description="records without a label, which can't be learnt from")
     rows_per_source: dict[str, int] = Field(default_factory=dict, description="records drawn, by source")
     texts_encoded: int = Field(ge=0, description="texts that weren't in the activation cache")
     texts_cut: int = Field(ge=0, description="of those encoded, how many were longer than max_tokens")
-    trainable_parameters: int = Field(ge=1)
+    trainable_parameters: int = Field(ge=0)
+    state_bytes: int = Field(
+        default=0, ge=0, description="of what the strategy keeps in the weights for the next round"
+    )
     loss_first: Finite = Field(description="mean loss of the first tenth of the updates")
     loss_last: Finite = Field(description="mean loss of the last tenth")
     seconds_encode: Finite = Field(ge=0, description="reading the mix and running the frozen base, wall clock")

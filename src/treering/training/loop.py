@@ -1,11 +1,15 @@
-"""Training one round: read the mix through the frozen base, then fit the adapter and the head on what it said.
+"""Training one round: read the mix through the frozen base, then fit what is trainable on what it said.
 
-Is handed a loader and never opens a store. What is drawn and what is minimised are the strategy's to say.
+Is handed a loader and never opens a store. What is drawn, minimised and remembered are the strategy's to say; what is
+trained is the net's (nets).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
+import itertools
 import math
 import os
 import time
@@ -20,12 +24,13 @@ import torch
 from torch import Tensor
 
 from treering.errors import CheckFailedError, UsageError
-from treering.training.adapters import Adapter, AdapterNet, Header, check_base, inputs
+from treering.training.adapters import STATE, Adapter, check_base, seen
 from treering.training.base import Base
 from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard, TrainStats
 from treering.training.config import TrainConfig
-from treering.training.strategies import Step, strategy
+from treering.training.nets import Net, Out, header_for, make_net
+from treering.training.strategies import MixSource, Records, Round, Step, Strategy, strategy
 
 __all__ = ["DivergedError", "Progress", "fit"]
 
@@ -52,64 +57,75 @@ def fit(
     cache_dir: str | os.PathLike[str] | None = None,
     parent: Adapter | None = None,
     base: Base | None = None,
+    sources: Sequence[MixSource] = (),
     progress: Progress | None = None,
 ) -> Adapter:
     """Train an adapter on `config.steps` batches of `loader`; the same batches, config, base and parent give the same bytes.
 
-    A batch is a dict of lists `text`, `label` (None: can't be learnt from, left out) and, if known, `domain`, with
-    `_ref`, the source numbers, if there are sources; a loader that ends early is begun again. cache_dir: where
-    activations of the frozen base are kept (in memory when None). parent: whose weights, classes and domains to go on
-    from, unless the strategy starts from scratch. While it runs, torch uses one thread.
+    A batch is a dict of lists `text`, `label` (None: can't be learnt from, left out) and, if known, `domain` and `id`,
+    with `_ref`, the source numbers, if there are sources; a loader that ends early is begun again (a strategy without
+    gradient reads it once, to its end). cache_dir: where activations of the frozen base are kept (in memory when None).
+    parent: whose weights, classes and domains to go on from, unless the strategy starts from scratch. sources: by number,
+    which of them the parent was trained on; none, when left out. While it runs, torch uses one thread.
 
-    Raises UsageError for batches without texts or labels and an unknown strategy, ConflictError for a parent on another
-    base, DivergedError when the loss isn't finite any more; and as `Base.load`.
+    Raises UsageError for batches without texts or labels, an unknown strategy and a kind that isn't for it, ConflictError
+    for a parent on another base, DivergedError when the loss isn't finite any more; and as `Base.load`.
     """
     plan = strategy(config.strategy)
+    config = config.settled(plan.defaults)
+    _check_kind(plan, config)
     if base is None:
         base = Base.load(config.base, precision=config.precision, max_tokens=config.max_tokens)
     if parent is not None and not plan.continues:
         parent = None
+    past = plan.past(parent)
+    depth = header_for(config, base, ["?"], ["?"], past=past).depth
     if parent is not None:
-        _check_parent(parent, config, base)
-    cache = ActivationCache(base, cache_dir, depth=config.adapt_layers)
+        _check_parent(parent, config, base, past)
+    cache = ActivationCache(base, cache_dir, depth=depth)
 
     started = time.perf_counter()
-    data = _read(loader, config.steps, cache, parent, progress)
+    data = _read(loader, config.steps if plan.gradient else None, cache, parent, sources, plan.unlabelled, progress)
     read = time.perf_counter()
 
-    header = Header(
-        base_digest=base.digest,
-        width=base.width,
-        bottleneck=config.bottleneck,
-        adapt_layers=config.adapt_layers,
-        classes=data.classes,
-        domains=data.domains,
-    )
+    header = header_for(config, base, data.classes, data.domains, past=past)
     random = torch.Generator().manual_seed(config.seed)
-    net = AdapterNet(header, base, generator=random)
+    net = make_net(header, base, generator=random, past=past)
     if parent is not None:
-        net.load(parent)
+        net.load(parent.header, parent.tensors)
     counts = data.counts()
     net.get_buffer("counts").add_(counts)
     net.to(base.device)
     log_prior = _log_prior(counts.sum(1), config).to(base.device)
-    optimizer = _optimizer(net, config)
-
+    weights = net.trainable()
+    optimizer = _optimizer(weights, config)
     losses: list[float] = []
-    good = net.tensors()  # the last weights that are known to give a finite loss, once there is one
+    good = _Kept(weights)  # the last weights that are known to give a finite loss, once there is one
+    round_ = Round(
+        net=net,
+        parent=parent,
+        config=config,
+        records=data.records(),
+        state={} if parent is None else parent.state,
+        run=lambda one, numbers: one(seen(cache, numbers, base)),
+        parent_net=functools.cache(lambda: _parent_net(parent, base)),
+        generator=random,
+    )
     with _one_thread():
-        for number in range(config.steps):
+        plan.before(round_)
+        for number in range(config.steps if plan.gradient else 0):
             batch = data.batch(number)
-            pooled, states, mask = inputs(cache, batch.texts, base)
-            noise = torch.randn(pooled.shape, generator=random).to(base.device) if config.feature_noise else None
-            frozen, answer = net(pooled, states, mask, None if noise is None else config.feature_noise * noise)
-            labels, sources = torch.from_numpy(batch.labels), torch.from_numpy(batch.sources)
-            loss = plan.loss(Step(frozen, answer, labels.to(base.device), sources, log_prior))
+            inputs = seen(cache, batch.texts, base)
+            noise = torch.randn(inputs.pooled.shape, generator=random).to(base.device) if config.feature_noise else None
+            out = net(inputs, None if noise is None else config.feature_noise * noise)
+            loss = plan.loss(_step(round_, out, batch, data, net.scaled(inputs.pooled, None), log_prior))
+            if (penalty := plan.regulariser(round_)) is not None:
+                loss = loss + penalty
 
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
-                raise _diverged(number, losses, Adapter(header, good, base=base), config, parent)
-            good = net.tensors()
+                raise _diverged(number, losses, Adapter(header, good.tensors(net), base=base), config, parent)
+            good.keep()
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(number, config)
             optimizer.zero_grad()
@@ -117,47 +133,90 @@ def fit(
             optimizer.step()
             if progress is not None:
                 progress("train", number + 1, config.steps)
-    tensors = net.tensors()
-    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
-        raise _diverged(config.steps, losses, Adapter(header, good, base=base), config, parent)
+        tensors = net.tensors()
+        if not _finite(tensors):
+            raise _diverged(config.steps, losses, Adapter(header, good.tensors(net), base=base), config, parent)
+        state = {name: value.detach().cpu().contiguous() for name, value in plan.after(round_).items()}
+        if not _finite(state):
+            raise _diverged(config.steps, losses, Adapter(header, tensors, base=base), config, parent)
+    tensors |= {f"{STATE}{name}": value for name, value in state.items()}
 
     adapter = Adapter(header, tensors, base=base, cache_dir=cache_dir)
-    tenth = max(1, config.steps // 10)
+    tenth = max(1, len(losses) // 10)
     stats = TrainStats(
-        steps=config.steps,
+        steps=len(losses),
         rows_drawn=data.drawn,
         rows_distinct=len(np.unique(data.texts)),
         rows_unlabelled=data.unlabelled,
         rows_per_source=data.per_source(list(getattr(loader, "refs", []))),
         texts_encoded=cache.encoded,
         texts_cut=cache.cut,
-        trainable_parameters=sum(p.numel() for p in net.parameters()),
-        loss_first=float(np.mean(losses[:tenth])),
-        loss_last=float(np.mean(losses[-tenth:])),
+        trainable_parameters=sum(p.numel() for p in weights.values()) if plan.gradient else 0,
+        state_bytes=sum(value.nbytes for name, value in tensors.items() if name.startswith((STATE, "stat."))),
+        loss_first=float(np.mean(losses[:tenth])) if losses else 0.0,
+        loss_last=float(np.mean(losses[-tenth:])) if losses else 0.0,
         seconds_encode=read - started,
         seconds_train=time.perf_counter() - read,
     )
     return adapter.with_card(_card(adapter, config, base, counts, stats))
 
 
+def _step(round_: Round, out: Out, batch: _Rows, data: _Data, pooled: Tensor, log_prior: Tensor) -> Step:
+    """One batch as a loss sees it."""
+    device = pooled.device
+    return Step(
+        round=round_,
+        out=out,
+        labels=torch.from_numpy(batch.labels).to(device),
+        domains=torch.from_numpy(batch.domains).to(device),
+        sources=torch.from_numpy(batch.sources).to(device),
+        replayed=torch.from_numpy(data.replayed(batch)).to(device),
+        texts=batch.texts,
+        keys=batch.keys,
+        pooled=pooled,
+        log_prior=log_prior,
+    )
+
+
+class _Kept:
+    """A copy of the trained weights, taken again and again in the same memory."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = [value.detach() for value in weights.values()]
+        self._copy = [value.clone() for value in self._weights]
+
+    def keep(self) -> None:
+        """Take them as they are now."""
+        for copy, value in zip(self._copy, self._weights, strict=True):
+            copy.copy_(value)
+
+    def tensors(self, net: Net) -> dict[str, Tensor]:
+        """All tensors of the net, with the weights that were kept: put back into it."""
+        for copy, value in zip(self._copy, self._weights, strict=True):
+            value.copy_(copy)
+        return net.tensors()
+
+
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Labelled records of one update, all int64 (n,)."""
+    """Records of one update, all int64 (n,) but the keys."""
 
     texts: npt.NDArray[np.int64]  # numbers in the activation cache
-    labels: npt.NDArray[np.int64]
-    domains: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]  # -1: none, which only some strategies are given
+    domains: npt.NDArray[np.int64]  # -1 likewise
     sources: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]  # (n, 2): 128-bit hashes of the record ids
 
 
 @dataclass(frozen=True, slots=True)
 class _Data:
-    """What the loader gave, as numbers: a run of any length costs 32 bytes a record, whatever its texts weigh."""
+    """What the loader gave, as numbers: a run of any length costs 48 bytes a record, whatever its texts weigh."""
 
     classes: list[str]
     domains: list[str]
     batches: list[_Rows]
     unlabelled: int
+    replay: npt.NDArray[np.bool_]  # by source number; sources beyond it are new
 
     def batch(self, number: int) -> _Rows:
         """The rows of an update; from the first on again when there were fewer batches than updates."""
@@ -171,11 +230,28 @@ class _Data:
     def texts(self) -> npt.NDArray[np.int64]:
         return np.concatenate([batch.texts for batch in self.batches])
 
+    def replayed(self, batch: _Rows) -> npt.NDArray[np.bool_]:
+        """Which rows are of a source that the parent was trained on, bool (n,)."""
+        known = batch.sources < len(self.replay)
+        return known & self.replay[np.where(known, batch.sources, 0)] if len(self.replay) else known & False
+
+    def records(self) -> Records:
+        """The distinct records."""
+        keys = np.concatenate([batch.keys for batch in self.batches])
+        first = np.sort(np.unique(keys, axis=0, return_index=True)[1])
+        return Records(
+            texts=self.texts[first],
+            labels=np.concatenate([batch.labels for batch in self.batches])[first],
+            keys=keys[first],
+            replay=np.concatenate([self.replayed(batch) for batch in self.batches])[first],
+        )
+
     def counts(self) -> Tensor:
-        """Records drawn by class and domain: int64 (classes, domains)."""
+        """Labelled records drawn by class and domain: int64 (classes, domains)."""
         counts = np.zeros((len(self.classes), len(self.domains)), np.int64)
         for batch in self.batches:
-            np.add.at(counts, (batch.labels, batch.domains), 1)
+            some = batch.labels >= 0
+            np.add.at(counts, (batch.labels[some], batch.domains[some]), 1)
         return torch.from_numpy(counts)
 
     def per_source(self, refs: Sequence[str]) -> dict[str, int]:
@@ -189,36 +265,46 @@ class _Data:
 
 
 def _read(
-    loader: Iterable[Batch], steps: int, cache: ActivationCache, parent: Adapter | None, progress: Progress | None
+    loader: Iterable[Batch],
+    steps: int | None,
+    cache: ActivationCache,
+    parent: Adapter | None,
+    sources: Sequence[MixSource],
+    unlabelled: bool,
+    progress: Progress | None,
 ) -> _Data:
-    """Draw the batches of the run, encode their texts, and keep numbers. Classes grow from the parent's."""
+    """Draw the batches of the run, encode their texts, and keep numbers. Classes grow from the parent's.
+
+    steps: how many, None for all there are. unlabelled: keep records without a label.
+    """
     classes = _Names(parent.header.classes if parent else [])
     domains = _Names(parent.header.domains if parent else [])
     batches: list[_Rows] = []
-    unlabelled = 0
-    for chunk in _chunks(loader, steps):
+    without = 0
+    for chunk in _chunks(loader, steps, unlabelled):
         texts = cache.numbers([text for batch in chunk for text in batch.texts])
         start = 0
         for batch in chunk:
             stop = start + len(batch.texts)
-            unlabelled += batch.unlabelled
+            without += batch.unlabelled
             if batch.texts:
-                batches.append(
-                    _Rows(
-                        texts[start:stop], classes.numbers(batch.labels), domains.numbers(batch.domains), batch.sources
-                    )
-                )
+                named = [
+                    None if label is None else domain for label, domain in zip(batch.labels, batch.domains, strict=True)
+                ]
+                rows = texts[start:stop], classes.numbers(batch.labels), domains.numbers(named)
+                batches.append(_Rows(*rows, batch.sources, batch.keys))
             start = stop
         if progress is not None:
-            progress("read", min(len(batches), steps), steps)
-    if not batches:
+            progress("read", min(len(batches), steps or len(batches)), steps or len(batches))
+    if not any((batch.labels >= 0).any() for batch in batches):
         raise UsageError(
             "there is nothing to train on: the mix gave no labelled records",
             code="no-labels",
             hint="capture records with a label, or annotate them",
         )
     # Names in order of first appearance would hang on the batch order; sorted, the file tells the same story each time.
-    return _Data(*_settle(classes, domains, batches, parent), unlabelled)
+    settled = _settle(classes, domains, batches, parent)
+    return _Data(*settled, without, np.array([source.replay for source in sources], np.bool_))
 
 
 def _settle(
@@ -227,25 +313,26 @@ def _settle(
     """The parent's names first, as they were, then the new ones sorted; labels and domains numbered anew."""
     new_classes, class_of = classes.settled(len(parent.header.classes) if parent else 0)
     new_domains, domain_of = domains.settled(len(parent.header.domains) if parent else 0)
-    rows = [_Rows(b.texts, class_of[b.labels], domain_of[b.domains], b.sources) for b in batches]
+    rows = [_Rows(b.texts, class_of[b.labels], domain_of[b.domains], b.sources, b.keys) for b in batches]
     return new_classes, new_domains, rows
 
 
 class _Names:
-    """Numbers names in order of first appearance."""
+    """Numbers names in order of first appearance; None is -1."""
 
     def __init__(self, known: Sequence[str]) -> None:
         self._number = {name: n for n, name in enumerate(known)}
 
-    def numbers(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        return np.fromiter((self._number.setdefault(n, len(self._number)) for n in names), np.int64, len(names))
+    def numbers(self, names: Sequence[str | None]) -> npt.NDArray[np.int64]:
+        known = self._number
+        return np.fromiter((-1 if n is None else known.setdefault(n, len(known)) for n in names), np.int64, len(names))
 
     def settled(self, fixed: int) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """The first `fixed` names, then the others sorted; and the new number of each old one."""
+        """The first `fixed` names, then the others sorted; and the new number of each old one, -1 (its last) for -1."""
         names = list(self._number)
         final = names[:fixed] + sorted(names[fixed:])
         place = {name: n for n, name in enumerate(final)}
-        return final, np.fromiter((place[name] for name in names), np.int64, len(names))
+        return final, np.array([*(place[name] for name in names), -1], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,13 +340,14 @@ class _Texts:
     """The labelled records of a batch as they came."""
 
     texts: list[str]
-    labels: list[str]
+    labels: list[str | None]
     domains: list[str]
     sources: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.int64]
     unlabelled: int
 
     @classmethod
-    def of(cls, batch: Batch) -> _Texts:
+    def of(cls, batch: Batch, keep_unlabelled: bool) -> _Texts:
         """Raises UsageError when there is no text or label column."""
         missing = [name for name in ("text", "label") if name not in batch]
         if missing:
@@ -271,26 +359,36 @@ class _Texts:
         n = len(batch["text"])
         domains = batch.get("domain") or [None] * n
         sources = np.asarray(batch["_ref"], np.int64) if "_ref" in batch else np.zeros(n, np.int64)
-        kept = [k for k in range(n) if batch["text"][k] is not None and batch["label"][k] is not None]
+        labels = batch["label"]
+        texts = batch["text"]
+        kept = [k for k in range(n) if texts[k] is not None and (keep_unlabelled or labels[k] is not None)]
+        ids = batch.get("id") or [None] * n
         return cls(
-            texts=[batch["text"][k] for k in kept],
-            labels=[str(batch["label"][k]) for k in kept],
+            texts=[texts[k] for k in kept],
+            labels=[None if labels[k] is None else str(labels[k]) for k in kept],
             domains=[NO_DOMAIN if domains[k] is None else str(domains[k]) for k in kept],
             sources=sources[kept],
-            unlabelled=n - len(kept),
+            keys=_keys([f"{labels[k]}\0{texts[k]}" if ids[k] is None else str(ids[k]) for k in kept]),
+            unlabelled=sum(labels[k] is None for k in range(n)),
         )
 
 
-def _chunks(loader: Iterable[Batch], steps: int) -> Iterator[list[_Texts]]:
+def _keys(ids: Sequence[str]) -> npt.NDArray[np.int64]:
+    """128-bit hashes, int64 (n, 2): they tell records apart, and don't tell who they were."""
+    digests = b"".join(hashlib.blake2b(one.encode("utf-8", "surrogatepass"), digest_size=16).digest() for one in ids)
+    return np.frombuffer(digests, np.int64).reshape(-1, 2)
+
+
+def _chunks(loader: Iterable[Batch], steps: int | None, unlabelled: bool) -> Iterator[list[_Texts]]:
     """At most `steps` batches, `READ_BATCHES` at a time."""
     chunk: list[_Texts] = []
     iterator = iter(loader)
     try:
-        for _ in range(steps):
+        for _ in itertools.count() if steps is None else range(steps):
             batch = next(iterator, None)
             if batch is None:
                 break
-            chunk.append(_Texts.of(batch))
+            chunk.append(_Texts.of(batch, unlabelled))
             if len(chunk) == READ_BATCHES:
                 yield chunk
                 chunk = []
@@ -313,15 +411,18 @@ def _log_prior(counts: Tensor, config: TrainConfig) -> Tensor:
     return prior.masked_fill(absent, -math.inf) if config.absent_classes == "protect" else prior
 
 
-def _optimizer(net: AdapterNet, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter, 2019) with two peak learning rates: the head's, and a fraction of it for the adapter."""
-    head = [p for name, p in net.named_parameters() if name.startswith("head.")]
-    adapter = [p for name, p in net.named_parameters() if not name.startswith("head.")]
+def _optimizer(weights: Mapping[str, Tensor], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 2019) with two peak learning rates: the head's, and a fraction of it for the rest.
+
+    A learned router learns at the head's: it is a head of its own, over the same features.
+    """
+    quick = [value for name, value in weights.items() if name.startswith(("head.", "router."))]
+    slow = [value for name, value in weights.items() if not name.startswith(("head.", "router."))]
     groups: list[dict[str, Any]] = [
-        {"params": head, "peak": config.lr},
-        {"params": adapter, "peak": config.lr * config.adapter_lr_scale},
+        {"params": quick, "peak": config.lr},
+        {"params": slow, "peak": config.lr * config.adapter_lr_scale},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
 
 
 def _schedule(step: int, config: TrainConfig) -> float:
@@ -341,16 +442,51 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check_parent(parent: Adapter, config: TrainConfig, base: Base) -> None:
+def _check_kind(plan: Strategy, config: TrainConfig) -> None:
+    if plan.kinds and config.kind not in plan.kinds:
+        raise UsageError(
+            f"strategy {config.strategy} trains kind {' or '.join(plan.kinds)}, the config says {config.kind}",
+            code="bad-config",
+            hint="leave kind out",
+        )
+    if plan.gradient and config.kind == "slda":
+        raise UsageError("kind slda learns nothing by gradient", code="bad-config", hint="use strategy slda")
+
+
+def _check_parent(parent: Adapter, config: TrainConfig, base: Base, past: int) -> None:
+    """Raise ConflictError for a parent on another base, UsageError for one of another shape than the config's."""
     check_base(parent.header, base)
-    for name in ("bottleneck", "adapt_layers"):
-        theirs, ours = getattr(parent.header, name), getattr(config, name)
-        if theirs != ours:
-            raise UsageError(
-                f"the parent has {name} {theirs}, the config {ours}",
-                code="other-shape",
-                hint=f"set {name}={theirs}, or train from scratch",
-            )
+    theirs, ours = parent.header, header_for(config, base, ["?"], ["?"])
+    same = ["kind", "adapt_layers"]
+    same += ["bottleneck", "router"] if config.kind == "gated" else []
+    for name in same:
+        if getattr(theirs, name) != getattr(ours, name):
+            raise _other_shape(name, getattr(theirs, name), getattr(ours, name))
+    if theirs.lora is None or ours.lora is None:
+        return
+    if theirs.lora.modules != ours.lora.modules:
+        raise _other_shape("targets", "others", config.targets)
+    for name, wanted in (("lora_scale", config.lora_scale), *([] if past else [("rank", config.rank)])):
+        found = theirs.lora.rank if name == "rank" else theirs.lora.alpha / theirs.lora.rank
+        if not math.isclose(found, wanted):
+            raise _other_shape(name, found, wanted)
+
+
+def _other_shape(name: str, theirs: object, ours: object) -> UsageError:
+    return UsageError(
+        f"the parent has {name} {theirs}, the config {ours}",
+        code="other-shape",
+        hint=f"set {name}={theirs}, or train from scratch",
+    )
+
+
+def _parent_net(parent: Adapter | None, base: Base) -> Net:
+    assert parent is not None
+    return parent.net(base)
+
+
+def _finite(tensors: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in tensors.values())
 
 
 def _diverged(

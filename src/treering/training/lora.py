@@ -30,6 +30,7 @@ __all__ = [
     "fresh_and_past",
     "import_peft",
     "load_lora",
+    "lora_layers",
     "lora_tensors",
     "share",
     "target_modules",
@@ -144,7 +145,7 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
                 config = LoraConfig(r=rank, lora_alpha=rank * scale, target_modules=list(shape.modules), bias="none")  # type: ignore[arg-type]
                 inject_adapter_in_model(config, model, adapter_name=name)
     active = [name for name, rank in parts.items() if rank]
-    for _, module in _layers(model):
+    for _, module in lora_layers(model):
         module.set_adapter(active)
         for name in active:
             down, up = module.lora_A[name].weight, module.lora_B[name].weight
@@ -158,7 +159,7 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
 def lora_tensors(model: Any) -> dict[str, Tensor]:
     """The tensors of the LoRA inside `model`, by treering's names; those of earlier rounds first. Not copied if alone."""
     found: dict[str, Tensor] = {}
-    for name, module in _layers(model):
+    for name, module in lora_layers(model):
         downs = [module.lora_A[part].weight for part in (PAST, FRESH) if part in module.lora_A]
         ups = [module.lora_B[part].weight for part in (PAST, FRESH) if part in module.lora_B]
         found[f"{PREFIX}{name}.A"] = downs[0] if len(downs) == 1 else torch.cat(downs)
@@ -169,7 +170,7 @@ def lora_tensors(model: Any) -> dict[str, Tensor]:
 @torch.no_grad()
 def load_lora(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors in. Those of a smaller rank fill the first rows: of an adapter with earlier subspaces, exactly those."""
-    for name, module in _layers(model):
+    for name, module in lora_layers(model):
         start = 0
         down, up = tensors[f"{PREFIX}{name}.A"], tensors[f"{PREFIX}{name}.B"]
         for part in (PAST, FRESH):
@@ -186,7 +187,7 @@ def fresh_and_past(model: Any) -> list[tuple[Tensor, Tensor]]:
     """For each adapted map that has earlier subspaces: the A that is trained (rank, in), and the frozen A (past, in)."""
     return [
         (module.lora_A[FRESH].weight, module.lora_A[PAST].weight)
-        for _, module in _layers(model)
+        for _, module in lora_layers(model)
         if PAST in module.lora_A and FRESH in module.lora_A
     ]
 
@@ -304,7 +305,7 @@ def _peft_name(name: str) -> str:
     return f"{PEFT_PREFIX}{module}.lora_{part}.weight"
 
 
-def _layers(model: Any) -> list[tuple[str, Any]]:
+def lora_layers(model: Any) -> list[tuple[str, Any]]:
     """(name, module) of each map that LoRA sits on, in the order of the model."""
     from peft.tuners.lora import LoraLayer
 

@@ -62,11 +62,13 @@ def chat_strategy(name: str) -> Strategy:
 
 
 def chat_config(config: TrainConfig) -> TrainConfig:
-    """The config with every field given, those that weren't as conversations want them.
+    """The config with every field given: those that weren't as the strategy and conversations want them.
 
     Raises UsageError for a kind of adapter other than LoRA.
     """
-    settled = config.settled(CHAT_DEFAULTS)
+    said = chat_strategy(config.strategy).defaults
+    own = {name: said[name] for name in ("replay_rows", "rank") if name in said}  # the others are for classifiers
+    settled = config.settled({**CHAT_DEFAULTS, **own})
     if settled.kind != "lora":
         raise UsageError(
             f"conversations are learnt by LoRA, not by an adapter of kind {settled.kind}",

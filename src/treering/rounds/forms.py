@@ -1,0 +1,121 @@
+"""Which trainer records ask for: a classifier for labelled ones, a chat model for conversations.
+
+The one place that tells them apart; everything else of a round is the same for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from treering.errors import UsageError
+from treering.training import TrainConfig
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from treering.mixing import Loader
+    from treering.mixing.sources import SourceLike
+    from treering.training import Adapter, MixSource, Strategy
+    from treering.training.chat import ChatAdapter
+    from treering.training.loop import Progress
+
+__all__ = ["Form", "form_of", "load_weights"]
+
+LABELLED, CHAT = ("text", "label"), ("messages",)
+
+
+class Form(Protocol):
+    """How records of one form are trained on."""
+
+    columns: Sequence[str]  # to read of each record, where the corpus has them
+    metric: str  # what an adapter is scored by right after training
+
+    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
+        """The strategy, and the config with every field given. Raises UsageError for a strategy that isn't for these."""
+
+    def fit(
+        self,
+        loader: Loader,
+        config: TrainConfig,
+        *,
+        cache_dir: Path,
+        parent: Any,
+        sources: Sequence[MixSource],
+        progress: Progress | None,
+    ) -> Any:
+        """The trained adapter; see `training.fit` and `training.chat.fit_chat`."""
+
+
+class _Labelled:
+    columns = (*LABELLED, "domain", "id")
+    metric = "macro_f1"
+
+    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
+        from treering.training import strategy
+
+        plan = strategy(config.strategy)
+        return plan, config.settled(plan.defaults)
+
+    def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> Adapter:
+        from treering.training import fit
+
+        return fit(loader, config, **how)
+
+
+class _Chat:
+    columns = (*CHAT, "tools", "domain", "id")
+    metric = "loss"
+
+    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
+        from treering.training.chat.fit import chat_config, chat_strategy
+
+        return chat_strategy(config.strategy), chat_config(config)
+
+    def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> ChatAdapter:
+        from treering.training.chat import fit_chat
+
+        return fit_chat(loader, config, parent=how["parent"], progress=how["progress"])
+
+
+def form_of(sources: Sequence[SourceLike]) -> Form:
+    """The form that all sources of a mix have.
+
+    Raises UsageError for records that are neither labelled nor conversations, and for a mix of both.
+    """
+    found: dict[str, str] = {}  # form → the first source that has it
+    for source in sources:
+        names = set(source.schema.names)
+        if names.issuperset(LABELLED):
+            found.setdefault("labelled", source.ref)
+        elif names.issuperset(CHAT):
+            found.setdefault("chat", source.ref)
+        else:
+            missing = [name for name in LABELLED if name not in names]
+            raise UsageError(
+                f"{source.ref} has no column {' and '.join(missing)}, and no messages, so nothing can be trained on it",
+                code="not-labelled",
+                hint="the trainers read records of type 'labelled' and 'chat'",
+            )
+    if len(found) > 1:
+        raise UsageError(
+            f"{found['labelled']} holds labelled records and {found['chat']} conversations: one adapter can't learn both",
+            code="mixed-forms",
+            hint="train an adapter on each",
+        )
+    form: Form = _Chat() if "chat" in found else _Labelled()
+    return form
+
+
+def load_weights(
+    weights: bytes, card: Mapping[str, Any], *, cache_dir: str | os.PathLike[str] | None = None
+) -> Adapter | ChatAdapter:
+    """The adapter of these bytes, by what its model card says it is. Raises StoreError as `Adapter.load` does."""
+    if card.get("format") == "treering.chat-card/1":
+        from treering.training.chat import ChatAdapter
+
+        return ChatAdapter.load(weights, card)
+    from treering.training import Adapter
+
+    return Adapter.load(weights, card, cache_dir=cache_dir)

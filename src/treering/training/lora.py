@@ -11,6 +11,7 @@ import copy
 import json
 import math
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +63,8 @@ _ALLOWED: dict[str, Any] = {
     "qalora_group_size": int,  # a number that counts only with use_qalora, which isn't allowed
     "megatron_core": {"megatron.core"},  # PEFT's default; imported only with a megatron_config, which has to be empty
 }
+
+_AUTO = re.compile(r"transformers(\.\w+)*")
 
 
 class LoraShape(BaseModel):
@@ -139,7 +142,8 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
         raise UsageError("LoRA needs peft", code="missing-extra", hint="pip install 'treering[train]'") from exc
     scale = shape.alpha / shape.rank
     parts = {PAST: past, FRESH: shape.rank - past}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is an adapter already: the past
         for name, rank in parts.items():
             if rank:
                 config = LoraConfig(r=rank, lora_alpha=rank * scale, target_modules=list(shape.modules), bias="none")  # type: ignore[arg-type]
@@ -279,7 +283,13 @@ def check_adapter_config(data: bytes) -> dict[str, Any]:
     for field, value in said.items():
         allowed = _ALLOWED.get(field)
         if allowed is None:
-            if value not in (None, False, [], {}, ""):
+            # PEFT's own note of the base's class, which nothing here imports
+            own = (
+                field == "auto_mapping"
+                and isinstance(value, dict)
+                and _AUTO.fullmatch(str(value.get("parent_library")))
+            )
+            if value not in (None, False, [], {}, "") and not own:
                 raise refuse(field)
         elif isinstance(allowed, set):
             if isinstance(value, list | dict) or value not in allowed:

@@ -45,7 +45,7 @@ __all__ = ["Header", "Net", "Out", "Seen", "header_for", "make_net"]
 
 SCALE = 2.0  # root mean square of the features the head sees; chosen on CLINC150's validation split with lr 1e-3
 ROUTER_WIDTH = 256  # hidden units of the learned router
-CHUNK_ROWS = 32  # texts of like length that run through adapted layers together
+CHUNK_ROWS = 64  # texts of like length that run through adapted layers together
 
 
 @dataclass(frozen=True, slots=True)

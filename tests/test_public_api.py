@@ -6,11 +6,11 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diff", "EraseReceipt", "GatePolicy",
-    "InvalidRecordError", "Loader", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundPolicy",
-    "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
-    "TreeringError", "UsageError", "Verdict", "audit", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
-    "open", "score_matrix", "status", "streams", "train",
+    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diagnosis", "Diff", "EraseReceipt", "GatePolicy",
+    "InvalidRecordError", "Loader", "Metric", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundConfig",
+    "RoundPolicy", "RoundResult", "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
+    "TreeringError", "UsageError", "Verdict", "audit", "diagnose", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
+    "open", "round", "score_matrix", "status", "streams", "train",
 ]  # fmt: skip  # growing this list is a review topic
 
 

@@ -20,14 +20,18 @@ if TYPE_CHECKING:
         TreeringError,
         UsageError,
     )
-    from treering.evaluation import GatePolicy, ScoreMatrix, Verdict
+    from treering.evaluation import GatePolicy, Metric, ScoreMatrix, Verdict
     from treering.evaluation.audit import Audit
+    from treering.evaluation.diagnosis import Diagnosis
     from treering.evaluation.due import RoundPolicy
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
     from treering.registry.trace import lineage
     from treering.rounds.audit import audit
+    from treering.rounds.diagnose import diagnose
     from treering.rounds.diff import Diff, diff
+    from treering.rounds.documents import RoundConfig, RoundResult
+    from treering.rounds.driver import round  # noqa: A004
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
     from treering.rounds.status import Status, status
     from treering.rounds.train import Run, train
@@ -42,17 +46,21 @@ _HOMES = {
     "CheckFailedError": "errors",
     "ConflictError": "errors",
     "Corpus": "front",
+    "Diagnosis": "rounds",
     "Diff": "rounds",
     "EraseReceipt": "store",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
+    "Metric": "evaluation",
     "Mix": "mixing",
     "MixLock": "mixing",
     "NotFoundError": "errors",
     "Problem": "errors",
     "ReplayController": "mixing",
+    "RoundConfig": "rounds",
     "RoundPolicy": "rounds",
+    "RoundResult": "rounds",
     "Run": "rounds",
     "Schedule": "mixing",
     "ScoreMatrix": "evaluation",
@@ -66,6 +74,7 @@ _HOMES = {
     "UsageError": "errors",
     "Verdict": "evaluation",
     "audit": "rounds",
+    "diagnose": "rounds",
     "diff": "rounds",
     "evaluate": "rounds",
     "gate": "rounds",
@@ -73,6 +82,7 @@ _HOMES = {
     "load_adapter": "rounds",
     "mix": "mixing",
     "open": "front",
+    "round": "rounds",
     "score_matrix": "rounds",
     "status": "rounds",
     "streams": "mixing",
@@ -85,17 +95,21 @@ __all__ = [
     "CheckFailedError",
     "ConflictError",
     "Corpus",
+    "Diagnosis",
     "Diff",
     "EraseReceipt",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",
+    "Metric",
     "Mix",
     "MixLock",
     "NotFoundError",
     "Problem",
     "ReplayController",
+    "RoundConfig",
     "RoundPolicy",
+    "RoundResult",
     "Run",
     "Schedule",
     "ScoreMatrix",
@@ -109,6 +123,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "audit",
+    "diagnose",
     "diff",
     "evaluate",
     "gate",
@@ -116,6 +131,7 @@ __all__ = [
     "load_adapter",
     "mix",
     "open",
+    "round",
     "score_matrix",
     "status",
     "streams",

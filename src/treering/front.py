@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from treering.errors import ConflictError, UsageError
+from treering.errors import UsageError
 from treering.store.base import BaseStore
 from treering.store.corpus import BaseCorpus
 from treering.store.ref import AdapterRef, parse_target
-from treering.store.snapshot import NAME_TAKEN, Snapshot, seal
+from treering.store.snapshot import Snapshot
 from treering.store.source import Source
 
 if TYPE_CHECKING:
@@ -28,15 +28,12 @@ if TYPE_CHECKING:
     from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
     from treering.store.doctor import Diagnosis
-    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord, SnapshotRecord
+    from treering.store.documents import EraseReceipt, SeenBy, SelectionRecord
     from treering.store.erase import ErasePreview
     from treering.store.runs import RowIds
     from treering.store.verify import Verification
 
 __all__ = ["Corpus", "Store", "open"]
-
-#: Sealers that find their name taken begin again; more often than this in a row, it is worth telling the caller.
-_MOST_SEALS = 20
 
 
 class Corpus(BaseCorpus):
@@ -102,6 +99,7 @@ class Corpus(BaseCorpus):
         quality: float | None = None,
         correction: Mapping[str, Any] | None = None,
         exclude: bool | None = None,
+        intents: int | None = None,
         by: str | None = None,
         note: str | None = None,
     ) -> None:
@@ -110,7 +108,7 @@ class Corpus(BaseCorpus):
         label: what it should be labelled. outcome: what came of it. quality: a number, the higher the better.
         correction: {column: what should have stood there}, checked as a record is; sources that are loaded from now on deliver
         it, to training and evaluation alike, while the snapshot stays as it is. It takes the place of an earlier one; {} takes
-        that back. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
+        that back. intents: how many things it asks for at once. `id`, `session_id`, `subject`, `ts`, `split` and `origin` can't be corrected. exclude: True keeps it out of training and evaluation from the next `load` on
         (snapshots and locks stay as they are), False lets it back in. by, note: who says so, and why. Raises NotFoundError
         for an id that is in neither live nor a snapshot, InvalidRecordError for values of another kind.
         """
@@ -123,6 +121,7 @@ class Corpus(BaseCorpus):
                     "quality": quality,
                     "correction": correction,
                     "exclude": exclude,
+                    "intents": intents,
                     "by": by,
                     "note": note,
                 }
@@ -253,21 +252,15 @@ class Corpus(BaseCorpus):
 
         `to`: the number it must get. Raises ConflictError when that isn't the next one, or the lease stays taken.
         """
-        from treering.capture import flush_spools
+        from treering.capture.sealing import seal_live
 
         if not isinstance(message, str):
             raise UsageError(f"a message is text, not {message!r}", code="bad-message")
         if to is not None and (isinstance(to, bool) or not isinstance(to, int) or to < 1):
             raise UsageError(f"snapshots are numbered from 1, not {to!r}", code="bad-number")
         message = message.encode("utf-8", "backslashreplace").decode()  # what came as stray bytes is spelt out
-        for _ in range(_MOST_SEALS):
-            flush_spools(self)
-            sealed = seal(self, to=to, message=message)
-            if sealed is not NAME_TAKEN:
-                return Snapshot(self, cast("SnapshotRecord", sealed)) if sealed else None
-        raise ConflictError(
-            f"other processes kept sealing {self.name} first", code="seal-raced", hint="look at its log, then try again"
-        )
+        sealed = seal_live(self, message=message, to=to)
+        return Snapshot(self, sealed) if sealed else None
 
     def verify(self, name: str) -> Verification:
         """Compare a snapshot (`v1`, or `live`) with all that is known of it: documents, tag, files, records.

@@ -125,6 +125,8 @@ def _cell(name: str, cell: str) -> Any:
         return None
     if name == "quality":
         return _try(float, cell)
+    if name == "intents":
+        return _try(int, cell)
     if name == "exclude":
         return _WORDS.get(cell.strip().lower(), cell)
     if name in ("outcome", "correction"):

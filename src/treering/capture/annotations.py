@@ -44,6 +44,10 @@ def _is_quality(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 def _is_json(value: Any) -> bool:
     try:
         dump_json(value)
@@ -58,6 +62,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "quality": (_is_quality, "a finite number"),
     "correction": (lambda value: isinstance(value, Mapping), "an object of columns and their values"),
     "exclude": (lambda value: isinstance(value, bool), "true or false"),
+    "intents": (_is_count, "a whole number from 1"),
 }
 
 

@@ -12,10 +12,12 @@ from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, render, say, when
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
     from treering import Store
     from treering.registry import AdapterRecord
+    from treering.registry.compare import SliceChange
 
 __all__ = ["AdapterView", "adapter_facts", "adapters", "promote", "rollback", "show_adapter"]
 
@@ -41,9 +43,10 @@ class AdapterView:
     config: dict[str, Any]
     stats: dict[str, Any]
     created_at: datetime
+    against_parent: list[SliceChange]
 
     @classmethod
-    def of(cls, record: AdapterRecord) -> AdapterView:
+    def of(cls, record: AdapterRecord, against_parent: list[SliceChange] | None = None) -> AdapterView:
         """The view of a registry's record."""
         return cls(
             ref=record.ref,
@@ -61,6 +64,7 @@ class AdapterView:
             config=dict(record.config),
             stats=dict(record.stats),
             created_at=record.created_at,
+            against_parent=against_parent or [],
         )
 
 
@@ -101,11 +105,30 @@ def rollback(
 def show_adapter(store: Store, ref: str, *, as_json: bool) -> None:
     """Print one adapter. Raises UsageError, NotFoundError."""
     from treering.registry import Registry
+    from treering.registry.compare import against_parent
     from treering.store import AdapterRef
 
     store.corpus(AdapterRef.parse(ref).corpus)
-    view = AdapterView.of(Registry.of(store, ref).get(ref))
-    render(view, as_json, lambda: adapter_facts(view))
+    view = AdapterView.of(Registry.of(store, ref).get(ref), against_parent(store, ref))
+    render(view, as_json, lambda: _shown(view))
+
+
+def _shown(view: AdapterView) -> RenderableType:
+    """One adapter, and beside its parent what each slice gained or lost."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from treering.evaluation.matrix import points
+
+    if not view.against_parent:
+        return adapter_facts(view)
+    heads = ["held-out of", view.ref, str(view.parent), "change"]
+    rows = [
+        (row.slice, points(row.score), points(row.parent), points(row.change, signed=True))
+        for row in view.against_parent
+    ]
+    title = Text(f"against its parent, {view.metric} in points of 100:")
+    return Group(adapter_facts(view), Text(), title, columns(heads, rows, right=heads[1:]))
 
 
 def adapter_facts(view: AdapterView) -> Table:

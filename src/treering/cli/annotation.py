@@ -38,6 +38,7 @@ def annotate(
         bool | None,
         typer.Option("--exclude/--include", help="Keep it out of training and evaluation, or let it back in."),
     ] = None,
+    intents: Annotated[int | None, typer.Option(help="How many things it asks for at once.")] = None,
     by: Annotated[str | None, typer.Option(help="Who says so.")] = None,
     note: Annotated[str | None, typer.Option(help="Why.")] = None,
     file: Annotated[
@@ -64,6 +65,7 @@ def annotate(
         "quality": quality,
         "correction": None if correction is None else _json_or_text(correction),
         "exclude": exclude,
+        "intents": intents,
     }
     if (record is None) == (file is None):
         raise UsageError(

@@ -33,6 +33,7 @@ from treering.cli import (
     lineage,
     mix,
     prune,
+    rounds,
     selection,
     snapshot,
     source,
@@ -158,6 +159,7 @@ for name, command in (
     ("rollback", adapters.rollback),
     ("lineage", lineage.lineage),
     ("erase", erasure.erase),
+    ("round", rounds.run_round),
     ("demo", demo.demo),
 ):
     app.command(name)(command)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from treering.errors import UsageError
 
+from .budget import MAX_MEMORY_GB, MAX_P99_MS, Budget
 from .matrix import points
 from .metrics import METRICS
 from .policy import problems, read_toml
@@ -26,6 +27,8 @@ NOISE = 1e-9
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Change = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
+Limit = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Unit = Literal["points", "ms", "GB"]
 
 
 class GatePolicy(BaseModel):
@@ -38,10 +41,15 @@ class GatePolicy(BaseModel):
         min_score = 0.60               # every slice
         min_average = 0.80             # their mean
         min_bwt = -0.05                # backward transfer over the candidate's lineage
+        max_p99_ms = 100.0             # one text at a time on this machine; false: not asked
+        max_memory_gb = 16.0           # of the process that serves it; false: not asked
         by = ["snapshot", "domain"]    # which held-out slices are compared
 
         [slices]                       # single slices; one named here must have been evaluated
         "support@v1" = 0.85
+
+        [extra]                        # test sets from elsewhere, judged like any slice; paths as seen from this file
+        hard_cases = "tests/hard.jsonl"
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -51,15 +59,29 @@ class GatePolicy(BaseModel):
     min_score: Fraction | None = None
     min_average: Fraction | None = None
     min_bwt: Change | None = None
+    max_p99_ms: Limit | None = MAX_P99_MS
+    max_memory_gb: Limit | None = MAX_MEMORY_GB
     by: list[Literal["snapshot", "domain"]] = Field(default=["snapshot"], min_length=1)
     slices: dict[str, Fraction] = Field(default_factory=dict)
+    extra: dict[str, str] = Field(
+        default_factory=dict, description="test sets by name: JSONL, CSV or Parquet files, by path or URL"
+    )
 
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, name: str) -> str:
         if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
+            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(_fractions())}")
+        if name not in _fractions():
+            raise ValueError(
+                f"metric {name!r} isn't a fraction of 1, better the higher; one of {', '.join(_fractions())}"
+            )
         return name
+
+    @field_validator("max_p99_ms", "max_memory_gb", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        return None if value is False else value  # TOML has no null
 
     def __init__(self, **data: Any) -> None:
         try:
@@ -81,11 +103,13 @@ class CheckedRow(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    what: str  # a slice name, "average" or "BWT"
-    score: float | None  # the candidate's; None: not evaluated
+    what: str  # a slice name, "average", "BWT", "p99 latency" or "memory"
+    unit: Unit = "points"  # points: fractions of 1, as everywhere; ms; GB of 10⁹ bytes
+    score: float | None  # the candidate's, in this unit; None: not evaluated
     previous: float | None = None  # the baseline's; None: the slice is new
     change: float | None = None  # score - previous
     minimum: float | None = None
+    maximum: float | None = None
     passed: bool
     reason: str | None = None  # why not; None when passed
 
@@ -101,6 +125,7 @@ class Verdict(BaseModel):
     policy: GatePolicy
     candidate: str | None = None  # adapter refs, filled in by whoever knows them
     baseline: str | None = None
+    budget: Budget | None = None  # what was measured of serving it, if it was
 
 
 def check(
@@ -109,6 +134,7 @@ def check(
     policy: GatePolicy | None = None,
     *,
     bwt: float | None = None,
+    budget: Budget | None = None,
     candidate: str | None = None,
     baseline: str | None = None,
 ) -> Verdict:
@@ -116,7 +142,8 @@ def check(
 
     A slice without a previous score is new: only minimum scores apply to it. A previous score of 0.0 is a score. A slice
     the baseline was scored on and the candidate wasn't is refused, and so is a NaN: what wasn't measured hasn't passed.
-    `bwt` is None or NaN where a lineage has no earlier slice yet; the BWT line is skipped then.
+    `bwt` is None or NaN where a lineage has no earlier slice yet; the BWT line is skipped then, as latency and memory are
+    without a `budget`.
     Raises UsageError when there is nothing to judge.
     """
     policy = policy or GatePolicy()
@@ -133,10 +160,27 @@ def check(
         rows.append(_check_minimum("average", _measured(average), policy.min_average))
     if policy.min_bwt is not None and _measured(bwt) is not None:
         rows.append(_check_minimum("BWT", bwt, policy.min_bwt))
+    if budget is not None:
+        limits: list[tuple[str, Unit, float, float | None]] = [
+            ("p99 latency", "ms", budget.p99_ms, policy.max_p99_ms),
+            ("memory", "GB", budget.memory_gb, policy.max_memory_gb),
+        ]
+        rows += [_check_maximum(*limit, budget) for limit in limits if limit[3] is not None]
     reasons = [row.reason for row in rows if row.reason is not None]
     return Verdict(
-        passed=not reasons, reasons=reasons, rows=rows, policy=policy, candidate=candidate, baseline=baseline
+        passed=not reasons,
+        reasons=reasons,
+        rows=rows,
+        policy=policy,
+        candidate=candidate,
+        baseline=baseline,
+        budget=budget,
     )
+
+
+def _fractions() -> list[str]:
+    """The metrics that a policy's lines can be drawn for."""
+    return sorted(name for name, metric in METRICS.items() if metric.better == "higher")
 
 
 def _bad_policy(exc: ValidationError, where: str) -> UsageError:
@@ -158,7 +202,14 @@ def load_policy(policy: GatePolicy | Mapping[str, Any] | str | Path | None) -> G
         return policy
     if isinstance(policy, Mapping):
         return GatePolicy.parse(policy)
-    return GatePolicy.parse(read_toml(policy, "gate policy"), where=str(Path(policy)))
+    found = GatePolicy.parse(read_toml(policy, "gate policy"), where=str(Path(policy)))
+    beside = {name: _beside(Path(policy), path) for name, path in found.extra.items()}
+    return found.model_copy(update={"extra": beside})
+
+
+def _beside(policy: Path, path: str) -> str:
+    """A relative path as seen from the policy file's directory; URLs and absolute paths as they are."""
+    return path if "://" in path or "::" in path else str(policy.parent / path)
 
 
 def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:
@@ -195,6 +246,14 @@ def _check_minimum(what: str, score: float | None, minimum: float) -> CheckedRow
     elif score < minimum - NOISE:
         reason = f"{what} is {points(score)}, below its minimum of {points(minimum)}"
     return CheckedRow(what=what, score=score, minimum=minimum, passed=reason is None, reason=reason)
+
+
+def _check_maximum(what: str, unit: Unit, value: float, maximum: float | None, budget: Budget) -> CheckedRow:
+    reason = None
+    if maximum is not None and value > maximum:
+        held = f", of which the base's weights are {budget.base_gb:.3g} GB" if unit == "GB" and budget.base_gb else ""
+        reason = f"{what} is {value:.3g} {unit}, above its maximum of {maximum:g} {unit}{held}"
+    return CheckedRow(what=what, unit=unit, score=value, maximum=maximum, passed=reason is None, reason=reason)
 
 
 def _measured(score: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""PURE. The score matrix and the three numbers that are read off it.
+"""PURE. The score matrix and the numbers that are read off it.
 
 Holds scores, never computes them. Does not know what an adapter or a snapshot is beyond its name.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,11 +21,12 @@ __all__ = ["ScoreMatrix", "ScoreMatrixModel"]
 
 FloatArray = npt.NDArray[np.float64]
 
+SUMMARY = ("average", "bwt", "forgetting", "forward_transfer", "intransigence")
 _DOMAIN = re.compile(r".*?\[domain=(.*)\]", re.DOTALL)  # what evaluation calls the slice of a domain
 
 
 class ScoreMatrixModel(BaseModel):
-    """A score matrix as JSON: `null` where a cell wasn't evaluated; scores are fractions of 1."""
+    """A score matrix as JSON: `null` where a cell wasn't evaluated; scores are fractions of 1, losses are in nats."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -38,6 +39,12 @@ class ScoreMatrixModel(BaseModel):
     average: float | None = None
     bwt: float | None = None
     forgetting: float | None = None
+    forward_transfer: float | None = None
+    intransigence: float | None = None
+    better: Literal["higher", "lower"] = "higher"
+    chance: list[float | None] = Field(default_factory=list, description="by slice, of a model that knows no record")
+    reference: list[float | None] = Field(default_factory=list, description="by slice, of the fresh baseline")
+    reference_name: str | None = Field(default=None, description="adapter that the fresh baseline is")
     notes: list[str] = Field(default_factory=list)
 
 
@@ -49,7 +56,11 @@ class ScoreMatrix:
     Left out, it is the diagonal: round j learns slice j. The numbers below are those of Lopez-Paz & Ranzato,
     "Gradient Episodic Memory for Continual Learning" (2017), with R[j, j] read as "right after slice j was learnt", so
     that a round may learn two snapshots or none. They are NaN where a cell they need wasn't evaluated: a mean over
-    whatever happens to be there would flatter.
+    whatever happens to be there would flatter. With `better="lower"` (a loss) differences are turned round, so that BWT
+    below 0 and forgetting above 0 mean forgetting whatever is measured.
+
+    `chance[j]`: the score on slice j of a model that has learnt nothing; `reference[j]`: that of a fresh baseline, trained
+    on everything at once; NaN, or left out altogether, where unknown.
 
     Raises UsageError when shapes don't fit, names repeat or a value is infinite.
     """
@@ -60,6 +71,10 @@ class ScoreMatrix:
     learned_in: tuple[int | None, ...] = ()
     metric: str = "macro_f1"
     notes: tuple[str, ...] = field(default=())
+    better: Literal["higher", "lower"] = "higher"
+    chance: tuple[float, ...] = ()
+    reference: tuple[float, ...] = ()
+    reference_name: str | None = None
 
     def __post_init__(self) -> None:
         values = np.array(self.values, dtype=np.float64)  # a copy: freezing it must not freeze the caller's array
@@ -86,6 +101,14 @@ class ScoreMatrix:
         for name, value in (("values", values), ("rounds", rounds), ("slices", slices), ("learned_in", learned)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "notes", tuple(self.notes))
+        for name in ("chance", "reference"):
+            given = tuple(float(value) for value in getattr(self, name))
+            if len(given) not in (0, shape[1]) or any(map(math.isinf, given)):
+                raise UsageError(f"{name} must be a finite number or NaN for each of {shape[1]} slices",
+                                 code="bad-matrix")  # fmt: skip
+            object.__setattr__(self, name, given or (math.nan,) * shape[1])
+        if self.better not in ("higher", "lower"):
+            raise UsageError(f"better is {self.better!r}; it is higher or lower", code="bad-matrix")
 
     @property
     def average(self) -> float:
@@ -100,7 +123,7 @@ class ScoreMatrix:
         With one slice a round this is the mean over j < T of R[T, j] − R[j, j]. Below 0 means forgetting. NaN when no
         slice was learnt before the last round (T = 1, say).
         """
-        return _mean([self.values[-1, j] - self.values[r, j] for j, r in self._earlier()])
+        return _mean([self._gain(self.values[r, j], self.values[-1, j]) for j, r in self._earlier()])
 
     @property
     def forgetting(self) -> float:
@@ -112,11 +135,47 @@ class ScoreMatrix:
         """
         return _mean([self._drop(j, r) for j, r in self._earlier()])
 
+    @property
+    def forward_transfer(self) -> float:
+        """Mean over slices learnt in round r ≥ 2 of R[r − 1, j] − b[j]: what was known of them before they were learnt.
+
+        b[j] is `chance[j]`, where Lopez-Paz & Ranzato (2017) take a network with random weights. Above 0 means that
+        earlier slices helped. NaN unless those cells were evaluated (`score_matrix(full=True)`).
+        """
+        later = [(j, r) for j, r in enumerate(self.learned_in) if r is not None and r > 0]
+        return _mean([self._gain(self.chance[j], self.values[r - 1, j]) for j, r in later])
+
+    @property
+    def intransigence(self) -> float:
+        """Mean over learnt slices of reference[j] − R[learned_in[j], j]: what learning one after another couldn't learn.
+
+        Chaudhry et al., "Riemannian Walk for Incremental Learning" (2018), where the reference of slice j is trained on
+        everything up to j; ours is one fresh baseline, trained on everything there is. Above 0: the baseline is better.
+        NaN without a reference.
+        """
+        learned = [(j, r) for j, r in enumerate(self.learned_in) if r is not None]
+        return _mean([self._gain(self.values[r, j], self.reference[j]) for j, r in learned])
+
+    def bwt_by_round(self) -> list[float]:
+        """`bwt` as it was after each round, NaN while no earlier slice was there: what a sustained fall is told by."""
+        return [self.until(n).bwt for n in range(1, len(self.rounds) + 1)]
+
+    def until(self, rounds: int) -> ScoreMatrix:
+        """The matrix as it was after the first `rounds` rounds; slices learnt later are learnt by none."""
+        learned = tuple(None if r is None or r >= rounds else r for r in self.learned_in)
+        return replace(self, rounds=self.rounds[:rounds], values=self.values[:rounds], learned_in=learned)
+
+    def _gain(self, before: float, after: float) -> float:
+        """How much better the second score is than the first."""
+        return float(after - before if self.better == "higher" else before - after)
+
     def _drop(self, j: int, r: int) -> float:
         """How far slice j, learnt in round r, has fallen from its best; NaN where that can't be told."""
         seen = self.values[r:-1, j]
-        best = math.nan if math.isnan(seen[0]) else float(np.nanmax(seen))
-        return best - float(self.values[-1, j])
+        if math.isnan(seen[0]):
+            return math.nan
+        best = float(np.nanmax(seen) if self.better == "higher" else np.nanmin(seen))
+        return -self._gain(best, float(self.values[-1, j]))
 
     def forgetting_by_slice(self) -> dict[str, float]:
         """What was lost of each slice learnt before the last round: its part of `forgetting`, but never below 0.
@@ -146,8 +205,8 @@ class ScoreMatrix:
         return {name: float(score) for name, score in zip(self.slices, scores, strict=True) if not math.isnan(score)}
 
     def summary(self) -> dict[str, float | None]:
-        """`average`, `bwt` and `forgetting`; None where NaN, as JSON has it."""
-        return {"average": _none(self.average), "bwt": _none(self.bwt), "forgetting": _none(self.forgetting)}
+        """`average`, `bwt`, `forgetting`, `forward_transfer` and `intransigence`; None where NaN, as JSON has it."""
+        return {name: _none(getattr(self, name)) for name in SUMMARY}
 
     def to_model(self) -> ScoreMatrixModel:
         """The matrix as a JSON model; NaN becomes null."""
@@ -158,9 +217,11 @@ class ScoreMatrix:
             learned_in=list(self.learned_in),
             values=[[_none(float(v)) for v in row] for row in self.values],
             notes=list(self.notes),
-            average=_none(self.average),
-            bwt=_none(self.bwt),
-            forgetting=_none(self.forgetting),
+            better=self.better,
+            chance=[_none(v) for v in self.chance],
+            reference=[_none(v) for v in self.reference],
+            reference_name=self.reference_name,
+            **self.summary(),
         )
 
     @classmethod
@@ -181,6 +242,10 @@ class ScoreMatrix:
             learned_in=tuple(model.learned_in),
             metric=model.metric,
             notes=tuple(model.notes),
+            better=model.better,
+            chance=tuple(math.nan if v is None else v for v in model.chance),
+            reference=tuple(math.nan if v is None else v for v in model.reference),
+            reference_name=model.reference_name,
         )
 
     def to_json(self) -> str:
@@ -196,27 +261,65 @@ class ScoreMatrix:
             raise _not_a_matrix(exc) from exc
 
     def table(self) -> str:
-        """The matrix as lines of text in points of 100, `·` where a cell wasn't evaluated; no trailing newline."""
+        """The matrix as lines of text, `·` where a cell wasn't evaluated; no trailing newline.
+
+        In points of 100, a loss in nats. Below the rounds stands the fresh baseline, if there is one; the last line says
+        what the numbers above it are.
+        """
         head = ["", *self.slices]
-        body = [[name, *(points(v) for v in row)] for name, row in zip(self.rounds, self.values.tolist(), strict=True)]
+        body = [
+            [name, *(self.shown(v) for v in row)] for name, row in zip(self.rounds, self.values.tolist(), strict=True)
+        ]
+        if self.reference_name is not None:
+            body.append([f"{self.reference_name} (fresh)", *map(self.shown, self.reference)])
         widths = [max(len(line[k]) for line in [head, *body]) for k in range(len(head))]
         lines = [
             "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
             for line in [head, *body]
         ]
-        lines.append("")
-        lines.append(
-            f"average {points(self.average)}   BWT {points(self.bwt, signed=True)}   "
-            f"forgetting {points(self.forgetting)}   ({self.metric}, points of 100)"
-        )
+        numbers = [
+            ("average", self.average, False),
+            ("BWT", self.bwt, True),
+            ("forgetting", self.forgetting, False),
+            ("forward transfer", self.forward_transfer, True),
+            ("intransigence", self.intransigence, True),
+        ]
+        told = [f"{name} {self.shown(v, signed=signed)}" for name, v, signed in numbers[:3]]
+        told += [f"{name} {self.shown(v, signed=signed)}" for name, v, signed in numbers[3:] if not math.isnan(v)]
+        unit = "points of 100" if self.better == "higher" else "the lower the better"
+        lines += ["", f"{'   '.join(told)}   ({self.metric}, {unit})", self.formulas()]
         return "\n".join(line.rstrip() for line in lines)
+
+    def formulas(self) -> str:
+        """What the numbers below the table are, in one line: libraries differ in what they call forgetting."""
+        if self.better == "higher":
+            change, drop = "R[T,j] − R[l(j),j]", "max over l(j)≤i<T of R[i,j] − R[T,j]"
+        else:
+            change, drop = "R[l(j),j] − R[T,j]", "R[T,j] − min over l(j)≤i<T of R[i,j]"
+        said = [
+            "R[i,j]: score on slice j after round i, l(j): the round that learnt j, T: the last",
+            f"BWT = mean over l(j)<T of {change}",
+            f"forgetting = mean over l(j)<T of {drop}",
+        ]
+        if not math.isnan(self.forward_transfer):
+            said.append("forward transfer = mean over l(j)>1 of R[l(j)−1,j] − b(j), b: labels drawn evenly at random")
+        if not math.isnan(self.intransigence):
+            said.append("intransigence = mean of fresh(j) − R[l(j),j]")
+        return "; ".join(said)
+
+    def shown(self, score: float | None, *, signed: bool = False) -> str:
+        """One score as the table prints it: in points of 100, a loss in nats; `·` for None and NaN."""
+        if self.better == "higher" or score is None or math.isnan(score):
+            return points(score, signed=signed)
+        return f"{score + 0.0:+.3f}" if signed else f"{score:.3f}"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScoreMatrix):
             return NotImplemented
-        names = ("rounds", "slices", "learned_in", "metric", "notes")
-        return all(getattr(self, n) == getattr(other, n) for n in names) and np.array_equal(
-            self.values, other.values, equal_nan=True
+        names = ("rounds", "slices", "learned_in", "metric", "notes", "better", "reference_name")
+        numbers = ("values", "chance", "reference")
+        return all(getattr(self, n) == getattr(other, n) for n in names) and all(
+            np.array_equal(getattr(self, n), getattr(other, n), equal_nan=True) for n in numbers
         )
 
     def __hash__(self) -> int:

@@ -1,23 +1,72 @@
-"""Scores of predictions against the truth, as fractions of 1.
+"""From a model's answers to the records of one slice to one number.
 
-A metric is any callable `(truth, predicted) -> float` over two equally long sequences of labels. Knows nothing of
-slices, adapters or the store.
+A metric reads predictions, probabilities, or the texts as well: `Metric` says which. A bare callable
+`(truth, predicted) -> float` over two equally long sequences of labels is one of predictions, better the higher. Knows
+nothing of slices, adapters or the store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from treering.errors import UsageError
 
-__all__ = ["METRICS", "Metric", "accuracy", "macro_f1", "measure", "resolve_metric"]
+__all__ = [
+    "METRICS",
+    "Answers",
+    "Metric",
+    "MetricLike",
+    "Uniform",
+    "accuracy",
+    "log_loss",
+    "macro_f1",
+    "measure",
+    "resolve_metric",
+    "score_answers",
+]
 
-Metric = Callable[[Sequence[str], Sequence[str]], float]
+LEAST = 1e-7  # probability that a loss takes for none: about what float32 can tell from 0 beside 1
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+class Answers(Protocol):
+    """What a metric may ask a model for. `probabilities` and `classes` are asked of only by metrics that read them."""
+
+    def predict(self, texts: list[str]) -> list[str]:
+        """One label per text."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a model's answers become one finite number.
+
+    `reads` says what `function` is called with, all of n records:
+    "predictions": `(truth, predicted)`, two sequences of labels.
+    "probabilities": `(truth, probabilities, classes)`, the second an array (n, classes), as `Adapter.probabilities` gives.
+    "texts": `(texts, truth, predicted)`: for a judge that reads what was asked, a language model or a person.
+    `better`: whether a higher or a lower number is the better one; scores that are fractions of 1 are better the higher.
+    """
+
+    name: str
+    function: Callable[..., float]
+    reads: Literal["predictions", "probabilities", "texts"] = "predictions"
+    better: Literal["higher", "lower"] = "higher"
+
+    def __call__(self, *answers: Any) -> float:
+        """What `function` makes of the answers that it reads."""
+        return self.function(*answers)
+
+
+MetricLike = str | Metric | Callable[[Sequence[str], Sequence[str]], float]
 
 
 def accuracy(truth: Sequence[str], predicted: Sequence[str]) -> float:
@@ -55,37 +104,121 @@ def macro_f1(truth: Sequence[str], predicted: Sequence[str], *, labels: Iterable
     return float(np.mean(2 * hits / np.maximum(support + claimed, 1)))
 
 
-METRICS: Mapping[str, Metric] = MappingProxyType({"accuracy": accuracy, "macro_f1": macro_f1})
+def log_loss(truth: Sequence[str], probabilities: FloatArray, classes: Sequence[str]) -> float:
+    """Mean of −ln p(true label), in nats, ≥ 0, better the lower. probabilities: (n, classes).
+
+    A label that isn't among the classes, and one of less probability, counts as 1e-7: 16.1 nats. Raises UsageError when
+    shapes don't fit.
+    """
+    given = np.asarray(probabilities, np.float64)
+    if given.shape != (len(truth), len(classes)):
+        raise UsageError(
+            f"probabilities of shape {given.shape} for {len(truth)} records and {len(classes)} classes",
+            code="length-mismatch",
+        )
+    if not len(truth):
+        raise _no_records()
+    number = {label: n for n, label in enumerate(classes)}
+    at = np.fromiter((number.get(label, -1) for label in truth), np.int64, len(truth))
+    p = np.where(at >= 0, given[np.arange(len(at)), at], 0.0)
+    return float(np.mean(-np.log(np.clip(p, LEAST, 1.0)))) + 0.0  # + 0.0: never -0.0
 
 
-def resolve_metric(metric: str | Metric) -> tuple[str, Metric]:
-    """Name and function of a metric given as a built-in name or as any callable.
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "accuracy": Metric("accuracy", accuracy),
+        "loss": Metric("loss", log_loss, reads="probabilities", better="lower"),
+        "macro_f1": Metric("macro_f1", macro_f1),
+    }
+)
+
+
+def resolve_metric(metric: MetricLike) -> Metric:
+    """The metric that a built-in name, a `Metric` or any callable `(truth, predicted) -> float` stands for.
 
     Raises UsageError for a name that isn't built in.
     """
+    if isinstance(metric, Metric):
+        return metric
     if isinstance(metric, str):
         if metric not in METRICS:
             known = ", ".join(sorted(METRICS))
             raise UsageError(
                 f"unknown metric {metric!r}", code="unknown-metric", hint=f"built in: {known}; or pass a callable"
             )
-        return metric, METRICS[metric]
+        return METRICS[metric]
     if not callable(metric):
         raise UsageError(f"a metric is a name or a callable, got {type(metric).__name__}", code="unknown-metric")
-    return str(getattr(metric, "__name__", type(metric).__name__)), metric
+    return Metric(str(getattr(metric, "__name__", type(metric).__name__)), metric)
 
 
-def measure(metric: str | Metric, truth: Sequence[str], predicted: Sequence[str]) -> float:
-    """One finite score. Raises UsageError when the metric is unknown or gives anything but a finite number."""
-    name, function = resolve_metric(metric)
+def measure(metric: MetricLike, truth: Sequence[str], predicted: Sequence[str]) -> float:
+    """One finite score of predictions.
+
+    Raises UsageError when the metric is unknown, reads more than predictions, or gives anything but a finite number.
+    """
+    found = resolve_metric(metric)
+    if found.reads != "predictions":
+        raise UsageError(
+            f"metric {found.name!r} reads {found.reads}, which predictions alone don't tell", code="bad-metric"
+        )
     _check_lengths(truth, predicted)
-    value = function(truth, predicted)
+    return _finite(found, truth, predicted)
+
+
+def score_answers(metric: MetricLike, texts: Sequence[str], truth: Sequence[str], model: Answers) -> float:
+    """One finite score of what a model answers to these texts; all of length n.
+
+    Raises UsageError as `measure` does, and for a metric of probabilities when the model gives none.
+    """
+    found = resolve_metric(metric)
+    if not len(texts):
+        raise _no_records()
+    if found.reads == "probabilities":
+        told: Any = model
+        if not hasattr(told, "probabilities") or not hasattr(told, "classes"):
+            raise UsageError(
+                f"metric {found.name!r} reads probabilities, and this model gives labels alone",
+                code="no-probabilities",
+                hint="evaluate by accuracy or macro_f1; predictions from elsewhere may bring a column `probability`",
+            )
+        return _finite(found, truth, told.probabilities(list(texts)), list(told.classes))
+    predicted = model.predict(list(texts))
+    _check_lengths(truth, predicted)
+    if found.reads == "texts":
+        return _finite(found, list(texts), truth, predicted)
+    return _finite(found, truth, predicted)
+
+
+class Uniform:
+    """A model that knows the labels and nothing else: every label of each text is as likely as any other.
+
+    What it answers is drawn from a hash of the text, so it answers the same every time. The baseline of forward transfer.
+    """
+
+    def __init__(self, classes: Iterable[str]) -> None:
+        self.classes = tuple(sorted(set(classes)))
+        if not self.classes:
+            raise UsageError("a baseline needs at least one label to draw from", code="empty-labels")
+
+    def predict(self, texts: Sequence[str]) -> list[str]:
+        """One label per text."""
+        drawn = [hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest() for text in texts]
+        return [self.classes[int.from_bytes(one, "big") % len(self.classes)] for one in drawn]
+
+    def probabilities(self, texts: Sequence[str]) -> FloatArray:
+        """Float32 (n, classes)."""
+        return np.full((len(texts), len(self.classes)), 1.0 / len(self.classes), np.float32)
+
+
+def _finite(metric: Metric, *arguments: Any) -> float:
+    value = metric.function(*arguments)
     try:
         score = float(value)
     except (TypeError, ValueError) as exc:
-        raise UsageError(f"metric {name!r} gave {value!r}, not a number", code="bad-metric") from exc
+        raise UsageError(f"metric {metric.name!r} gave {value!r}, not a number", code="bad-metric") from exc
     if not math.isfinite(score):
-        raise UsageError(f"metric {name!r} gave {score}, not a finite number", code="bad-metric")
+        raise UsageError(f"metric {metric.name!r} gave {score}, not a finite number", code="bad-metric")
     return score
 
 
@@ -93,7 +226,11 @@ def _check_lengths(truth: Sequence[str], predicted: Sequence[str]) -> None:
     if len(truth) != len(predicted):
         raise UsageError(f"{len(predicted)} predictions for {len(truth)} records", code="length-mismatch")
     if len(truth) == 0:
-        raise UsageError("no records to score", code="empty-slice", hint="evaluate on a ref with held-out records")
+        raise _no_records()
+
+
+def _no_records() -> UsageError:
+    return UsageError("no records to score", code="empty-slice", hint="evaluate on a ref with held-out records")
 
 
 def _count(codes: npt.NDArray[np.int64], labels: int) -> npt.NDArray[np.int64]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from .fold import RegistryState, Status, fold
 from .records import AdapterEvent, AdapterRecord, StoredAdapter
 from .registry import Registry
-from .scores import ScoreLog, StoredScore
+from .scores import CanaryLog, CanaryLook, ScoreLog, StoredScore
 from .trained import trained_snapshots, training_data
 
 __all__ = [
     "AdapterEvent",
     "AdapterRecord",
+    "CanaryLog",
+    "CanaryLook",
     "Registry",
     "RegistryState",
     "ScoreLog",

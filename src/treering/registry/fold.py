@@ -5,7 +5,7 @@ No status is stored anywhere: it is what the events add up to. So two writers ca
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -20,7 +20,7 @@ __all__ = ["RegistryState", "Status", "fold"]
 class RegistryState:
     """What the events add up to. At most one adapter is in production, and rollback never leads to that same one."""
 
-    statuses: Mapping[int, Status]
+    statuses: Mapping[int, Status]  # a fresh baseline is "baseline" until it is promoted
     production: int | None = None
     past: tuple[int, ...] = ()  # adapters that rollback goes back to, the next one last
     verdicts: Mapping[int, AdapterEvent] = field(default_factory=dict)  # the latest one of each adapter
@@ -36,10 +36,22 @@ class RegistryState:
         open_ones = [n for n, status in self.statuses.items() if status in ("candidate", "refused")]
         return max(open_ones, default=None)
 
+    @property
+    def leading(self) -> int | None:
+        """The adapter in production, else the newest one that wasn't made to compare with."""
+        if self.production is not None:
+            return self.production
+        return max((n for n, status in self.statuses.items() if status != "baseline"), default=None)
 
-def fold(adapters: Iterable[int], events: Sequence[AdapterEvent]) -> RegistryState:
-    """State after `events`, in any order given. Raises StoreError for a history that no registry can have written."""
-    statuses: dict[int, Status] = dict.fromkeys(sorted(adapters), "candidate")
+
+def fold(
+    adapters: Iterable[int], events: Sequence[AdapterEvent], baselines: Container[int] = frozenset()
+) -> RegistryState:
+    """State after `events`, in any order given. Raises StoreError for a history that no registry can have written.
+
+    `baselines`: adapters that were made to compare with. They are no candidates, but a gate may pass them like others.
+    """
+    statuses: dict[int, Status] = {n: "baseline" if n in baselines else "candidate" for n in sorted(adapters)}
     production: int | None = None
     past: list[int] = []
     verdicts: dict[int, AdapterEvent] = {}

@@ -83,8 +83,7 @@ def stillness(corpus: BaseCorpus) -> list[Stillness]:
     that were measured when the adapter was trained, else those in the store, in the metric of the newest round.
     """
     registry = Registry(corpus.store, corpus.name)
-    state = registry.state()
-    number = state.production if state.production is not None else max(state.statuses, default=None)
+    number = registry.state().leading
     lineage = registry.lineage(f"{corpus.name}:{number}") if number is not None else []
     metric = lineage[-1].metric if lineage else ""
     found = []

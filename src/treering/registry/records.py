@@ -11,7 +11,7 @@ from treering.evaluation.gate import Verdict
 
 __all__ = ["AdapterEvent", "AdapterRecord", "EventKind", "Status", "StoredAdapter"]
 
-Status = Literal["candidate", "refused", "production", "retired"]
+Status = Literal["candidate", "refused", "production", "retired", "baseline"]
 EventKind = Literal["verdict", "promote", "rollback", "retire"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -30,6 +30,7 @@ class StoredAdapter(BaseModel):
     base_digest: str | None = None
     strategy: str | None = None
     config: dict[str, Any] = Field(default_factory=dict)
+    run: str | None = None  # the round that made it, `support/3`; None: trained by hand
     lock_digest: str | None = None  # of the mix lock beside it, lock.json
     trained_on: list[str] = Field(default_factory=list)  # snapshot refs this run drew from; its parents' not repeated
     trained_rows: dict[str, list[tuple[int, int]]] = Field(default_factory=dict)
@@ -37,7 +38,9 @@ class StoredAdapter(BaseModel):
     metric: str = "macro_f1"
     scores: dict[str, Finite] = Field(default_factory=dict)  # by held-out slice, right after training; fractions of 1
     stats: dict[str, Any] = Field(default_factory=dict)  # rows served, seconds, steps … of the run
-    weights_sha256: Sha256  # of weights.safetensors
+    external: str | None = None  # what it is called where it was trained; its weights aren't here
+    baseline: bool = False  # trained on everything at once to compare with, not to go on from
+    weights_sha256: Sha256  # of weights.safetensors, an empty object for a model that was trained elsewhere
     card_sha256: Sha256  # of card.json
     weights_bytes: int = Field(ge=0)
     created_at: datetime

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ValidationError
 
 from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
+from treering.evaluation.predictions import Predictions, PredictionsModel
 from treering.store.documents import parse_document
 from treering.store.ref import AdapterRef, Ref
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Registry"]
 
 WEIGHTS, CARD, LOCK, RECORD = "weights.safetensors", "card.json", "lock.json", "record.json"
+BASELINE = "baseline"  # an empty object beside the record: who is no candidate is told by listing alone
+PREDICTIONS = "predictions/"  # of a model that was trained elsewhere
+_LONGEST_NAME = 1_000
 ATTEMPTS = 50  # writers of one corpus that may get in first before an append that can't conflict gives up
 
 
@@ -55,7 +60,7 @@ class Registry:
         """Statuses, production and what rollback leads to, folded from the events."""
         # Events first: an event names an adapter whose record was there before it.
         events = self.events()
-        return fold(self._numbers(committed=True), events)
+        return self._folded(events)
 
     def events(self) -> list[AdapterEvent]:
         """The whole history, oldest first."""
@@ -140,6 +145,9 @@ class Registry:
         metric: str = "macro_f1",
         scores: Mapping[str, float] | None = None,
         stats: Mapping[str, Any] | None = None,
+        run: str | None = None,
+        external: str | None = None,
+        baseline: bool = False,
     ) -> AdapterRecord:
         """Add a candidate under the next number: weights, card and lock first, the record last.
 
@@ -147,8 +155,10 @@ class Registry:
         bytes but no adapter, and its number is never used again. `weights` is a safetensors file. `parent` may be a
         role; it is written down by number. `trained_on` and `trained_rows` are what `training_data` makes of the pins of
         the sources that were drawn from: snapshot refs (a range counts as its snapshots), and row intervals of live.
-        Raises NotFoundError when the parent isn't there, UsageError when a value
-        can't be recorded.
+        run: the round that it was made by. A run that was killed here and is made again goes on with the number that it had
+        claimed, as training it again gives the same weights. external: what a model that was trained elsewhere is called
+        there; its `weights` are empty. baseline: it is there to compare with, and no candidate. Raises NotFoundError when
+        the parent isn't there, UsageError when a value can't be recorded.
         """
         if parent is not None:
             parent = self._parent(parent)
@@ -166,25 +176,89 @@ class Registry:
             metric=metric,
             scores={name: float(score) for name, score in (scores or {}).items()},
             stats=dict(stats or {}),
+            run=run,
             weights_sha256=sha256(weights),
             card_sha256=sha256(card_bytes),
             weights_bytes=len(weights),
+            external=external,
+            baseline=baseline,
         )
         to_bytes(record_of(1))  # refuse what can't be recorded before anything is written
         for _ in range(ATTEMPTS):
-            number = max(self._numbers(committed=False), default=0) + 1
-            record = record_of(number)
-            try:
-                self._objects.create(record.prefix + WEIGHTS, weights)
-            except AlreadyExistsError:
-                continue  # someone else has this number: take the next one
-            self._objects.create(record.prefix + CARD, card_bytes)
-            if lock is not None:
-                self._objects.create(record.prefix + LOCK, lock)
-            self._objects.create(record.prefix + RECORD, to_bytes(record))
-            return AdapterRecord.model_validate(record.model_dump())
+            claimed = None if run is None else self._claimed(weights, card_bytes)
+            number, card_bytes = claimed or (max(self._numbers(committed=False), default=0) + 1, to_bytes(card))
+            record = record_of(number, card_sha256=sha256(card_bytes))
+            marker = b"" if baseline else None
+            parts = {WEIGHTS: weights, CARD: card_bytes, LOCK: lock, BASELINE: marker, RECORD: to_bytes(record)}
+            if all(self._put(record.prefix + name, data) for name, data in parts.items() if data is not None):
+                return AdapterRecord.model_validate(record.model_dump())
+            # someone else has this number, or took it over: take the next one
         raise ConflictError(
             f"no free adapter number for {self.corpus} after {ATTEMPTS} attempts", hint="too many writers; try again"
+        )
+
+    def add_external(
+        self,
+        name: str,
+        *,
+        parent: str | None = None,
+        lock: bytes | None = None,
+        lock_digest: str | None = None,
+        trained_on: Sequence[str] = (),
+        trained_rows: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    ) -> AdapterRecord:
+        """Add a model that was trained elsewhere, by what it is called there: a candidate without weights.
+
+        It is scored on predictions (`add_predictions`), and goes through gate and promotion like any other. Raises
+        NotFoundError when the parent isn't there, UsageError for an empty name.
+        """
+        if not name.strip() or len(name) > _LONGEST_NAME:
+            raise UsageError(
+                "a model from elsewhere needs a name",
+                code="bad-external",
+                hint="what it is called there: a path, a hub name, a run's id",
+            )
+        return self.add(
+            weights=b"",
+            card={"format": "treering.external/1", "external": name},
+            lock=lock,
+            lock_digest=lock_digest,
+            parent=parent,
+            trained_on=trained_on,
+            trained_rows=trained_rows,
+            external=name,
+        )
+
+    def add_predictions(self, ref: str, predictions: PredictionsModel) -> None:
+        """Keep what a model from elsewhere said of held-out records; the same again changes nothing.
+
+        Raises UsageError for an adapter whose weights are here, ConflictError when it said something else of a record
+        before.
+        """
+        record = self.get(ref)
+        if record.external is None:
+            raise UsageError(
+                f"{record.ref} was trained here: it is asked itself",
+                code="not-external",
+                hint=f"treering eval {record.ref}; or treering adapters add {self.corpus} --external ID for another model",
+            )
+        changed = self.predictions(record.ref).conflicts(predictions)
+        if changed:
+            raise ConflictError(
+                f"{record.ref} has other predictions for {changed:,} of these records already",
+                code="other-predictions",
+                hint=f"another model is another adapter: treering adapters add {self.corpus} --external ID",
+            )
+        data = to_bytes(predictions)
+        with suppress(AlreadyExistsError):
+            self._objects.create(f"{record.prefix}{PREDICTIONS}{sha256(data)[:32]}.json", data)
+
+    def predictions(self, ref: str) -> Predictions:
+        """All that a model from elsewhere said so far."""
+        record = self.get(ref)
+        paths = self._objects.list(f"{record.prefix}{PREDICTIONS}")
+        return Predictions(
+            record.ref, [parse_document(PredictionsModel, path, self._objects.get(path)) for path in paths]
         )
 
     def record_verdict(self, ref: str, verdict: Verdict, *, message: str = "") -> AdapterRecord:
@@ -286,10 +360,33 @@ class Registry:
 
     # -- inside
 
+    def _claimed(self, weights: bytes, card: bytes) -> tuple[int, bytes] | None:
+        """The number that a run had claimed when it was killed, and its card: one without a record, of the same weights.
+
+        A card that is there already may tell other seconds than ours.
+        """
+        for number in sorted(set(self._numbers(committed=False)) - set(self._numbers(committed=True))):
+            folder = f"{self._root}{number}/"
+            found = self._objects.list(folder)
+            if folder + WEIGHTS not in found or self._objects.get(folder + WEIGHTS) != weights:
+                continue
+            kept = self._objects.get(folder + CARD) if folder + CARD in found else card
+            if _without_stats(kept) == _without_stats(card):
+                return number, kept
+        return None
+
+    def _put(self, path: str, data: bytes) -> bool:
+        """Create an object; False when there is another one. The same bytes are as good as ours."""
+        try:
+            self._objects.create(path, data)
+        except AlreadyExistsError:
+            return not path.endswith(RECORD) and self._objects.get(path) == data
+        return True
+
     def _append(self, next_event: Callable[[RegistryState], AdapterEvent | int]) -> AdapterRecord:
         """Write the event decided on the present state; a number instead of an event means: nothing to do."""
         events = self.events()
-        state = fold(self._numbers(committed=True), events)
+        state = self._folded(events)
         event = next_event(state)
         if isinstance(event, int):
             return self._record(event, state)
@@ -301,7 +398,17 @@ class Registry:
                 code="registry-race",
                 hint=f"look at `treering adapters {self.corpus}`, then try again",
             ) from exc
-        return self._record(event.adapter, fold(state.statuses, [*events, event]))
+        baselines = {number for number, status in state.statuses.items() if status == "baseline"}
+        return self._record(event.adapter, fold(state.statuses, [*events, event], baselines))
+
+    def _folded(self, events: Sequence[AdapterEvent]) -> RegistryState:
+        names: dict[int, set[str]] = {}
+        for path in self._objects.list(self._root):
+            folder, _, name = path.removeprefix(self._root).partition("/")
+            if folder.isdecimal():
+                names.setdefault(int(folder), set()).add(name)
+        there = [number for number, objects in names.items() if RECORD in objects]
+        return fold(there, events, {number for number in there if BASELINE in names[number]})
 
     def _numbers(self, *, committed: bool) -> list[int]:
         """Adapter numbers in use; `committed`: only those whose record is there."""
@@ -374,13 +481,21 @@ class _RecordMaker:
     def __init__(self, **fields: Any) -> None:
         self._fields = fields
 
-    def __call__(self, number: int) -> StoredAdapter:
+    def __call__(self, number: int, **changed: Any) -> StoredAdapter:
         try:
-            return StoredAdapter(number=number, created_at=datetime.now(UTC), **self._fields)
+            return StoredAdapter(number=number, created_at=datetime.now(UTC), **{**self._fields, **changed})
         except ValidationError as exc:
             first = exc.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise UsageError(f"an adapter can't be recorded so: {where}: {first['msg']}", code="bad-adapter") from exc
+
+
+def _without_stats(card: bytes) -> Any:
+    try:
+        said = json.loads(card)
+    except ValueError:
+        return card
+    return {name: value for name, value in said.items() if name != "stats"} if isinstance(said, dict) else said
 
 
 def _snapshot_refs(refs: Iterable[str]) -> list[str]:

@@ -12,13 +12,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from treering.errors import AlreadyExistsError, NotFoundError, StoreError
+from treering.errors import AlreadyExistsError, ConflictError, NotFoundError, StoreError
 from treering.store.documents import parse_document
 
 from .objects import HasObjects, to_bytes
 from .records import StoredAdapter
 
-__all__ = ["ScoreLog", "StoredScore", "every_score"]
+__all__ = ["CanaryLog", "CanaryLook", "ScoreLog", "StoredScore", "every_score"]
+
+_ATTEMPTS = 50  # lookers at one adapter that may get in first
 
 
 class StoredScore(BaseModel):
@@ -43,6 +45,49 @@ def every_score(store: HasObjects, record: StoredAdapter) -> list[StoredScore]:
     paths = objects.list(f"evaluations/{record.corpus}/{record.number}/")
     found = [parse_document(StoredScore, path, objects.get(path)) for path in paths]
     return sorted(found, key=lambda score: (score.created_at, score.slice))
+
+
+class CanaryLook(BaseModel):
+    """`canaries/<corpus>/<adapter number>/<look>.json`: what an adapter scored when it was looked at."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    format: Literal["treering.canary/1"] = "treering.canary/1"
+    adapter: str
+    metric: str
+    scores: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(description="by held-out slice")
+    rows: dict[str, int]
+    at: datetime
+
+
+class CanaryLog:
+    """The looks at one adapter, in order. What scored live, which no digest names, is only known from here."""
+
+    def __init__(self, store: HasObjects, record: StoredAdapter) -> None:
+        self._objects = store.objects
+        self._folder = f"canaries/{record.corpus}/{record.number}/"
+
+    def looks(self) -> list[CanaryLook]:
+        """Oldest first."""
+        return [parse_document(CanaryLook, path, self._objects.get(path)) for path in self._objects.list(self._folder)]
+
+    def last(self, slice_name: str, metric: str) -> float | None:
+        """What a slice scored when it was last looked at."""
+        found = [
+            look.scores[slice_name] for look in self.looks() if look.metric == metric and slice_name in look.scores
+        ]
+        return found[-1] if found else None
+
+    def add(self, look: CanaryLook) -> None:
+        """Keep a look. Raises ConflictError when others keep getting in first."""
+        for _ in range(_ATTEMPTS):
+            number = len(self._objects.list(self._folder)) + 1
+            try:
+                self._objects.create(f"{self._folder}{number:06d}.json", to_bytes(look))
+            except AlreadyExistsError:
+                continue
+            return
+        raise ConflictError(f"couldn't keep a look at {look.adapter}: too many others", hint="try again")
 
 
 class ScoreLog:

@@ -13,33 +13,44 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from treering.errors import NotFoundError, UsageError
 from treering.evaluation import (
     METRICS,
+    Answers,
     GatePolicy,
     HeldoutSlice,
     Metric,
+    MetricLike,
+    Predictions,
     ScoreMatrix,
+    Uniform,
     Verdict,
     check,
     domain_slices,
+    extra_slices,
     load_policy,
-    measure,
     resolve_metric,
+    score_answers,
     slice_of,
     snapshot_slices,
 )
-from treering.registry import AdapterRecord, Registry, ScoreLog
+from treering.evaluation.predictions import read_predictions
+from treering.registry import AdapterRecord, CanaryLog, CanaryLook, Registry, ScoreLog
+from treering.registry.scores import every_score
 from treering.registry.trained import overlaps
+from treering.rounds.budget import measure_budget
+from treering.store.ref import Ref
 
 if TYPE_CHECKING:
     from treering.store import BaseStore, Source
 
-__all__ = ["Evaluation", "Model", "evaluate", "gate", "load_adapter", "score_matrix"]
+__all__ = ["Evaluation", "Model", "each_snapshot", "evaluate", "gate", "load_adapter", "score_matrix"]
 
 By = Literal["snapshot", "domain"]
+Extra = Mapping[str, "str | HeldoutSlice"]  # test sets from elsewhere by name: path, URL, or a slice at hand
+NOISE = 1e-9  # sums of floats differ by less; a record of any slice that fits on this planet counts for more
 
 
 class Model(Protocol):
@@ -51,7 +62,10 @@ class Model(Protocol):
 
 
 class Evaluation(BaseModel):
-    """Scores of one adapter; fractions of 1, by ref, with the number of held-out records behind each."""
+    """Scores of one adapter; fractions of 1, by ref, with the number of held-out records behind each.
+
+    As a canary (with a tolerance) it also says what the scores were before, and which slices have dropped since.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -59,6 +73,11 @@ class Evaluation(BaseModel):
     metric: str
     scores: dict[str, float]
     rows: dict[str, int]
+    before: dict[str, float] = Field(
+        default_factory=dict, description="right after training, else when last measured; a new slice has none"
+    )
+    tolerance: float | None = None
+    dropped: list[str] = Field(default_factory=list, description="slices worse than before by more than the tolerance")
     created_at: datetime
 
 
@@ -66,10 +85,17 @@ def load_adapter(store: BaseStore, adapter: str) -> Model:
     """The model that an adapter ref names, ready to `predict(list of texts) -> list of labels`.
 
     Weights are read from safetensors and checked against the digest they were added with; nothing in an adapter is run.
-    Raises NotFoundError for an adapter or base that isn't there, StoreError for weights or a card that were changed.
+    Raises NotFoundError for an adapter or base that isn't there, StoreError for weights or a card that were changed,
+    UsageError for a model that was trained elsewhere.
     """
     registry = _registry(store, adapter)
     record = registry.get(adapter)
+    if record.external is not None:
+        raise UsageError(
+            f"{record.ref} was trained elsewhere, as {record.external}: its weights aren't in this store",
+            code="external-adapter",
+            hint=f"load it where it was trained; here it is scored by predictions: treering eval {record.ref} --predictions FILE",
+        )
     return _load_model(store, registry, record, cached=False)
 
 
@@ -77,17 +103,30 @@ def evaluate(
     store: BaseStore,
     adapter: str,
     on: str | Source | Iterable[str | Source] | None = None,
-    metric: str | Metric = "macro_f1",
+    metric: MetricLike = "macro_f1",
     *,
     fresh: bool = False,
+    extra: Extra | None = None,
+    predictions: str | None = None,
+    tolerance: float | None = None,
 ) -> Evaluation:
-    """Score one adapter on the held-out records of refs; each ref is one slice, a range too.
+    """Score one adapter on the held-out records of refs; each ref is one slice, a range too (see `each_snapshot`).
 
     Without `on`: on every snapshot of the adapter's corpus that has held-out records. A built-in metric on sealed
-    records is measured once and read from the store afterwards; `fresh=True` measures again. Raises NotFoundError for an
-    adapter or ref that isn't there, UsageError for an unknown metric, unlabelled records or a ref without held-out ones.
+    records is measured once and read from the store afterwards; `fresh=True` measures again.
+    metric: "accuracy", "macro_f1", "loss", a `Metric`, or any callable `(truth, predicted) -> float`.
+    extra: test sets from elsewhere, {name: path, URL or `HeldoutSlice`}; see `evaluation.file_slice`.
+    predictions: a file (JSONL, CSV, Parquet) of what a model that was trained elsewhere says of just these records: id,
+        predicted and perhaps probability. It is kept, so that score matrix and gate find it too.
+    tolerance: look as a canary does: measure anew, and compare each slice with its score right after training, else with
+        the last one that was measured. What is worse by more than this is `.dropped`. The look is remembered.
+
+    Raises NotFoundError for an adapter, ref or file that isn't there, UsageError for an unknown metric, unlabelled records
+    or a slice without records, InvalidRecordError for predictions with missing, doubled or unknown ids.
     """
-    name, _ = resolve_metric(metric)
+    chosen = resolve_metric(metric)
+    if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
+        raise UsageError(f"a tolerance of {tolerance!r} can't be meant", code="bad-tolerance", hint="0.02 is 2 points")
     registry = _registry(store, adapter)
     record = registry.get(adapter)
     if on is None:
@@ -97,20 +136,51 @@ def evaluate(
         if not refs:
             raise UsageError("there is nothing to evaluate on", code="no-slices", hint='name refs: on=["support@v1"]')
         slices = [slice_of(store.heldout(ref) if isinstance(ref, str) else _source(ref)) for ref in refs]
+    slices += extra_slices(extra)
+    _check_names(slices)
     if not slices:
         raise UsageError(
             f"{record.corpus} has no sealed held-out records to evaluate {record.ref} on",
             code="empty-slice",
             hint=f"seal some (treering snapshot live --to {record.corpus}), or name refs",
         )
-    scores = _Scorer(store, metric, fresh=fresh).scores(record, slices)
-    return Evaluation(
+    if predictions is not None:
+        _take_predictions(store, registry, record, predictions, slices)
+    before = {} if tolerance is None else _before(store, record, slices, chosen)
+    scores = Scorer(store, metric, fresh=fresh or tolerance is not None).scores(record, slices)
+    worse = 1.0 if chosen.better == "lower" else -1.0
+    found = Evaluation(
         adapter=record.ref,
-        metric=name,
+        metric=chosen.name,
         scores=scores,
         rows={s.name: s.rows for s in slices},
+        before=before,
+        tolerance=None if tolerance is None else float(tolerance),
+        dropped=[
+            name for name, was in before.items() if worse * (scores[name] - was) > (tolerance or 0.0) + NOISE
+        ],
         created_at=datetime.now(UTC),
-    )
+    )  # fmt: skip
+    if tolerance is not None:
+        CanaryLog(store, record).add(
+            CanaryLook(adapter=record.ref, metric=chosen.name, scores=scores, rows=found.rows, at=found.created_at)
+        )
+    return found
+
+
+def each_snapshot(on: str | Iterable[str]) -> list[str]:
+    """Refs that may be separated by commas, each range spelt out: `support@v1..v3,support@live` is four of them.
+
+    Raises UsageError for what isn't a ref.
+    """
+    texts = [part.strip() for text in ([on] if isinstance(on, str) else on) for part in text.split(",")]
+    refs: list[str] = []
+    for ref in map(Ref.parse, texts):
+        if ref.kind == "range":
+            refs += [str(Ref(ref.corpus, "snapshot", n, n, ref.store)) for n in range(ref.first, ref.last + 1)]
+        else:
+            refs.append(str(ref))
+    return list(dict.fromkeys(refs))
 
 
 def score_matrix(
@@ -118,18 +188,27 @@ def score_matrix(
     corpus: str,
     *,
     adapter: str | None = None,
-    metric: str | Metric = "macro_f1",
+    metric: MetricLike = "macro_f1",
     by: By = "snapshot",
     full: bool = False,
     fresh: bool = False,
+    extra: Extra | None = None,
+    fresh_baseline: bool = False,
 ) -> ScoreMatrix:
     """The score matrix of one lineage: a round per adapter from the oldest parent on, a slice per snapshot or domain.
 
     The lineage is that of `adapter`, by default of the adapter in production, else of the newest one. Slices are those
     that the lineage was trained on; a cell is evaluated from the round that learnt its slice on, with `full=True`
-    before it too. `metric` and `fresh` are as in `evaluate`. Raises NotFoundError without an adapter or a slice.
+    before it too, which forward transfer is read off. `metric`, `fresh` and `extra` are as in `evaluate`.
+    extra: test sets count as learnt in the first round whose adapter can answer with all of their labels, as learnt by none
+        if there is no such round.
+    fresh_baseline: compare with an adapter that is trained on all of these snapshots at once, from scratch, with the base
+        and config of the newest round and as many updates as all rounds together (strategy `joint`). It takes that long;
+        it stays in the registry, marked as a baseline, and is found there the next time.
+
+    Raises NotFoundError without an adapter or a slice.
     """
-    resolve_metric(metric)
+    chosen = resolve_metric(metric)
     if by not in ("snapshot", "domain"):
         raise UsageError(f"a score matrix is by snapshot or by domain, not by {by!r}", code="bad-argument")
     store.corpus(corpus)  # says so if there is none
@@ -138,7 +217,7 @@ def score_matrix(
     lineage = registry.lineage(ref)
     found = _slices(store, corpus, [by])
     snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).evaluable()}
-    learned_by = [_learned(record, snapshot_rows) for record in lineage]
+    learned_by = [learned_snapshots(record, snapshot_rows) for record in lineage]
     slices: list[HeldoutSlice] = []
     learned_in: list[int | None] = []
     notes = []
@@ -151,19 +230,30 @@ def score_matrix(
         else:
             slices.append(piece)
             learned_in.append(round_)
+    answers = [_answerable(registry, record) for record in lineage] if extra else []
+    for piece in extra_slices(extra):
+        slices.append(piece)
+        learned_in.append(next((i for i, labels in enumerate(answers) if labels.issuperset(piece.labels)), None))
+    _check_names(slices)
     if not slices:
         raise NotFoundError(
             f"{ref} was trained on no snapshot of {corpus} that has held-out records",
             code="no-slices",
             hint=f"evaluate on a ref instead: treering eval {ref} --on {corpus}@live",
         )
-    scorer = _Scorer(store, metric, fresh=fresh)
+    scorer = Scorer(store, metric, fresh=fresh)
     values = np.full((len(lineage), len(slices)), math.nan)
     for i, record in enumerate(lineage):
-        due = [j for j, first in enumerate(learned_in) if full or (first is not None and i >= first)]
+        due = [j for j, first in enumerate(learned_in) if full or first is None or i >= first]
         scores = scorer.scores(record, [slices[j] for j in due])
         for j in due:
             values[i, j] = scores[slices[j].name]
+    reference: AdapterRecord | None = None
+    if fresh_baseline:
+        from treering.rounds.baseline import baseline_for
+
+        reference = baseline_for(store, lineage[-1].ref)
+    unlearned = Uniform(label for piece in slices for label in piece.labels)
     return ScoreMatrix(
         rounds=tuple(record.ref for record in lineage),
         slices=tuple(piece.name for piece in slices),
@@ -171,6 +261,10 @@ def score_matrix(
         learned_in=tuple(learned_in),
         metric=scorer.name,
         notes=tuple(notes),
+        better=chosen.better,
+        chance=tuple(score_answers(chosen, s.texts, s.labels, unlearned) for s in slices) if full else (),
+        reference=() if reference is None else tuple(scorer.scores(reference, slices)[s.name] for s in slices),
+        reference_name=None if reference is None else reference.ref,
     )
 
 
@@ -185,7 +279,8 @@ def gate(
     """Judge an adapter against the one in production (else against its parent, else by minimum scores alone).
 
     Both are scored on the held-out slices that either was trained on, and on those that the policy names; what was
-    learnt from live and isn't sealed yet counts as the slice `NAME@live`. The verdict goes into the registry unless
+    learnt from live and isn't sealed yet counts as the slice `NAME@live`. Where the policy has a line for latency or memory,
+    the candidate answers up to 200 of those texts one by one, on this machine. The verdict goes into the registry unless
     `record=False`; `promote` asks for it. Raises as `evaluate` and `load_policy` do; a refusal is a verdict, not an
     error.
     """
@@ -196,17 +291,23 @@ def gate(
     candidate = registry.get(adapter)
     baseline = _baseline(registry, candidate)
     slices = _gate_slices(store, registry, candidate, baseline, rules)
-    scorer = _Scorer(store, rules.metric, fresh=fresh)
+    scorer = Scorer(store, rules.metric, fresh=fresh)
     scores = scorer.scores(candidate, slices)
     previous = scorer.scores(baseline, slices) if baseline is not None else {}
     bwt = None
     if rules.min_bwt is not None:
         bwt = score_matrix(store, candidate.corpus, adapter=candidate.ref, metric=rules.metric).bwt
+    budget = None
+    serves_here = candidate.external is None  # what serving a model from elsewhere takes is measured where it is served
+    if serves_here and (rules.max_p99_ms is not None or rules.max_memory_gb is not None):
+        model = _load_model(store, registry, candidate, cached=False)  # kept activations would answer too quickly
+        budget = measure_budget(model, [text for piece in slices for text in piece.texts], enough_ms=rules.max_p99_ms)
     verdict = check(
         scores,
         previous,
         rules,
         bwt=bwt,
+        budget=budget,
         candidate=candidate.ref,
         baseline=None if baseline is None else baseline.ref,
     )
@@ -215,20 +316,34 @@ def gate(
     return verdict
 
 
-class _Scorer:
-    """Scores adapters on slices, each adapter loaded at most once and only when a score isn't in the store yet."""
+class Scorer:
+    """Scores adapters on slices, each adapter loaded at most once and only when a score isn't in the store yet.
 
-    def __init__(self, store: BaseStore, metric: str | Metric, *, fresh: bool) -> None:
+    Does not choose the slices.
+    """
+
+    def __init__(self, store: BaseStore, metric: MetricLike, *, fresh: bool) -> None:
         self._store = store
-        self._metric = metric
+        self._metric: Metric = resolve_metric(metric)
         self._fresh = fresh
-        self.name, function = resolve_metric(metric)
-        self._known = METRICS.get(self.name) is function  # a caller's own callable isn't known by its name
+        self.name = self._metric.name
+        self._known = METRICS.get(self.name) is self._metric  # a caller's own callable isn't known by its name
+        self._models: dict[str, Model | Predictions] = {}
+
+    def model(self, record: AdapterRecord) -> Model | Predictions:
+        """Who answers for an adapter: itself, or what was predicted where it was trained."""
+        if record.ref not in self._models:
+            registry = Registry(self._store, record.corpus)
+            self._models[record.ref] = (
+                registry.predictions(record.ref)
+                if record.external is not None
+                else _load_model(self._store, registry, record, cached=True)
+            )
+        return self._models[record.ref]
 
     def scores(self, record: AdapterRecord, slices: Sequence[HeldoutSlice]) -> dict[str, float]:
         """Score by slice name. Raises UsageError for a slice without records."""
         log = ScoreLog(self._store, record)
-        model: Model | None = None
         scores: dict[str, float] = {}
         for piece in slices:
             if not piece.rows:
@@ -242,10 +357,10 @@ class _Scorer:
             if stored is not None:
                 scores[piece.name] = stored.score
                 continue
-            if model is None:
-                model = _load_model(self._store, Registry(self._store, record.corpus), record, cached=True)
+            model = self.model(record)
+            answers: Answers = model.of(piece) if isinstance(model, Predictions) else model
             # Slice by slice: how texts are batched must not depend on which scores happened to be in the store.
-            score = measure(self._metric, piece.labels, model.predict(list(piece.texts)))
+            score = score_answers(self._metric, piece.texts, piece.labels, answers)
             if key is not None:
                 log.put(piece.name, key, self.name, score=score, rows=piece.rows)
             scores[piece.name] = score
@@ -261,8 +376,7 @@ def _load_model(store: BaseStore, registry: Registry, record: AdapterRecord, *, 
 
 
 def _default_adapter(registry: Registry) -> str:
-    state = registry.state()
-    number = state.production if state.production is not None else max(state.statuses, default=None)
+    number = registry.state().leading
     if number is None:
         raise NotFoundError(
             f"{registry.corpus} has no adapters yet", code="no-adapter", hint="train one: treering train"
@@ -288,7 +402,7 @@ def _slices(store: BaseStore, corpus: str, by: Sequence[By]) -> list[HeldoutSlic
     return found
 
 
-def _learned(record: AdapterRecord, snapshot_rows: Mapping[str, tuple[int, int]]) -> set[str]:
+def learned_snapshots(record: AdapterRecord, snapshot_rows: Mapping[str, tuple[int, int]]) -> set[str]:
     """Snapshots that one adapter drew from itself, as live included."""
     rows = [(lo, hi) for lo, hi in record.trained_rows.get(record.corpus, [])]
     return {ref for ref, row_ids in snapshot_rows.items() if ref in record.trained_on or overlaps(rows, row_ids)}
@@ -297,22 +411,73 @@ def _learned(record: AdapterRecord, snapshot_rows: Mapping[str, tuple[int, int]]
 def _gate_slices(
     store: BaseStore, registry: Registry, candidate: AdapterRecord, baseline: AdapterRecord | None, policy: GatePolicy
 ) -> list[HeldoutSlice]:
-    """Slices with records that the candidate's or the baseline's lineage learnt, then those that the policy names."""
+    """Slices with records that either lineage learnt, the policy's test sets, then those that it names."""
     corpus = candidate.corpus
     snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).evaluable()}
     judged = [candidate] if baseline is None else [candidate, baseline]
     lineages = [record for one in judged for record in registry.lineage(one.ref)]
-    learned = set().union(*(_learned(record, snapshot_rows) for record in lineages))
+    learned = set().union(*(learned_snapshots(record, snapshot_rows) for record in lineages))
     slices = [s for s in _slices(store, corpus, policy.by) if s.rows and not learned.isdisjoint(s.parts)]
     sealed = max((hi for _, hi in snapshot_rows.values()), default=0)
     if any(hi > sealed for record in lineages for _, hi in record.trained_rows.get(corpus, [])):
         live = slice_of(store.live(corpus))
         slices += [live] if live.rows else []
+    slices += extra_slices(policy.extra)
+    _check_names(slices)
     names = {s.name for s in slices}
     for name in policy.slices:
         if name not in names and (piece := _named_slice(store, corpus, name)) is not None and piece.rows:
             slices.append(piece)
     return slices
+
+
+def _check_names(slices: Sequence[HeldoutSlice]) -> None:
+    """Raise UsageError when two slices go by one name."""
+    names = [piece.name for piece in slices]
+    doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if doubled:
+        raise UsageError(f"two slices are called {doubled[0]}", code="doubled-slice", hint="name each once")
+
+
+def _answerable(registry: Registry, record: AdapterRecord) -> set[str]:
+    """The labels that an adapter can answer with; of a model from elsewhere, those that it has."""
+    if record.external is not None:
+        return set(registry.predictions(record.ref).predicted.values())
+    return set(registry.card(record.ref).get("classes", []))
+
+
+def _take_predictions(
+    store: BaseStore, registry: Registry, record: AdapterRecord, source: str, slices: Sequence[HeldoutSlice]
+) -> None:
+    """Check a file of predictions against the slices it is about, and keep it."""
+    nameless = [piece.name for piece in slices if not piece.ids]
+    if nameless:
+        raise UsageError(
+            f"{nameless[0]} has no ids, so predictions can't be told of its records",
+            code="no-ids",
+            hint="add a column `id` to the test set",
+        )
+    held = {part for piece in slices for part in piece.parts if Ref.parse(part).kind == "snapshot"}
+    unlabelled = {name for ref in sorted(held) for name in store.heldout(ref).to_table(["id"]).column("id").to_pylist()}
+    wanted = {piece.name: piece.ids for piece in slices}
+    registry.add_predictions(record.ref, read_predictions(source, record.ref, wanted, also=unlabelled))
+
+
+def _before(
+    store: BaseStore, record: AdapterRecord, slices: Sequence[HeldoutSlice], metric: Metric
+) -> dict[str, float]:
+    """What each slice scored right after training, else when it was last measured, else looked at."""
+    after_training = record.scores if record.metric == metric.name else {}
+    stored = {one.slice: one.score for one in every_score(store, record) if one.metric == metric.name}
+    looks = CanaryLog(store, record)
+    found: dict[str, float] = {}
+    for piece in slices:
+        known = [after_training.get(piece.name), stored.get(piece.name) if piece.key else None]
+        was = next((score for score in known if score is not None), None)
+        was = looks.last(piece.name, metric.name) if was is None else was
+        if was is not None:
+            found[piece.name] = was
+    return found
 
 
 def _registry(store: BaseStore, adapter: str) -> Registry:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from treering.errors import NotFoundError, UsageError
-from treering.evaluation import measure, snapshot_slices
+from treering.evaluation import HeldoutSlice, measure, snapshot_slices
+from treering.evaluation.matrix import points
 from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
 from treering.registry import AdapterRecord, Registry, ScoreLog
-from treering.registry.trained import covers, training_data
+from treering.registry.trained import covers, overlaps, training_data
+from treering.rounds.tracking import Tracker, tracked
 from treering.training import TrainConfig
 
 if TYPE_CHECKING:
@@ -33,12 +35,16 @@ METRIC = "macro_f1"
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1."""
+    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1.
+
+    `stopped`: why it ended early, None when it didn't. The adapter is then as it was at the last look without a drop.
+    """
 
     adapter: AdapterRecord
     lock: MixLock
     scores: dict[str, float]
     config: TrainConfig
+    stopped: str | None = None
 
 
 def train(
@@ -48,7 +54,10 @@ def train(
     *,
     parent: str | Literal["auto"] | None = "auto",
     corpus: str | None = None,
+    run: str | None = None,
+    track: str | Tracker | None = None,
     progress: Progress | None = None,
+    baseline: bool = False,
 ) -> Run:
     """Train an adapter on a mix, add it to the registry as a candidate, and score it on all sealed held-out slices.
 
@@ -60,6 +69,12 @@ def train(
     candidate that no gate refused, else from scratch. A strategy that starts from scratch has none.
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
     the largest share.
+    baseline: what is trained is there to compare with, and no candidate.
+    run: the round that this belongs to, `support/3`, for the adapter's record.
+    track: where figures go besides the registry: "mlflow:URI", "trackio:PROJECT" or a `Tracker` of your own.
+
+    With `config.eval_every` the held-out slices that the parent's lineage learnt are looked at while it trains, and a drop
+    beyond `config.eval_tolerance` ends the run.
 
     Raises UsageError for a mix that can't be trained on, NotFoundError for a parent that isn't there, ConflictError for
     one on another base or a lock whose data isn't there any more, and DivergedError (its `.adapter` holds the last good
@@ -88,7 +103,16 @@ def train(
     start = None
     if before is not None:
         registry = Registry.of(store, before.ref)
+        if before.external is not None:
+            raise UsageError(
+                f"{before.ref} was trained elsewhere: it has no weights here to go on from",
+                code="external-adapter",
+                hint="--parent ADAPTER for one that was trained here, or --parent none",
+            )
         start = Adapter.load(registry.weights(before.ref), registry.card(before.ref))
+    canaries = None
+    if start is not None and before is not None and config.eval_every:
+        canaries = _Canaries(_past(store, before), start, config.eval_tolerance)
     # None: endless, `config.steps` says when to stop. What has no steps reads the mix once.
     epochs = None if plan.gradient else 1
     loader: Loader  # of this process alone, whatever launched it
@@ -103,16 +127,73 @@ def train(
         described = _described(store, sources, weights, before, config.general)
         chosen = _drawn(store, sources, plan.draw(described, config), mix.seed, before)
         loader = chosen.loader(config.batch_size, _columns(sources), epochs=epochs, rank=0, world_size=1)
-    with loader:
-        try:
-            adapter = fit(loader, config, cache_dir=store.cache_dir, parent=start, sources=described, progress=progress)
-        except DivergedError as exc:
-            raise _kept(store, exc) from exc
-    return _registered(store, home, adapter, loader.lock(), config, before)
+    with tracked(track, run or f"{home} {config.strategy}", config.model_dump(mode="json")) as log:
+        with loader:
+            try:
+                adapter = fit(
+                    loader,
+                    config,
+                    cache_dir=store.cache_dir,
+                    parent=start,
+                    sources=described,
+                    progress=progress,
+                    on_step=canaries,
+                )
+            except DivergedError as exc:
+                raise _kept(store, exc) from exc
+        if canaries is not None:
+            adapter = canaries.kept(adapter)
+        done = _registered(store, home, adapter, loader.lock(), config, before, run, baseline)
+        _logged(log, done)
+    return done
+
+
+def _past(store: BaseStore, before: AdapterRecord) -> list[HeldoutSlice]:
+    """The held-out slices of what an adapter's lineage was trained on."""
+    registry = Registry.of(store, before.ref)
+    refs, rows = set(registry.trained_on(before.ref)), registry.trained_rows(before.ref)
+    corpus = store.corpus(before.corpus)
+    learned = refs | {snapshot.ref for snapshot in corpus.evaluable() if overlaps(rows, snapshot.row_ids)}
+    return [piece for piece in snapshot_slices(corpus) if piece.rows and piece.name in learned]
+
+
+class _Canaries:
+    """Looks at past slices while an adapter is trained, and says when one has dropped."""
+
+    def __init__(self, slices: Sequence[HeldoutSlice], parent: Adapter, tolerance: float) -> None:
+        self._slices = slices
+        self._tolerance = tolerance
+        self._before = {s.name: measure(METRIC, s.labels, parent.predict(list(s.texts))) for s in slices}
+        self._good: Adapter | None = None
+
+    def __call__(self, step: int, adapter: Adapter) -> str | None:
+        drops = {
+            piece.name: self._before[piece.name] - measure(METRIC, piece.labels, adapter.predict(list(piece.texts)))
+            for piece in self._slices
+        }
+        fallen = [f"{name} by {points(drop)}" for name, drop in drops.items() if drop > self._tolerance + 1e-9]
+        if not fallen:
+            self._good = adapter
+            return None
+        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)} points"
+
+    def kept(self, adapter: Adapter) -> Adapter:
+        """The adapter that a run leaves: of one that was stopped, as it was at the last look without a drop."""
+        stats = adapter.card.stats
+        if stats is None or stats.stopped is None or self._good is None:
+            return adapter
+        return self._good.with_card(adapter.card.model_copy(update={"weights_digest": self._good.digest}))
 
 
 def _registered(
-    store: BaseStore, home: str, adapter: Adapter, lock: MixLock, config: TrainConfig, before: AdapterRecord | None
+    store: BaseStore,
+    home: str,
+    adapter: Adapter,
+    lock: MixLock,
+    config: TrainConfig,
+    before: AdapterRecord | None,
+    run: str | None,
+    baseline: bool,
 ) -> Run:
     """Score the adapter, finish its card, add it."""
     slices = [piece for piece in snapshot_slices(store.corpus(home)) if piece.rows]
@@ -143,12 +224,25 @@ def _registered(
         metric=METRIC,
         scores=scores,
         stats={} if card.stats is None else card.stats.model_dump(mode="json"),
+        baseline=baseline,
+        run=run,
     )
     log = ScoreLog(store, record)
     for piece in slices:
         if piece.key is not None:  # measured once: the score matrix and the gate find it there
             log.put(piece.name, piece.key, METRIC, score=scores[piece.name], rows=piece.rows)
-    return Run(record, lock, scores, config)
+    return Run(record, lock, scores, config, stopped=card.stats.stopped if card.stats else None)
+
+
+def _logged(log: Tracker, done: Run) -> None:
+    """What a training came to, at the steps it was known from."""
+    stats = done.adapter.stats
+    names = ("rows_drawn", "rows_distinct", "trainable_parameters", "seconds_encode", "seconds_train")
+    log.log(0, {"loss": float(stats["loss_first"])} if "loss_first" in stats else {})
+    last = {"loss": float(stats["loss_last"])} if "loss_last" in stats else {}
+    last |= {name: float(stats[name]) for name in names if name in stats}
+    last |= {f"{METRIC}/{name}": score for name, score in done.scores.items()}
+    log.log(done.config.steps, last)
 
 
 def _columns(sources: Sequence[SourceLike]) -> list[str]:

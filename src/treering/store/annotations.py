@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ANNOTATION_SCHEMA", "KEYS", "AnnotationLog", "chunks", "row_ids_of"]
 
 #: What can be said about a record.
-KEYS = ("label", "outcome", "quality", "correction", "exclude")
+KEYS = ("label", "outcome", "quality", "correction", "exclude", "intents")
 
 ANNOTATION_SCHEMA = pa.schema(
     [

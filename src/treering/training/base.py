@@ -69,6 +69,9 @@ class Base:
             positions -= int(model.config.pad_token_id) + 1
         self.max_tokens = min(max_tokens, positions)
         self.digest = _digest(model, tokenizer)
+        #: Numbers in its weights, and the bytes they take as loaded.
+        self.parameters = sum(int(weight.numel()) for weight in model.parameters())
+        self.weight_bytes = sum(int(weight.numel() * weight.element_size()) for weight in model.parameters())
 
     @classmethod
     def load(

@@ -48,6 +48,7 @@ class TrainStats(_Document):
     loss_last: Finite = Field(description="mean loss of the last tenth")
     seconds_encode: Finite = Field(ge=0, description="reading the mix and running the frozen base, wall clock")
     seconds_train: Finite = Field(ge=0)
+    stopped: str | None = Field(default=None, description="why it ended before its last update; null when it didn't")
 
 
 class ModelCard(_Document):

@@ -106,6 +106,19 @@ class TrainConfig(BaseModel):
     clip_norm: NotNegative = Field(
         default=1.0, description="conversations: longer gradients are shortened to this norm; 0: none is"
     )
+    only: str | None = Field(
+        default=None,
+        pattern=r"^(head|gate:.+)$",
+        description='touch up one part of the parent and nothing else: "head", or "gate:DOMAIN"',
+    )
+    eval_every: int = Field(
+        default=0,
+        ge=0,
+        description="updates between looks at the held-out slices that the parent learnt; 0 never looks",
+    )
+    eval_tolerance: NotNegative = Field(
+        default=0.05, description="a slice that scores less than the parent did by more than this ends the run"
+    )
     seed: int = Field(default=0, ge=0, description="initial weights and noise; the order of the data is the mix's")
 
     def __init__(self, **data: Any) -> None:

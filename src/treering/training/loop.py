@@ -30,6 +30,7 @@ from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard, TrainStats
 from treering.training.config import TrainConfig
 from treering.training.nets import Net, Out, header_for, make_net
+from treering.training.only import restrict
 from treering.training.strategies import MixSource, Records, Round, Step, Strategy, strategy
 
 __all__ = ["DivergedError", "Progress", "fit"]
@@ -38,6 +39,7 @@ NO_DOMAIN = "(none)"  # records that name no domain still share one
 READ_BATCHES = 32  # batches whose texts are encoded together
 Batch = Mapping[str, Any]
 Progress = Callable[[str, int, int], None]  # ("read" | "train", done, of how many updates)
+OnStep = Callable[[int, Adapter], str | None]  # (updates done, the adapter as it is) → why to stop, None to go on
 
 
 class DivergedError(CheckFailedError):
@@ -59,6 +61,7 @@ def fit(
     base: Base | None = None,
     sources: Sequence[MixSource] = (),
     progress: Progress | None = None,
+    on_step: OnStep | None = None,
 ) -> Adapter:
     """Train an adapter on `config.steps` batches of `loader`; the same batches, config, base and parent give the same bytes.
 
@@ -66,7 +69,8 @@ def fit(
     with `_ref`, the source numbers, if there are sources; a loader that ends early is begun again (a strategy without
     gradient reads it once, to its end). cache_dir: where activations of the frozen base are kept (in memory when None).
     parent: whose weights, classes and domains to go on from, unless the strategy starts from scratch. sources: by number,
-    which of them the parent was trained on; none, when left out. While it runs, torch uses one thread.
+    which of them the parent was trained on; none, when left out. on_step: asked every `config.eval_every` updates; what it
+    says other than None ends the run there. While it runs, torch uses one thread.
 
     Raises UsageError for batches without texts or labels, an unknown strategy and a kind that isn't for it, ConflictError
     for a parent on another base, DivergedError when the loss isn't finite any more; and as `Base.load`.
@@ -96,10 +100,12 @@ def fit(
     counts = data.counts()
     net.get_buffer("counts").add_(counts)
     net.to(base.device)
+    restrict(net, config, data.domains, has_parent=parent is not None)
     log_prior = _log_prior(counts.sum(1), config).to(base.device)
-    weights = net.trainable()
+    weights = {name: value for name, value in net.trainable().items() if value.requires_grad}
     optimizer = _optimizer(weights, config)
     losses: list[float] = []
+    stopped: str | None = None
     good = _Kept(weights)  # the last weights that are known to give a finite loss, once there is one
     round_ = Round(
         net=net,
@@ -133,6 +139,10 @@ def fit(
             optimizer.step()
             if progress is not None:
                 progress("train", number + 1, config.steps)
+            if on_step is not None and config.eval_every and (number + 1) % config.eval_every == 0:
+                now = Adapter(header, net.tensors(), base=base, cache_dir=cache_dir)
+                if (stopped := on_step(number + 1, now)) is not None:
+                    break
         tensors = net.tensors()
         if not _finite(tensors):
             raise _diverged(config.steps, losses, Adapter(header, good.tensors(net), base=base), config, parent)
@@ -157,6 +167,7 @@ def fit(
         loss_last=float(np.mean(losses[-tenth:])) if losses else 0.0,
         seconds_encode=read - started,
         seconds_train=time.perf_counter() - read,
+        stopped=stopped,
     )
     return adapter.with_card(_card(adapter, config, base, counts, stats))
 
@@ -422,7 +433,9 @@ def _optimizer(weights: Mapping[str, Tensor], config: TrainConfig) -> torch.opti
         {"params": quick, "peak": config.lr},
         {"params": slow, "peak": config.lr * config.adapter_lr_scale},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=config.weight_decay)
+    # Of gates that aren't trained only the gradient is 0: decay would move them all the same.
+    decay = 0.0 if config.only else config.weight_decay
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=decay)
 
 
 def _schedule(step: int, config: TrainConfig) -> float:

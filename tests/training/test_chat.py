@@ -118,7 +118,12 @@ def _base_loss(base: ChatBase, talks: list[Any]) -> float:
     rendered = [base.template.rendered(Conversation.of(talk))[0] for talk in talks]
     with torch.inference_mode():
         (batch,) = passes(
-            [r.ids for r in rendered], [r.learn for r in rendered], capacity=96, tokens_per_pass=999, packing=False, pad=0
+            [r.ids for r in rendered],
+            [r.learn for r in rendered],
+            capacity=96,
+            tokens_per_pass=999,
+            packing=False,
+            pad=0,
         )
         return float(token_losses(base.model, base, batch, packed=False)[0].mean())
 
@@ -384,7 +389,7 @@ def test_tensors_that_do_not_belong_are_refused(weatherman: ChatAdapter, base: C
     import hashlib
 
     card = card.model_copy(update={"weights_digest": hashlib.sha256(weights).hexdigest()})
-    with pytest.raises(StoreError, match="it has no model.layers.9"):
+    with pytest.raises(StoreError, match=r"it has no model\.layers\.9"):
         ChatAdapter.load(weights, card, base=base).generate(PARCEL[0][:1])
 
 
@@ -412,7 +417,9 @@ def test_threads_may_ask_many_adapters_over_one_base_at_once(
     config: TrainConfig, base: ChatBase, weatherman: ChatAdapter
 ) -> None:
     other = fit_chat(batches(PASSWORD), config, base=base)
-    other = ChatAdapter.load(other.to_bytes(), other.card, base=base)  # not prepared yet: the first questions race for it
+    other = ChatAdapter.load(
+        other.to_bytes(), other.card, base=base
+    )  # not prepared yet: the first questions race for it
     wanted = {
         id(adapter): (adapter.generate(PARCEL[0][:1], max_new_tokens=8), adapter.loss(PASSWORD))
         for adapter in (weatherman, ChatAdapter.load(other.to_bytes(), other.card, base=base))

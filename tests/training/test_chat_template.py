@@ -138,18 +138,26 @@ def test_a_conversation_is_read_from_json_structs_and_text_alike() -> None:
     one = Conversation.of(structs, [WEATHER])
     assert Conversation.from_json(one.to_json()) == one
     stored = [dict(message) for message in call("Paris")]
-    stored[1] = {"role": "assistant", "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}]}
+    stored[1] = {
+        "role": "assistant",
+        "tool_calls": [{"function": {"name": "get_weather", "arguments": '{"city":"Paris"}'}}],
+    }
     assert calls_json(Conversation.of(stored).messages[1]) == calls_json(one.messages[1])
     assert one.prompt().messages == one.messages[:3]
     assert one.reply_text() == "It is raining."
 
 
-@pytest.mark.parametrize("given", [[], "nonsense", [{"role": "robot"}], [{"content": "x"}], 7, [{"role": "user", "content": 3}]])
+@pytest.mark.parametrize(
+    "given", [[], "nonsense", [{"role": "robot"}], [{"content": "x"}], 7, [{"role": "user", "content": 3}]]
+)
 def test_what_is_no_conversation_is_refused(given: Any) -> None:
     with pytest.raises(UsageError, match="not a conversation"):
         Conversation.of(given)
 
 
 def test_arguments_that_are_no_json_are_kept_as_they_were_written() -> None:
-    talk = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}]}]
+    talk = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{oops"}}]},
+    ]
     assert calls_json(Conversation.of(talk).messages[1]) == '[{"name":"f","arguments":"{oops"}]'

@@ -31,7 +31,8 @@ class HeldoutSlice:
     """Texts and true labels of one slice, in record order; of length `rows`, as are ids and domains where there are any.
 
     `parts` are the snapshot refs the records come from, none for a file. `key` names the content: equal keys, equal
-    records; None for what isn't sealed yet and so can't be named.
+    records; None for what isn't sealed yet and so can't be named. Of conversations, those with a reply: a text is one as
+    JSON, its label what the assistant said last.
     """
 
     name: str  # "support@v1", or "support[domain=banking]"
@@ -51,7 +52,7 @@ class HeldoutSlice:
 def slice_of(source: Source, *, name: str | None = None) -> HeldoutSlice:
     """The held-out records of one source, unlabelled ones left out.
 
-    Raises UsageError when its records have no `text` and `label`.
+    Raises UsageError when its records have neither `text` and `label` nor `messages`.
     """
     texts, labels, domains, ids = _read(source)
     return HeldoutSlice(
@@ -153,6 +154,8 @@ def extra_slices(extra: Mapping[str, Any] | None) -> list[HeldoutSlice]:
 def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
     """Text, label, domain and id of every labelled held-out record, in record order."""
     names = set(source.schema.names)
+    if "messages" in names and not names.issuperset(("text", "label")):
+        return _read_chat(source, names)
     missing = [column for column in ("text", "label") if column not in names]
     if missing:
         raise UsageError(
@@ -168,6 +171,20 @@ def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
         for t, y, d, i in zip(text, label, domain, ids, strict=True)
         if t is not None and y is not None
     ]
+    return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], [k[3] for k in kept]
+
+
+def _read_chat(source: Source, names: set[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """As JSON, last reply, domain and id of every held-out conversation in which the assistant says something."""
+    from treering.training.conversation import Conversation
+
+    columns = ["messages", "id", *(name for name in ("tools", "domain") if name in names)]
+    kept: list[tuple[str, str, str, str]] = []
+    for row in source.heldout().to_table(columns).to_pylist():
+        talk = Conversation.of(row["messages"], row.get("tools"))
+        if any(True for _ in talk.replies()):
+            domain = NO_DOMAIN if row.get("domain") is None else str(row["domain"])
+            kept.append((talk.to_json(), talk.reply_text(), domain, row["id"]))
     return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], [k[3] for k in kept]
 
 

@@ -131,6 +131,9 @@ class Mix:
         if share_by not in ("rows", "tokens"):
             raise UsageError(f"share_by is {share_by!r}; it is 'rows' or 'tokens'", code="bad-share-by")
         quantise(chosen)  # refuses what isn't a weight, before anything is computed with it
+        #: What weights are shares of, and how tokens of conversations are counted: for a mix of the same kind.
+        self.share_by: Literal["rows", "tokens"] = share_by
+        self.count_tokens = count_tokens
         self._sources = tuple(sources)
         self._weights = tuple(float(weight) for weight in chosen)
         self._seed = seed
@@ -182,16 +185,6 @@ class Mix:
         if not self._weights[new[0]]:
             raise UsageError(f"{self._sources[new[0]].ref} has weight 0, and is to be drawn", code="zero-weights")
         return regroup(self._weights, [not is_growing(source.ref) for source in self._sources], float(ratio))
-
-    def reweighted(self, weights: Sequence[float]) -> Mix:
-        """The same sources under the same seed with other weights; they are shares of tokens if these are.
-
-        Raises UsageError as `mix` does.
-        """
-        other = Mix(self._sources, weights, self._seed)
-        other._tokens_per_row = self._tokens_per_row
-        other._units = quantise([w / (t or 1.0) for w, t in zip(other._weights, other._tokens_per_row, strict=True)])
-        return other
 
     def _mean_tokens(self, count: CountTokens | None) -> tuple[float | None, ...]:
         column = token_column(self._sources)

@@ -34,10 +34,9 @@ def _is_tokens(kind: Any) -> bool:
 
 
 def token_column(sources: Sequence[SourceLike]) -> str:
-    """The column that holds tokens in all sources: `tokens`, `input_ids`, else the first one of lists of integers, else
-    the `messages` of conversations.
+    """The column that holds tokens in all sources.
 
-    Raises UsageError when there is none.
+    `tokens`, `input_ids`, else the first one of lists of integers, else the `messages` of conversations. Raises UsageError when there is none.
     """
     names = [
         name

@@ -6,7 +6,7 @@ The one place that tells them apart; everything else of a round is the same for 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from treering.errors import UsageError
 from treering.training import TrainConfig
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Form", "form_of", "load_weights"]
 
-LABELLED, CHAT = ("text", "label"), ("messages",)
 
-
-class Form(Protocol):
+class Form:
     """How records of one form are trained on."""
 
-    columns: Sequence[str]  # to read of each record, where the corpus has them
-    metric: str  # what an adapter is scored by right after training
+    columns: ClassVar[Sequence[str]]  # to read of each record, where the corpus has them
+    metric: ClassVar[str]  # what an adapter is scored by right after training
 
     def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
         """The strategy, and the config with every field given. Raises UsageError for a strategy that isn't for these."""
+        raise NotImplementedError
 
     def fit(
         self,
@@ -44,39 +43,52 @@ class Form(Protocol):
         parent: Any,
         sources: Sequence[MixSource],
         progress: Progress | None,
+        on_step: Any,
     ) -> Any:
         """The trained adapter; see `training.fit` and `training.chat.fit_chat`."""
+        raise NotImplementedError
 
 
-class _Labelled:
-    columns = (*LABELLED, "domain", "id")
+class Labelled(Form):
+    """A text and its label: classifiers."""
+
+    columns = ("text", "label", "domain", "id")
     metric = "macro_f1"
 
     def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
+        """As the strategy wants it."""
         from treering.training import strategy
 
         plan = strategy(config.strategy)
         return plan, config.settled(plan.defaults)
 
     def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> Adapter:
+        """See `training.fit`."""
         from treering.training import fit
 
         return fit(loader, config, **how)
 
 
-class _Chat:
-    columns = (*CHAT, "tools", "domain", "id")
+class Chat(Form):
+    """Conversations: chat models."""
+
+    columns = ("messages", "tools", "domain", "id")
     metric = "loss"
 
     def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
+        """As the strategy and conversations want it."""
         from treering.training.chat.fit import chat_config, chat_strategy
 
         return chat_strategy(config.strategy), chat_config(config)
 
     def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> ChatAdapter:
+        """See `training.chat.fit_chat`."""
         from treering.training.chat import fit_chat
 
-        return fit_chat(loader, config, parent=how["parent"], progress=how["progress"])
+        return fit_chat(loader, config, parent=how["parent"], progress=how["progress"], on_step=how["on_step"])
+
+
+LABELLED, CHAT = Labelled(), Chat()
 
 
 def form_of(sources: Sequence[SourceLike]) -> Form:
@@ -87,12 +99,12 @@ def form_of(sources: Sequence[SourceLike]) -> Form:
     found: dict[str, str] = {}  # form → the first source that has it
     for source in sources:
         names = set(source.schema.names)
-        if names.issuperset(LABELLED):
+        if names.issuperset(LABELLED.columns[:2]):
             found.setdefault("labelled", source.ref)
-        elif names.issuperset(CHAT):
+        elif names.issuperset(CHAT.columns[:1]):
             found.setdefault("chat", source.ref)
         else:
-            missing = [name for name in LABELLED if name not in names]
+            missing = [name for name in LABELLED.columns[:2] if name not in names]
             raise UsageError(
                 f"{source.ref} has no column {' and '.join(missing)}, and no messages, so nothing can be trained on it",
                 code="not-labelled",
@@ -104,8 +116,7 @@ def form_of(sources: Sequence[SourceLike]) -> Form:
             code="mixed-forms",
             hint="train an adapter on each",
         )
-    form: Form = _Chat() if "chat" in found else _Labelled()
-    return form
+    return CHAT if "chat" in found else LABELLED
 
 
 def load_weights(

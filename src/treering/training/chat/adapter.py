@@ -147,9 +147,7 @@ class ChatAdapter:
         Raises UsageError for what isn't a conversation, one that the template refuses, and one that fills the context.
         """
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise UsageError(
-                f"max_new_tokens is {max_new_tokens!r}; it is a whole number ≥ 1", code="bad-argument"
-            )
+            raise UsageError(f"max_new_tokens is {max_new_tokens!r}; it is a whole number ≥ 1", code="bad-argument")
         return parse_reply(self._generate(Conversation.of(messages, tools), max_new_tokens))
 
     def predict(self, texts: Sequence[Talk]) -> list[str]:
@@ -158,8 +156,13 @@ class ChatAdapter:
         A conversation is JSON text of one, or a list of messages. The reply is its text, with calls of tools as JSON lines.
         """
         return [
-            message_text(parse_reply(self._generate(one.prompt(), NEW_TOKENS))) for one in map(_conversation, _list(texts))
+            message_text(parse_reply(self._generate(one.prompt(), NEW_TOKENS)))
+            for one in map(_conversation, _list(texts))
         ]
+
+    def begin(self, texts: Sequence[Talk]) -> list[str]:
+        """The first token of each reply, as text: what whoever asks waits for before something appears."""
+        return [self._generate(one.prompt(), 1) for one in map(_conversation, _list(texts))]
 
     def calls(self, texts: Sequence[Talk]) -> tuple[list[str], list[str]]:
         """The tool calls that the assistant made and those that this model makes in their place: JSON arrays, one a reply.
@@ -291,7 +294,9 @@ def _conversation(given: Talk) -> Conversation:
 def _list(given: Any) -> Sequence[Talk]:
     if isinstance(given, str | Mapping | Conversation):
         raise UsageError(
-            "a chat model takes a list of conversations", code="bad-texts", hint='model.predict([[{"role": "user", …}]])'
+            "a chat model takes a list of conversations",
+            code="bad-texts",
+            hint='model.predict([[{"role": "user", …}]])',
         )
     return list(given)
 
@@ -319,5 +324,5 @@ def _check(header: ChatHeader, tensors: Mapping[str, Tensor]) -> None:
 
 
 def perplexity(loss: float) -> float:
-    """exp of a loss in nats; infinite where that is beyond a float."""
+    """Exp of a loss in nats; infinite where that is beyond a float."""
     return math.exp(loss) if loss < 700 else math.inf

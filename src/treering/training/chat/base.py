@@ -44,6 +44,9 @@ class ChatBase:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.model = model.to(self.device, dtype).eval().requires_grad_(False)
         config = model.config.get_text_config()
+        #: Numbers in its weights, and the bytes they take as loaded.
+        self.parameters = sum(int(weight.numel()) for weight in model.parameters())
+        self.weight_bytes = sum(int(weight.numel() * weight.element_size()) for weight in self.model.parameters())
         self.width = int(config.hidden_size)
         self.layers = int(config.num_hidden_layers)
         self.context = int(getattr(config, "max_position_embeddings", None) or max_tokens)  # tokens it can look back on

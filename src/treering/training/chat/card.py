@@ -63,6 +63,7 @@ class ChatStats(_Document):
     loss_last: Finite = Field(description="mean loss of the last tenth")
     seconds_read: Finite = Field(ge=0, description="reading the mix and rendering it, wall clock")
     seconds_train: Finite = Field(ge=0)
+    stopped: str | None = Field(default=None, description="why it ended before its last update")
 
 
 class ChatCard(_Document):

@@ -10,7 +10,7 @@ import hashlib
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -28,8 +28,8 @@ from treering.training.chat.packing import Packed, passes
 from treering.training.chat.template import Rendered
 from treering.training.config import TrainConfig
 from treering.training.conversation import Conversation
-from treering.training.lora import LoraShape, lora_layers, lora_tensors, target_modules
 from treering.training.loop import Batch, DivergedError, Progress, _one_thread, _schedule
+from treering.training.lora import LoraShape, lora_layers, lora_tensors, target_modules
 from treering.training.strategies import Strategy, strategy
 
 __all__ = ["CHAT_DEFAULTS", "CHAT_STRATEGIES", "chat_config", "chat_strategy", "fit_chat"]
@@ -85,14 +85,15 @@ def fit_chat(
     parent: ChatAdapter | None = None,
     base: ChatBase | None = None,
     progress: Progress | None = None,
+    on_step: Callable[[int, Any], str | None] | None = None,
 ) -> ChatAdapter:
-    """Train a chat adapter on `config.steps` batches of `loader`; the same batches, config, base and parent give the same
-    bytes on a CPU, whose one thread it takes meanwhile.
+    """Train a chat adapter on `config.steps` batches of `loader`.
 
-    A batch is a dict with `messages`, a list of conversations, and if known `tools`, with `_ref`, the source numbers, if
+    The same batches, config, base and parent give the same bytes on a CPU, of which it takes one thread. A batch is a dict with `messages`, a list of conversations, and if known `tools`, with `_ref`, the source numbers, if
     there are sources; a loader that ends early is begun again. An update takes in a whole batch: conversations are packed
     into rows of `max_tokens`, and gradients accumulated over passes of `tokens_per_pass` positions, so memory doesn't
-    depend on the batch size. Its loss is the mean over all tokens that the assistant said in it.
+    depend on the batch size. Its loss is the mean over all tokens that the assistant said in it. on_step: asked every
+    `config.eval_every` updates; what it says other than None ends the run there.
 
     Raises UsageError for batches without messages, with nothing to learn in any of them, and for a strategy that isn't
     for conversations; ConflictError for a parent on another base; DivergedError when the loss isn't finite any more; and
@@ -119,6 +120,7 @@ def fit_chat(
 
     losses: list[float] = []
     last: list[Rendered] = []
+    stopped: str | None = None
     number_of_passes, positions, seconds_read, started = 0, 0, 0.0, time.perf_counter()
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -148,6 +150,11 @@ def fit_chat(
                 last = [*last, *update][-config.fisher_rows :]
             if progress is not None:
                 progress("train", number + 1, config.steps)
+            if on_step is not None and config.eval_every and (number + 1) % config.eval_every == 0:
+                now = ChatAdapter(ChatHeader(base_digest=base.digest, lora=header.lora), _copied(net), base=base)
+                now = now.with_card(_card(now, config, base, None))
+                if (stopped := on_step(number + 1, now)) is not None:
+                    break
         tensors = _copied(net)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise _diverged(config.steps, losses, ChatAdapter(header, good, base=base), config, parent)
@@ -156,9 +163,9 @@ def fit_chat(
     state = {name: list(value.shape) for name, value in tensors.items() if name.startswith(STATE)}
     header = header.model_copy(update={"state": state})
     seconds = time.perf_counter() - started
-    tenth = max(1, config.steps // 10)
+    tenth = max(1, len(losses) // 10)
     stats = ChatStats(
-        steps=config.steps,
+        steps=len(losses),
         packed=packed,
         fill=reader.tokens_drawn / positions,
         passes=number_of_passes,
@@ -168,6 +175,7 @@ def fit_chat(
         loss_last=float(np.mean(losses[-tenth:])),
         seconds_read=seconds_read,
         seconds_train=max(0.0, seconds - seconds_read),
+        stopped=stopped,
         **reader.told(list(getattr(loader, "refs", []))),
     )
     adapter = ChatAdapter(header, tensors, base=base)
@@ -258,7 +266,7 @@ class _Reader:
                 hint="train on records of type 'chat'",
             )
         n = len(batch["messages"])
-        tools = list(batch.get("tools") if batch.get("tools") is not None else [None] * n)
+        tools: list[Any] = [None] * n if batch.get("tools") is None else list(batch["tools"])
         sources = np.asarray(batch["_ref"], np.int64) if "_ref" in batch else np.zeros(n, np.int64)
         update: list[Rendered] = []
         for messages, offered, source in zip(list(batch["messages"]), tools, sources.tolist(), strict=True):
@@ -372,7 +380,7 @@ def _diverged(
     )
 
 
-def _card(adapter: ChatAdapter, config: TrainConfig, base: ChatBase, stats: ChatStats) -> ChatCard:
+def _card(adapter: ChatAdapter, config: TrainConfig, base: ChatBase, stats: ChatStats | None) -> ChatCard:
     return ChatCard(
         base=BaseCard(
             name=base.name,
@@ -386,5 +394,3 @@ def _card(adapter: ChatAdapter, config: TrainConfig, base: ChatBase, stats: Chat
         weights_digest=adapter.digest,
         stats=stats,
     )
-
-

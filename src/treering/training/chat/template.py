@@ -69,10 +69,10 @@ class ChatTemplate:
         self._tokenizer = tokenizer
 
     def rendered(self, conversation: Conversation) -> list[Rendered]:
-        """The sequences to learn from: one, or one per reply where the template shows earlier replies differently later on
-        (Qwen3 takes their thoughts out), so that each is learnt in the form in which it will be asked for.
+        """The sequences to learn from: one, or one per reply.
 
-        A conversation without a reply gives none. Raises UsageError when the template refuses it.
+        The latter where the template shows earlier replies differently later on (Qwen3 takes their thoughts out), so that
+        each is learnt in the form in which it will be asked for. A conversation without a reply gives none. Raises UsageError when the template refuses it.
         """
         replies = list(conversation.replies())
         if not replies:

@@ -23,6 +23,7 @@ CountTokens = Callable[[Any, Any], int]  # (messages, tools or None) of one conv
 
 _USUAL = ("tokens", "input_ids")
 _MESSAGES, _TOOLS = "messages", "tools"
+_FRAME_BYTES = 16  # of each message, for its role and the marks around it: about four tokens in most chat templates
 _AT_ONCE = 65_536  # rows read together: bounds memory at any size
 
 
@@ -58,7 +59,8 @@ def token_column(sources: Sequence[SourceLike]) -> str:
 def mean_length(rows: TrainRows, column: str, kind: Any, count: CountTokens | None = None) -> float | None:
     """Mean tokens of a training row; reads the column once unless its length is fixed. None when they hold none.
 
-    Of conversations: what `count` says of each, else the bytes of what was said and of arguments of tool calls.
+    Of conversations: what `count` says of each, else the bytes of what was said and of arguments of tool calls, and some
+    for each message.
     """
     if pa.types.is_fixed_size_list(kind):
         return float(kind.list_size)
@@ -83,4 +85,4 @@ def _said(segment: SegmentLike, ids: Int64Array, count: CountTokens | None) -> i
     said = pc.list_flatten(segment.take(ids, [_MESSAGES]).column(0))
     calls = pc.list_flatten(pc.struct_field(said, ["tool_calls"]))
     texts = [pc.struct_field(said, ["content"]), pc.struct_field(calls, ["function", "arguments"])]
-    return sum(pc.sum(pc.binary_length(text)).as_py() or 0 for text in texts)
+    return _FRAME_BYTES * len(said) + sum(pc.sum(pc.binary_length(text)).as_py() or 0 for text in texts)

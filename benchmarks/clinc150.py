@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 import treering
 from treering.demo.clinc150_domains import CLINC150_DOMAINS
@@ -50,6 +51,7 @@ ABLATIONS = {
     "prior": [f"dual-replay:prior_correction={on}" for on in ("false", "true")],
     "balance": [f"lora-replay:replay_by={by}" for by in ("reservoir", "balanced")],
     "depth": [f"lora-replay:adapt_layers={layers}" for layers in (1, 2, 3)],
+    "steps": [f"lora-replay:steps={steps}" for steps in (20, 40, 80)],
     "placement": [f"lora-replay:targets={targets}" for targets in ("attention", "mlp", "all")],
     "inside": [f"dual-replay:adapt_layers={layers}" for layers in (0, 1, 2)],
     "replay": [f"replay:replay={share}" for share in (0.1, 0.2, 0.3, 0.5)],
@@ -129,7 +131,7 @@ def capture_general(store: treering.Store, path: str | None) -> str:
         texts = [record["text"] for round_ in dialogues().rounds for record in round_.records]
     else:
         texts = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    corpus = store.create("general", "labelled", heldout=0.0)
+    corpus = store.create("general", pa.schema([("text", pa.string()), ("label", pa.string())]), heldout=0.0)
     with corpus.capture() as live:
         live.extend({"id": f"general-{n}", "text": text, "split": "train"} for n, text in enumerate(texts))
     snapshot = corpus.snapshot(message="general texts")
@@ -236,6 +238,7 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="at most so many training sentences an intent")
     parser.add_argument("--rounds", type=int, help="only the first so many domains")
     parser.add_argument("--store", help="where to keep the store; a temporary directory when left out")
+    parser.add_argument("--cache", help="directory that keeps activations of the base between calls: a warm start")
     parser.add_argument("--out", help="JSON lines: append each run; those that are there aren't run again")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(given)
@@ -259,6 +262,9 @@ def main(arguments: list[str] | None = None) -> None:
     done = read_runs(options.out, setting)
     with tempfile.TemporaryDirectory() as scratch:
         store = treering.open(options.store or scratch)
+        if options.cache:
+            Path(options.cache).mkdir(parents=True, exist_ok=True)
+            (Path(store.cache_dir) / "activations").symlink_to(Path(options.cache).resolve(), target_is_directory=True)
         general = ""
         for number in range(options.first_ordering, options.first_ordering + options.orderings):
             todo = [spec for spec in specs if (spec, number) not in done]

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,7 +111,9 @@ def test_the_table_prints_points_of_100_and_a_dot_for_what_was_not_evaluated() -
         "support:1        90.1           ·\n"
         "support:2        10.0       100.0\n"
         "\n"
-        "average 55.0   BWT -80.1   forgetting 80.1   (macro_f1, points of 100)"
+        "average 55.0   BWT -80.1   forgetting 80.1   (macro_f1, points of 100)\n"
+        "BWT: mean of R[T,j] − R[l,j]; forgetting: mean of max over l≤i<T of R[i,j] − R[T,j]; "
+        "R[i,j] is slice j after round i, l the round that learnt it, T the last"
     )
 
 
@@ -177,3 +180,54 @@ def test_a_matrix_by_snapshot_knows_no_domains() -> None:
     matrix = ScoreMatrix(rounds=("1",), slices=("support@v1",), values=np.array([[0.5]]))
     with pytest.raises(UsageError, match="no slice of a domain"):
         matrix.domain_forgetting()
+
+
+FULL = [[0.9, 0.3, 0.2], [0.8, 0.7, 0.4], [0.6, 0.5, 1.0]]
+
+
+def test_forward_transfer_is_what_was_known_before_learning_above_chance() -> None:
+    matrix = replace(square(FULL), chance=(0.1, 0.1, 0.1))
+    assert matrix.forward_transfer == pytest.approx(((0.3 - 0.1) + (0.4 - 0.1)) / 2)
+    assert math.isnan(square(FULL).forward_transfer)  # without a baseline
+    assert math.isnan(replace(square([[0.9, NAN], [0.8, 0.7]]), chance=(0.1, 0.1)).forward_transfer)
+
+
+def test_intransigence_is_what_a_fresh_baseline_scores_above_the_round_that_learnt_it() -> None:
+    matrix = replace(square(FULL), reference=(0.95, 0.9, 1.0), reference_name="support:9")
+    assert matrix.intransigence == pytest.approx((0.05 + 0.2 + 0.0) / 3)
+    assert math.isnan(square(FULL).intransigence)
+    lines = matrix.table().splitlines()
+    assert lines[4] == "support:9 (fresh)        95.0        90.0       100.0"
+    assert "intransigence +8.3" in lines[-2]
+    assert "intransigence: mean of fresh[j] − R[l,j]" in lines[-1]
+
+
+def test_a_loss_that_grows_is_forgetting_too() -> None:
+    grown = replace(square([[0.1, NAN, NAN], [0.2, 0.3, NAN], [0.7, 0.4, 0.2]]), metric="loss", better="lower")
+    assert grown.bwt == pytest.approx(-((0.7 - 0.1) + (0.4 - 0.3)) / 2)
+    assert grown.forgetting == pytest.approx(((0.7 - 0.1) + (0.4 - 0.3)) / 2)
+    lines = grown.table().splitlines()
+    assert lines[3] == "support:3       0.700       0.400       0.200"
+    assert lines[-2] == "average 0.433   BWT -0.350   forgetting 0.350   (loss, the lower the better)"
+    assert "min over l≤i<T" in lines[-1]
+
+
+def test_backward_transfer_is_told_for_every_round() -> None:
+    matrix = square([[0.9, NAN, NAN], [0.8, 0.7, NAN], [0.6, 0.5, 1.0]])
+    bwt = matrix.bwt_by_round()
+    assert math.isnan(bwt[0])
+    assert bwt[1:] == pytest.approx([-0.1, -0.25])
+    assert matrix.until(2).learned_in == (0, 1, None)
+    assert matrix.until(2).average == pytest.approx(0.75)
+
+
+def test_a_matrix_with_baselines_survives_json() -> None:
+    matrix = replace(
+        square(FULL), chance=(0.1, NAN, 0.2), reference=(0.9, 0.9, NAN), reference_name="support:9", better="lower"
+    )
+    assert ScoreMatrix.from_json(matrix.to_json()) == matrix
+
+
+def test_baselines_of_another_length_are_refused() -> None:
+    with pytest.raises(UsageError, match="reference must be a finite number or NaN for each of 3 slices"):
+        replace(square(FULL), reference=(0.9,))

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treering.errors import UsageError
-from treering.evaluation import METRICS, accuracy, macro_f1, measure, resolve_metric
+from treering.evaluation import (
+    METRICS,
+    Metric,
+    Uniform,
+    accuracy,
+    log_loss,
+    macro_f1,
+    measure,
+    resolve_metric,
+    score_answers,
+)
 
 calm = settings(deadline=None)  # two busy cores make any time limit flaky
 
@@ -47,15 +57,17 @@ def test_labels_that_differ_by_a_trailing_nul_are_different() -> None:
 
 
 def test_a_perfect_and_a_hopeless_model_score_one_and_zero() -> None:
-    for metric in METRICS.values():
+    for metric in (accuracy, macro_f1):
         assert metric(["a", "b"], ["a", "b"]) == 1.0
         assert metric(["a", "b"], ["b", "a"]) == 0.0
+    assert log_loss(["a", "b"], np.eye(2), ["a", "b"]) == 0.0
+    assert log_loss(["a", "b"], np.eye(2), ["b", "a"]) == pytest.approx(-math.log(1e-7))
 
 
 def test_an_empty_slice_is_refused() -> None:
     for metric in METRICS.values():
         with pytest.raises(UsageError, match="no records to score"):
-            metric([], [])
+            score_answers(metric, [], [], Uniform(["a"]))
 
 
 def test_missing_predictions_are_refused() -> None:
@@ -64,7 +76,7 @@ def test_missing_predictions_are_refused() -> None:
 
 
 def test_an_unknown_metric_is_refused_by_name() -> None:
-    with pytest.raises(UsageError, match=r"unknown metric 'f2'.*accuracy, macro_f1"):
+    with pytest.raises(UsageError, match=r"unknown metric 'f2'.*accuracy, loss, macro_f1"):
         resolve_metric("f2")
 
 
@@ -72,8 +84,63 @@ def test_any_callable_is_a_metric_and_goes_by_its_name() -> None:
     def judge(truth: list[str], predicted: list[str]) -> float:
         return 0.25
 
-    assert resolve_metric(judge)[0] == "judge"
+    assert resolve_metric(judge).name == "judge"
     assert measure(judge, ["a"], ["b"]) == 0.25
+
+
+@calm
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.floats(0.01, 1), min_size=3, max_size=3)), min_size=1))
+def test_loss_is_scikit_learns(rows: list[tuple[str, list[float]]]) -> None:
+    truth = [label for label, _ in rows]
+    given_ = np.array([weights for _, weights in rows])
+    probabilities = given_ / given_.sum(1, keepdims=True)
+    expected = sklearn.metrics.log_loss(truth, probabilities, labels=list("abc"))
+    assert log_loss(truth, probabilities, list("abc")) == pytest.approx(expected)
+
+
+def test_a_label_that_the_model_does_not_know_costs_16_nats() -> None:
+    assert log_loss(["z"], np.array([[0.5, 0.5]]), ["a", "b"]) == pytest.approx(16.118, abs=1e-3)
+
+
+def test_a_metric_of_probabilities_asks_for_probabilities_and_one_of_texts_sees_them() -> None:
+    class Model:
+        classes = ("a", "b")
+
+        def predict(self, texts: list[str]) -> list[str]:
+            return ["a"] * len(texts)
+
+        def probabilities(self, texts: list[str]) -> np.ndarray:
+            return np.array([[0.25, 0.75]] * len(texts))
+
+    assert score_answers("loss", ["x"], ["b"], Model()) == pytest.approx(-math.log(0.75))
+    seen = []
+
+    def judge(texts: list[str], truth: list[str], predicted: list[str]) -> float:
+        seen.append((texts, truth, predicted))
+        return 0.5
+
+    assert score_answers(Metric("judge", judge, reads="texts"), ["x"], ["b"], Model()) == 0.5
+    assert seen == [(["x"], ["b"], ["a"])]
+    assert score_answers("accuracy", ["x", "y"], ["b", "a"], Model()) == 0.5
+
+
+def test_a_model_of_labels_alone_has_no_loss() -> None:
+    class Labels:
+        def predict(self, texts: list[str]) -> list[str]:
+            return ["a"] * len(texts)
+
+    with pytest.raises(UsageError, match="reads probabilities, and this model gives labels alone"):
+        score_answers("loss", ["x"], ["a"], Labels())
+    with pytest.raises(UsageError, match="which predictions alone don't tell"):
+        measure("loss", ["a"], ["a"])
+
+
+def test_the_uniform_model_knows_nothing_and_answers_the_same_every_time() -> None:
+    texts = [f"text {n}" for n in range(4_000)]
+    model = Uniform(["a", "b", "c", "d"])
+    assert model.predict(texts) == Uniform(["d", "c", "b", "a"]).predict(texts)
+    assert score_answers("accuracy", texts, ["a"] * 4_000, model) == pytest.approx(0.25, abs=0.03)
+    assert score_answers("loss", texts, ["a"] * 4_000, model) == pytest.approx(math.log(4), rel=1e-6)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, "high"])

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, render, say, when
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from treering.registry import AdapterRecord
     from treering.registry.compare import SliceChange
 
-__all__ = ["AdapterView", "adapter_facts", "adapters", "promote", "rollback", "show_adapter"]
+__all__ = ["AdapterView", "adapter_facts", "adapters", "add", "app", "promote", "rollback", "show_adapter"]
 
 AdapterArgument = Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")]
 
@@ -38,6 +39,8 @@ class AdapterView:
     scores: dict[str, float]
     passed: bool | None
     reasons: list[str]
+    external: str | None
+    baseline: bool
     digest: str
     lock_digest: str | None
     config: dict[str, Any]
@@ -59,6 +62,8 @@ class AdapterView:
             scores=dict(record.scores),
             passed=record.verdict.passed if record.verdict else None,
             reasons=list(record.verdict.reasons) if record.verdict else [],
+            external=record.external,
+            baseline=record.baseline,
             digest=record.digest,
             lock_digest=record.lock_digest,
             config=dict(record.config),
@@ -68,8 +73,53 @@ class AdapterView:
         )
 
 
+class _Adapters(TyperGroup):
+    """`treering adapters support` lists; verbs come before the corpus: `treering adapters add support`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the first word as a verb if it is one, else as what is listed."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="adapters", cls=_Adapters, help="List the adapters of a corpus, or add one that was trained elsewhere.",
+    rich_markup_mode=None, add_completion=False, no_args_is_help=False,
+)  # fmt: skip
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    external: Annotated[
+        str, typer.Option("--external", metavar="ID", help="What the model is called where it was trained.")
+    ],
+    parent: Annotated[str | None, typer.Option(metavar="ADAPTER", help="What it continues from.")] = None,
+    lock: Annotated[str | None, typer.Option(metavar="FILE", help="The mix lock that it was trained on.")] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Add a model that was trained elsewhere; it becomes a candidate without weights.
+
+    API: treering.rounds.add_external.
+    """
+    from treering import MixLock, rounds
+
+    opened = open_store(store)
+    record = rounds.add_external(
+        opened, name, external, parent=parent, lock=None if lock is None else MixLock.load(lock)
+    )
+    view = AdapterView.of(record)
+    render(view, json, lambda: adapter_facts(view))
+    say(f"next: treering eval {view.ref} --predictions FILE")
+
+
+@app.command("list")
 def adapters(
-    name: Annotated[str, typer.Argument(help="A corpus.")], store: StoreOption = None, json: JsonOption = False
+    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
 ) -> None:
     """List the adapters of a corpus.
 
@@ -143,6 +193,7 @@ def adapter_facts(view: AdapterView) -> Table:
             ("parent", view.parent or "none"),
             ("strategy", view.strategy),
             ("base", view.base),
+            ("trained elsewhere", view.external),
             ("trained on", ", ".join(view.trained_on) or "live only"),
             (view.metric, scores or None),
             (

@@ -30,6 +30,7 @@ from treering.cli import (
     evaluation,
     gate,
     integrity,
+    label,
     lineage,
     mix,
     prune,
@@ -137,6 +138,7 @@ for name, command in (
     ("schema", corpus.schema),
     ("capture", capture.capture),
     ("annotate", annotation.annotate),
+    ("label", label.label),
     ("snapshot", snapshot.snapshot),
     ("log", snapshot.log),
     ("status", status.status),
@@ -154,7 +156,6 @@ for name, command in (
     ("train", training.train),
     ("eval", evaluation.evaluate),
     ("gate", gate.gate),
-    ("adapters", adapters.adapters),
     ("promote", adapters.promote),
     ("rollback", adapters.rollback),
     ("lineage", lineage.lineage),
@@ -163,4 +164,5 @@ for name, command in (
     ("demo", demo.demo),
 ):
     app.command(name)(command)
+app.add_typer(adapters.app)
 app.add_typer(cache.app)

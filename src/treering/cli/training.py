@@ -13,7 +13,7 @@ from treering.cli.output import render, say, stages
 from treering.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from treering import TrainConfig
+    from treering import Store, TrainConfig
 
 __all__ = ["train"]
 
@@ -33,19 +33,45 @@ def train(
     parent: Annotated[
         str | None, typer.Option(metavar="ADAPTER", help="Start from this adapter; `none` starts from scratch.")
     ] = None,
+    only_gate: Annotated[
+        str | None,
+        typer.Option("--only-gate", metavar="DOMAIN", help="Touch up the parent: this domain's gates alone."),
+    ] = None,
+    only_head: Annotated[bool, typer.Option("--only-head", help="Touch up the parent: its head alone.")] = False,
+    eval_every: Annotated[
+        int | None,
+        typer.Option("--eval-every", metavar="N", help="Look at past slices every N updates; a drop ends the run."),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
     """Train an adapter on a mix; it becomes a candidate.
 
+    With --parent ADAPTER and without --config, settings are those that the parent was trained with, but for the options given.
+
     API: treering.train.
     """
     if not refs and not lock:
         raise UsageError("train needs a mix", code="no-sources", hint="name sources (REF=W …), or give --lock FILE")
-    settings = _config(config, strategy=strategy, base=base, steps=steps, batch_size=batch_size, lr=lr, seed=seed)
+    if only_head and only_gate is not None:
+        raise UsageError("--only-head and --only-gate exclude each other", code="bad-argument", hint="leave one out")
+    only = "head" if only_head else None if only_gate is None else f"gate:{only_gate}"
+    opened = open_store(store)
+    inherited = {} if parent is None or parent == "none" or config else _inherited(opened, parent, strategy)
+    settings = _config(
+        config,
+        inherited,
+        strategy=strategy,
+        base=base,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        only=only,
+        eval_every=eval_every,
+    )
     from treering import MixLock, rounds
 
-    opened = open_store(store)
     recipe = build(opened, refs, seed=settings.seed) if refs else MixLock.load(str(lock))
     options: dict[str, Any] = {} if parent is None else {"parent": None if parent == "none" else parent}
     with stages({"read": "reading the mix", "train": "training"}) as progress:
@@ -53,19 +79,41 @@ def train(
     if refs and lock:
         save_lock(run.lock, lock)
         say(f"wrote the lock to {lock}")
+    if run.stopped is not None:
+        say(f"stopped early: {run.stopped}")
     view = AdapterView.of(run.adapter)
     render(view, json, lambda: adapter_facts(view))
     say(f"next: treering gate {view.ref}")
 
 
-def _config(path: str | None, **given: Any) -> TrainConfig:
-    """The config of a TOML file with the options that were given on top. Raises UsageError, NotFoundError."""
+# What an adapter and those that continue from it have in common whatever the strategy.
+_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "gates", "router", "precision",
+          "max_tokens")  # fmt: skip
+
+
+def _inherited(store: Store, parent: str, chosen: str | None) -> dict[str, Any]:
+    """The config that a parent was trained with, as far as its children share it; of another strategy, its shape alone."""
+    from treering.registry import Registry
+    from treering.training import strategy
+
+    fields = dict(Registry.of(store, parent).get(parent).config)
+    theirs = fields.get("strategy")
+    if theirs is None or chosen not in (None, theirs) or not strategy(theirs).continues:
+        return {name: value for name, value in fields.items() if name in _SHAPE}
+    return {name: value for name, value in fields.items() if name not in ("only", "eval_every")}
+
+
+def _config(path: str | None, inherited: dict[str, Any], **given: Any) -> TrainConfig:
+    """The config of a TOML file, or what is inherited, with the options that were given on top.
+
+    Raises UsageError, NotFoundError.
+    """
     import tomllib
     from pathlib import Path
 
     from treering import TrainConfig
 
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = dict(inherited)
     if path is not None:
         try:
             fields = tomllib.loads(Path(path).read_text("utf-8"))

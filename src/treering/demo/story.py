@@ -239,11 +239,13 @@ def _facts(
 
 
 def _text(matrices: dict[str, ScoreMatrix], verdicts: dict[str, Verdict], promoted: str | None) -> str:
-    left = ["new data only", *matrices["live_only"].table().splitlines()]
-    right = ["the mix", *matrices["mix"].table().splitlines()]
+    # Side by side but for the last line, which says the same of both.
+    left = ["new data only", *matrices["live_only"].table().splitlines()[:-1]]
+    right = ["the mix", *matrices["mix"].table().splitlines()[:-1]]
     width = max(map(len, left))
     lines = [f"{a:<{width}}    {b}".rstrip() for a, b in zip_longest(left, right, fillvalue="")]
     lines += [
+        matrices["mix"].formulas(),
         "",
         f"gate on new data only: {_said(verdicts['live_only'])}",
         f"gate on the mix: {_said(verdicts['mix'])}",

@@ -60,7 +60,8 @@ class Remedies:
     past: tuple[str, ...]
     newest: str | None
     parent: str | None
-    gated: bool
+    base: str | None = None
+    gated: bool = False  # whether it has gates by domain
 
     def more_replay(self) -> str:
         """The round again, half of it replay."""
@@ -69,10 +70,9 @@ class Remedies:
         past = [f"{ref}={0.5 / len(self.past):g}" for ref in self.past]
         return self._train([*past, f"{self.newest}=0.5"], self.parent)
 
-    def retrain_output(self, domain: str | None = None) -> str:
-        """The head alone, or one domain's gates, on everything learnt so far."""
-        only = ["--only-gate", domain] if domain is not None and self.gated else ["--only-head"]
-        return self._train(self._everything(), self.adapter, *only)
+    def retrain_output(self) -> str:
+        """The head alone, on everything learnt so far: what the probe has shown to work."""
+        return self._train(self._everything(), self.adapter, "--only-head")
 
     def balanced_buffer(self, rows: int) -> str:
         """A replay buffer with as much of every domain."""
@@ -81,7 +81,8 @@ class Remedies:
 
     def shared_adapter(self) -> str:
         """From scratch with one adapter that all domains share."""
-        return self._train(self._everything(), None, "--strategy", "replay")
+        base = ["--base", self.base] if self.base else []
+        return self._train(self._everything(), None, "--strategy", "replay", *base)
 
     def take_in_live(self) -> str:
         """A round on what came since, beside what was learnt."""
@@ -153,14 +154,15 @@ def spurious_forgetting(
         f"points, is {worst.cause}: {points(worst.recovered)} come back, {points(worst.lost)} are lost"
     )
     domains = {domain_of.get(one.slice) for one in drifted}
-    one_domain = domains.pop() if len(domains) == 1 and len(drifted) < len(domain_of) else None
+    if remedies.gated and len(domains) == 1 and (domain := domains.pop()) is not None:
+        says += f"; --only-gate {shlex.quote(domain)} would leave all other domains as they are"
     return _finding(
         "spurious-forgetting",
         share,
         line=0.5,
         ok=not drifted,
         says=says if severe else f"no slice has dropped by 5 points; {says}",
-        remedy=remedies.retrain_output(one_domain),
+        remedy=remedies.retrain_output(),
     )
 
 

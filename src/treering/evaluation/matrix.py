@@ -221,7 +221,11 @@ class ScoreMatrix:
             chance=[_none(v) for v in self.chance],
             reference=[_none(v) for v in self.reference],
             reference_name=self.reference_name,
-            **self.summary(),
+            average=_none(self.average),
+            bwt=_none(self.bwt),
+            forgetting=_none(self.forgetting),
+            forward_transfer=_none(self.forward_transfer),
+            intransigence=_none(self.intransigence),
         )
 
     @classmethod
@@ -292,20 +296,15 @@ class ScoreMatrix:
 
     def formulas(self) -> str:
         """What the numbers below the table are, in one line: libraries differ in what they call forgetting."""
-        if self.better == "higher":
-            change, drop = "R[T,j] − R[l(j),j]", "max over l(j)≤i<T of R[i,j] − R[T,j]"
-        else:
-            change, drop = "R[l(j),j] − R[T,j]", "R[T,j] − min over l(j)≤i<T of R[i,j]"
-        said = [
-            "R[i,j]: score on slice j after round i, l(j): the round that learnt j, T: the last",
-            f"BWT = mean over l(j)<T of {change}",
-            f"forgetting = mean over l(j)<T of {drop}",
-        ]
+        change, drop = "R[T,j] − R[l,j]", "max over l≤i<T of R[i,j] − R[T,j]"
+        if self.better == "lower":
+            change, drop = "R[l,j] − R[T,j]", "R[T,j] − min over l≤i<T of R[i,j]"
+        said = [f"BWT: mean of {change}", f"forgetting: mean of {drop}"]
         if not math.isnan(self.forward_transfer):
-            said.append("forward transfer = mean over l(j)>1 of R[l(j)−1,j] − b(j), b: labels drawn evenly at random")
+            said.append("forward transfer: mean of R[l−1,j] − a guess, each label as likely as any other")
         if not math.isnan(self.intransigence):
-            said.append("intransigence = mean of fresh(j) − R[l(j),j]")
-        return "; ".join(said)
+            said.append("intransigence: mean of fresh[j] − R[l,j]")
+        return f"{'; '.join(said)}; R[i,j] is slice j after round i, l the round that learnt it, T the last"
 
     def shown(self, score: float | None, *, signed: bool = False) -> str:
         """One score as the table prints it: in points of 100, a loss in nats; `·` for None and NaN."""

@@ -74,4 +74,5 @@ def _recipe(store: BaseStore, lineage: list[AdapterRecord]) -> tuple[list[str], 
         )
     config = TrainConfig(**tip.config)
     steps = sum(int(one.config.get("steps", config.steps)) for one in lineage)
-    return list(drawn), config.changed(strategy="joint", steps=steps, eval_every=0, only=None)
+    kind = "linear" if config.kind == "slda" else config.kind  # joint learns by gradient
+    return list(drawn), config.changed(strategy="joint", kind=kind, steps=steps, general="", eval_every=0, only=None)

@@ -169,6 +169,7 @@ class _Look:
             past=tuple(_ranges([ref for ref in learned if ref != newest])),
             newest=newest,
             parent=None if self.parent is None else self.parent.ref,
+            base=self.record.base,
             gated=gated,
         )
 
@@ -341,13 +342,19 @@ def _growth(model: Any) -> Growth | None:
     header = getattr(model, "header", None)
     if header is None or not hasattr(header, "shapes"):
         return None
+    rank = _rank_a_round(model)
     wide = {name: tensor.element_size() for name, tensor in model.tensors.items()}
     trained = {name for name, tensor in model.tensors.items() if tensor.is_floating_point()}
 
     def sizes(domains: int, classes: int) -> tuple[int, int]:
-        shapes = header.model_copy(
-            update={"domains": [f"d{n}" for n in range(domains)], "classes": [f"c{n}" for n in range(classes)]}
-        ).shapes()
+        changed: dict[str, Any] = {
+            "domains": [f"d{n}" for n in range(domains)],
+            "classes": [f"c{n}" for n in range(classes)],
+        }
+        if rank:  # a round brings a domain
+            lora = header.lora
+            changed["lora"] = lora.model_copy(update={"rank": lora.rank + rank * (domains - len(header.domains))})
+        shapes = header.model_copy(update=changed).shapes()
         parameters = sum(math.prod(shape) for name, shape in shapes.items() if name in trained or name not in wide)
         return parameters, sum(math.prod(shape) * wide.get(name, 4) for name, shape in shapes.items())
 
@@ -356,6 +363,17 @@ def _growth(model: Any) -> Growth | None:
     return findings.growth_of(
         sizes, domains=len(header.domains), classes=len(header.classes), head=header.width + 1, extra_bytes=kept
     )
+
+
+def _rank_a_round(model: Any) -> int:
+    """What each round adds to the rank of a LoRA whose strategy keeps earlier rounds' subspaces beside the new one."""
+    from treering.training import strategy
+
+    header = model.header
+    config = getattr(getattr(model, "card", None), "config", None)
+    if getattr(header, "lora", None) is None or config is None:
+        return 0
+    return int(config.rank) if strategy(config.strategy).past(model) else 0
 
 
 def _columns(segment: Segment, names: Sequence[str], split: Any) -> Iterator[tuple[Any, ...]]:

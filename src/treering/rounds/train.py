@@ -139,8 +139,6 @@ def train(
                 )
             except DivergedError as exc:
                 raise _kept(store, exc) from exc
-        if canaries is not None:
-            adapter = canaries.kept(adapter)
         done = _registered(store, home, adapter, loader.lock(), config, before, run, baseline, form.metric)
         _logged(log, done)
     return done
@@ -163,7 +161,6 @@ class _Canaries:
         self._tolerance = tolerance
         self._metric = resolve_metric(metric)
         self._before = self._scores(parent)
-        self._good: Any = None
 
     def _scores(self, adapter: Any) -> dict[str, float]:
         return {s.name: score_answers(self._metric, s.texts, s.labels, adapter) for s in self._slices}
@@ -179,17 +176,7 @@ class _Canaries:
             for name, drop in drops.items()
             if drop > self._tolerance + 1e-9
         ]
-        if not fallen:
-            self._good = adapter
-            return None
-        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)}"
-
-    def kept(self, adapter: Any) -> Any:
-        """The adapter that a run leaves: of one that was stopped, as it was at the last look without a drop."""
-        stats = adapter.card.stats
-        if stats is None or stats.stopped is None or self._good is None:
-            return adapter
-        return self._good.with_card(adapter.card.model_copy(update={"weights_digest": self._good.digest}))
+        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)}" if fallen else None
 
 
 def _registered(

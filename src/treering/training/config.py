@@ -84,7 +84,9 @@ class TrainConfig(BaseModel):
         default="", description="draw replay so that each class, or each domain, comes equally often"
     )
     general: str = Field(
-        default="", description="ref of a general corpus (dual-replay): texts that only keep the features in place"
+        default="",
+        description="ref of a general corpus (dual-replay): texts that only keep the features in place; it has columns text "
+        "and label, whose labels aren't learnt",
     )
     general_share: Share = Field(default=0.3, description="of the replay that the general corpus gets")
     strength: NotNegative = Field(

@@ -30,7 +30,7 @@ from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard, TrainStats
 from treering.training.config import TrainConfig
 from treering.training.nets import Net, Out, header_for, make_net
-from treering.training.only import restrict
+from treering.training.only import only_these
 from treering.training.strategies import MixSource, Records, Round, Step, Strategy, strategy
 
 __all__ = ["DivergedError", "Progress", "fit"]
@@ -70,7 +70,7 @@ def fit(
     gradient reads it once, to its end). cache_dir: where activations of the frozen base are kept (in memory when None).
     parent: whose weights, classes and domains to go on from, unless the strategy starts from scratch. sources: by number,
     which of them the parent was trained on; none, when left out. on_step: asked every `config.eval_every` updates; what it
-    says other than None ends the run there. While it runs, torch uses one thread.
+    says other than None ends the run, with the weights as they were when it last said None. While it runs, torch uses one thread.
 
     Raises UsageError for batches without texts or labels, an unknown strategy and a kind that isn't for it, ConflictError
     for a parent on another base, DivergedError when the loss isn't finite any more; and as `Base.load`.
@@ -100,12 +100,12 @@ def fit(
     counts = data.counts()
     net.get_buffer("counts").add_(counts)
     net.to(base.device)
-    restrict(net, config, data.domains, has_parent=parent is not None)
     log_prior = _log_prior(counts.sum(1), config).to(base.device)
-    weights = {name: value for name, value in net.trainable().items() if value.requires_grad}
+    weights = only_these(net.trainable(), config, data.domains, has_parent=parent is not None)
     optimizer = _optimizer(weights, config)
     losses: list[float] = []
     stopped: str | None = None
+    looked: _Kept | None = None  # the weights at the last look that found nothing
     good = _Kept(weights)  # the last weights that are known to give a finite loss, once there is one
     round_ = Round(
         net=net,
@@ -140,9 +140,13 @@ def fit(
             if progress is not None:
                 progress("train", number + 1, config.steps)
             if on_step is not None and config.eval_every and (number + 1) % config.eval_every == 0:
-                now = Adapter(header, net.tensors(), base=base, cache_dir=cache_dir)
-                if (stopped := on_step(number + 1, now)) is not None:
+                stopped = on_step(number + 1, Adapter(header, net.tensors(), base=base, cache_dir=cache_dir))
+                if stopped is not None:
+                    if looked is not None:
+                        looked.tensors(net)
                     break
+                looked = looked or _Kept(weights)
+                looked.keep()
         tensors = net.tensors()
         if not _finite(tensors):
             raise _diverged(config.steps, losses, Adapter(header, good.tensors(net), base=base), config, parent)
@@ -290,6 +294,7 @@ def _read(
     """
     classes = _Names(parent.header.classes if parent else [])
     domains = _Names(parent.header.domains if parent else [])
+    general = {number for number, source in enumerate(sources) if source.general}
     batches: list[_Rows] = []
     without = 0
     for chunk in _chunks(loader, steps, unlabelled):

@@ -5,25 +5,27 @@ What alignment drift is cured by: the features still hold what was learnt, only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from treering.errors import UsageError
 from treering.training.config import TrainConfig
 
-__all__ = ["restrict"]
+__all__ = ["only_these"]
 
 
-def restrict(net: nn.Module, config: TrainConfig, domains: list[str], *, has_parent: bool) -> None:
-    """Freeze every parameter of `net` that `config.only` doesn't name; does nothing when it names none.
+def only_these(
+    weights: Mapping[str, Tensor], config: TrainConfig, domains: list[str], *, has_parent: bool
+) -> dict[str, Tensor]:
+    """Those of a net's trainable tensors, by their saved names, that `config.only` leaves free; all when it says nothing.
 
-    Of the gates, shape (places, domains, width), one domain's are left free: the gradient of the others is 0. Raises
-    UsageError without a parent, and for a domain or a kind of adapter that has no such part.
+    The others get no gradient. Of the gates, shape (places, domains, width), one domain's are left free: the gradient of
+    the rest is 0. Raises UsageError without a parent, and for a domain or a kind of adapter that has no such part.
     """
     if config.only is None:
-        return
+        return dict(weights)
     if not has_parent:
         raise UsageError(
             f"only={config.only!r} touches up an adapter, and there is no parent",
@@ -31,13 +33,10 @@ def restrict(net: nn.Module, config: TrainConfig, domains: list[str], *, has_par
             hint="name one: --parent ADAPTER",
         )
     part, _, domain = config.only.partition(":")
-    wanted = "head." if part == "head" else "gates"
-    free = [name for name, _ in net.named_parameters() if name.startswith(wanted)]
+    free = {name: value for name, value in weights.items() if name.startswith("head." if part == "head" else "gates")}
     if not free:
         raise UsageError(
-            f"an adapter of this kind has no {part}s of its own" if part == "gate" else "this adapter has no head",
-            code="no-such-part",
-            hint="--only-head",
+            f"an adapter of kind {config.kind} has no gates", code="no-such-part", hint="touch up its head: --only-head"
         )
     if part == "gate" and domain not in domains:
         raise UsageError(
@@ -45,10 +44,11 @@ def restrict(net: nn.Module, config: TrainConfig, domains: list[str], *, has_par
             code="no-such-part",
             hint=f"its domains: {', '.join(domains)}",
         )
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(name in free)
+    for name, value in weights.items():
+        value.requires_grad_(name in free)
         if part == "gate" and name in free:
-            parameter.register_hook(_only_row(domains.index(domain)))
+            value.register_hook(_only_row(domains.index(domain)))  # type: ignore[no-untyped-call]
+    return free
 
 
 def _only_row(number: int) -> Callable[[Tensor], Tensor]:

@@ -29,7 +29,7 @@ from treering.training.chat.template import Rendered
 from treering.training.config import TrainConfig
 from treering.training.conversation import Conversation
 from treering.training.loop import Batch, DivergedError, Progress, _one_thread, _schedule
-from treering.training.lora import LoraShape, lora_layers, lora_tensors, target_modules
+from treering.training.lora import LoraShape, load_lora, lora_layers, lora_tensors, target_modules
 from treering.training.strategies import Strategy, strategy
 
 __all__ = ["CHAT_DEFAULTS", "CHAT_STRATEGIES", "chat_config", "chat_strategy", "fit_chat"]
@@ -93,7 +93,7 @@ def fit_chat(
     there are sources; a loader that ends early is begun again. An update takes in a whole batch: conversations are packed
     into rows of `max_tokens`, and gradients accumulated over passes of `tokens_per_pass` positions, so memory doesn't
     depend on the batch size. Its loss is the mean over all tokens that the assistant said in it. on_step: asked every
-    `config.eval_every` updates; what it says other than None ends the run there.
+    `config.eval_every` updates; what it says other than None ends the run, with the weights as they were when it last said None.
 
     Raises UsageError for batches without messages, with nothing to learn in any of them, and for a strategy that isn't
     for conversations; ConflictError for a parent on another base; DivergedError when the loss isn't finite any more; and
@@ -121,6 +121,7 @@ def fit_chat(
     losses: list[float] = []
     last: list[Rendered] = []
     stopped: str | None = None
+    looked: Mapping[str, Tensor] | None = None  # the weights at the last look that found nothing
     number_of_passes, positions, seconds_read, started = 0, 0, 0.0, time.perf_counter()
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -155,6 +156,9 @@ def fit_chat(
                 now = now.with_card(_card(now, config, base, None))
                 if (stopped := on_step(number + 1, now)) is not None:
                     break
+                looked = now.tensors
+        if stopped is not None and looked is not None:
+            load_lora(net, looked)
         tensors = _copied(net)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise _diverged(config.steps, losses, ChatAdapter(header, good, base=base), config, parent)

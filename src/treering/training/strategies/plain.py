@@ -17,12 +17,12 @@ PLAIN: dict[str, Any] = {"prior_correction": False}
 LORA: dict[str, Any] = {
     **PLAIN,
     "kind": "lora",
-    "adapt_layers": 2,
+    "adapt_layers": 1,
     "feature_noise": 0.0,
-    "steps": 60,
+    "steps": 40,
     "batch_size": 128,
     "lr": 3e-3,
-    "warmup": 6,
+    "warmup": 4,
 }
 
 

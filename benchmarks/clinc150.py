@@ -136,7 +136,7 @@ def capture_general(store: treering.Store, path: str | None) -> str:
         live.extend({"id": f"general-{n}", "text": text, "split": "train"} for n, text in enumerate(texts))
     snapshot = corpus.snapshot(message="general texts")
     assert snapshot is not None
-    return snapshot.ref
+    return str(snapshot.ref)
 
 
 def run_strategy(

@@ -210,9 +210,11 @@ class Adapter:
     def _activations(self) -> ActivationCache:
         """Kept between calls when on disk; in memory it would grow with every text ever asked."""
         if self._cache_dir is None:
-            return ActivationCache(self.base, depth=self.header.depth)
+            return ActivationCache(self.base, depth=self.header.depth, layers=self.header.feature_layers)
         if self._cache is None:
-            self._cache = ActivationCache(self.base, self._cache_dir, depth=self.header.depth)
+            self._cache = ActivationCache(
+                self.base, self._cache_dir, depth=self.header.depth, layers=self.header.feature_layers
+            )
         return self._cache
 
 

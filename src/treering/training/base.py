@@ -39,7 +39,7 @@ LAYERED = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # encoder.
 class Activations:
     """What the base says of n texts.
 
-    `pooled` float32 (n, hidden): mean over the tokens of the last hidden states. `tokens` int32 (n,): tokens kept.
+    `pooled` float32 (n, layers · hidden): means over the tokens of the top hidden states, lowest first. `tokens` int32 (n,): tokens kept.
     `states` float16 (sum of tokens, hidden): hidden states below the top `depth` layers, text after text; with depth 0
     of shape (0, hidden), with depth WHOLE the token ids instead, int32 (sum of tokens, 1). `cut`: how many texts were
     longer than `max_tokens`.
@@ -87,17 +87,20 @@ class Base:
         with _LOADING:  # or two threads would each hold one
             return _load(name, wanted, max_tokens)
 
-    def encode(self, texts: Sequence[str], *, depth: int = 0) -> Activations:
+    def encode(self, texts: Sequence[str], *, depth: int = 0, layers: int = 1) -> Activations:
         """Activations of `texts`, in order; `depth` keeps the hidden states below the top `depth` layers too.
 
-        Raises UsageError when the base has fewer layers, or they can't be run one by one.
+        layers: of how many hidden states the means are taken, from the last one down. Raises UsageError when the base has
+        fewer layers, or they can't be run one by one.
         """
+        if layers > self.layers:
+            raise UsageError(f"{self.name} has {self.layers} layers, feature_layers is {layers}", code="bad-config")
         if depth > 0:
             self.top(depth)
         token_ids, cut = self._tokenise(texts)
         tokens = np.fromiter(map(len, token_ids), np.int32, len(texts))
         starts = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
-        pooled = np.empty((len(texts), self.width), np.float32)
+        pooled = np.empty((len(texts), layers * self.width), np.float32)
         states: npt.NDArray[np.float16] | npt.NDArray[np.int32]
         states = np.empty((int(starts[-1]) if depth else 0, self.width), np.float16)
         if depth == WHOLE:
@@ -110,12 +113,14 @@ class Base:
                     ids[line, : tokens[row]] = torch.tensor(token_ids[row])
                     mask[line, : tokens[row]] = 1
                 ids, mask = ids.to(self.device), mask.to(self.device)
-                out = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=depth > 0)
-                pooled[rows] = mean_pool(out.last_hidden_state, mask).cpu().numpy()
+                several = depth > 0 or layers > 1
+                out = self._model(input_ids=ids, attention_mask=mask, output_hidden_states=several)
+                below = [mean_pool(out.hidden_states[n], mask) for n in range(-layers, -1)]
+                pooled[rows] = torch.cat([*below, mean_pool(out.last_hidden_state, mask)], 1).cpu().numpy()
                 if depth > 0:
-                    below = out.hidden_states[self.layers - depth].half().cpu().numpy()
+                    under = out.hidden_states[self.layers - depth].half().cpu().numpy()
                     for line, row in enumerate(rows):
-                        states[starts[row] : starts[row + 1]] = below[line, : tokens[row]]
+                        states[starts[row] : starts[row + 1]] = under[line, : tokens[row]]
         return Activations(pooled, tokens, states, cut)
 
     @property

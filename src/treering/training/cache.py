@@ -39,16 +39,19 @@ class _Block:
 
 
 class ActivationCache:
-    """Activations of one base at one depth, by text.
+    """Activations of one base at one depth, by text; the means of its top `layers` hidden states.
 
     Texts are numbered 0, 1, … as they become known to this object; a number stays good for its lifetime. Without a
     directory everything is held in memory. Two processes may write at once: files are put in place whole, under a name
     made of their keys.
     """
 
-    def __init__(self, base: Base, cache_dir: str | os.PathLike[str] | None = None, *, depth: int = 0) -> None:
+    def __init__(
+        self, base: Base, cache_dir: str | os.PathLike[str] | None = None, *, depth: int = 0, layers: int = 1
+    ) -> None:
         self.base = base
         self.depth = depth
+        self.layers = layers
         self.encoded = 0  # texts that had to be encoded, by this object
         self.cut = 0  # of those, how many were longer than max_tokens
         self._number: dict[bytes, int] = {}
@@ -57,6 +60,7 @@ class ActivationCache:
         self._folder: Path | None = None
         if cache_dir is not None:
             name = f"v{VERSION}-{base.digest[:32]}-{base.precision}-t{base.max_tokens}-{'ids' if depth == WHOLE else f'd{depth}'}"
+            name += f"-f{layers}" if layers > 1 else ""
             self._folder = Path(cache_dir) / "activations" / name
             for path in sorted(self._folder.glob("*.safetensors")):
                 self._open(path)
@@ -78,8 +82,8 @@ class ActivationCache:
         return np.fromiter((self._number[key] for key in keys), np.int64, len(keys))
 
     def pooled(self, numbers: npt.NDArray[np.int64]) -> Tensor:
-        """Pooled features of texts by number: float32 (n, width), on the CPU."""
-        out = np.empty((len(numbers), self.base.width), np.float32)
+        """Pooled features of texts by number: float32 (n, layers · hidden), on the CPU."""
+        out = np.empty((len(numbers), self.layers * self.base.width), np.float32)
         for block, rows, local in self._located(numbers):
             out[rows] = block.pooled[local]
         return torch.from_numpy(out)
@@ -112,7 +116,7 @@ class ActivationCache:
 
     def _encode(self, todo: Sequence[tuple[bytes, str]]) -> None:
         keys = [key for key, _ in todo]
-        found = self.base.encode([text for _, text in todo], depth=self.depth)
+        found = self.base.encode([text for _, text in todo], depth=self.depth, layers=self.layers)
         self.encoded += len(todo)
         self.cut += found.cut
         if self._folder is not None:
@@ -130,7 +134,7 @@ class ActivationCache:
             keys, pooled, tokens, states = (tensors[name] for name in ("keys", "pooled", "tokens", "states"))
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        n, width = len(keys), self.base.width
+        n, width = len(keys), self.layers * self.base.width
         if (
             keys.shape != (n, 32)
             or pooled.shape != (n, width)

@@ -53,6 +53,12 @@ class TrainConfig(BaseModel):
         description="adapt inside the top n layers of the base, and freeze those below; 0: gated adapts its pooled "
         "features, lora and full adapt all layers",
     )
+    feature_layers: int = Field(
+        default=1,
+        ge=1,
+        description="features are the means of so many of the base's top hidden states, each of one length, side by side; "
+        "of a base with fewer layers all; more than 1 for kinds gated (on pooled features), linear and slda",
+    )
     gates: Literal["soft", "hard", "off"] = Field(
         default="soft", description="gated: mixed by the domain posterior, the likeliest domain's alone, or none"
     )

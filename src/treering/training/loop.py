@@ -83,10 +83,10 @@ def fit(
     if parent is not None and not plan.continues:
         parent = None
     past = plan.past(parent)
-    depth = header_for(config, base, ["?"], ["?"], past=past).depth
+    shape = header_for(config, base, ["?"], ["?"], past=past)
     if parent is not None:
         _check_parent(parent, config, base, past)
-    cache = ActivationCache(base, cache_dir, depth=depth)
+    cache = ActivationCache(base, cache_dir, depth=shape.depth, layers=shape.feature_layers)
 
     started = time.perf_counter()
     data = _read(loader, config.steps if plan.gradient else None, cache, parent, sources, plan.unlabelled, progress)
@@ -304,10 +304,10 @@ def _read(
             stop = start + len(batch.texts)
             without += batch.unlabelled
             if batch.texts:
-                named = [
-                    None if label is None else domain for label, domain in zip(batch.labels, batch.domains, strict=True)
-                ]
-                rows = texts[start:stop], classes.numbers(batch.labels), domains.numbers(named)
+                # What the general corpus calls its texts is no class here.
+                labels = [None if n in general else label for n, label in zip(batch.sources, batch.labels, strict=True)]
+                named = [None if label is None else name for name, label in zip(batch.domains, labels, strict=True)]
+                rows = texts[start:stop], classes.numbers(labels), domains.numbers(named)
                 batches.append(_Rows(*rows, batch.sources, batch.keys))
             start = stop
         if progress is not None:
@@ -475,7 +475,7 @@ def _check_parent(parent: Adapter, config: TrainConfig, base: Base, past: int) -
     """Raise ConflictError for a parent on another base, UsageError for one of another shape than the config's."""
     check_base(parent.header, base)
     theirs, ours = parent.header, header_for(config, base, ["?"], ["?"])
-    same = ["kind", "adapt_layers"]
+    same = ["kind", "adapt_layers", "feature_layers"]
     same += ["bottleneck", "router"] if config.kind == "gated" else []
     for name in same:
         if getattr(theirs, name) != getattr(ours, name):

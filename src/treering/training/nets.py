@@ -77,7 +77,8 @@ class Header(BaseModel):
     format: str = Field(default="treering.adapter-weights/1", pattern=r"^treering\.adapter-weights/1$")
     kind: Kind = Field(default="gated", description="what is trained over the frozen base")
     base_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, description="of the features that the head reads")
+    feature_layers: int = Field(default=1, ge=1, description="how many hidden states they are the means of")
     bottleneck: int = Field(default=64, ge=1, description="gated: of its down and up projection")
     adapt_layers: int = Field(default=0, ge=0, description="how many of the top layers are adapted")
     whole: bool = Field(default=False, description="the base's layers can't be run one by one")
@@ -138,6 +139,13 @@ def header_for(config: TrainConfig, base: Base, classes: list[str], domains: lis
     """
     kind = config.kind
     layers = config.adapt_layers
+    features = min(config.feature_layers, base.layers)
+    if features > 1 and (kind in ("lora", "full") or (kind == "gated" and layers)):
+        raise UsageError(
+            "features of several layers are those of the frozen base, and this config adapts its layers",
+            code="bad-config",
+            hint="set feature_layers=1, or adapt the pooled features (kind='gated', adapt_layers=0)",
+        )
     lora, full = None, {}
     if kind in ("lora", "full"):
         top = layers or None
@@ -155,7 +163,8 @@ def header_for(config: TrainConfig, base: Base, classes: list[str], domains: lis
     return Header(
         kind=kind,
         base_digest=base.digest,
-        width=base.width,
+        width=base.width * features,
+        feature_layers=features,
         bottleneck=config.bottleneck,
         adapt_layers=layers,
         whole=kind in ("lora", "full") and not base.layered,
@@ -214,8 +223,10 @@ class Net(nn.Module):
         return route / route.sum(-1, keepdim=True).clamp_min(1e-12)
 
     def scaled(self, pooled: Tensor, noise: Tensor | None) -> Tensor:
-        """Features of one length, (n, width), with noise in units of their root mean square."""
-        features = functional.normalize(pooled, dim=-1) * (SCALE * math.sqrt(self.header.width))
+        """Features of one length, (n, width), with noise in units of their root mean square; each layer counts alike."""
+        layers = self.header.feature_layers
+        each = functional.normalize(pooled.view(len(pooled), layers, -1), dim=-1).flatten(1)
+        features = each * (SCALE * math.sqrt(self.header.width / layers))
         return features if noise is None else features + SCALE * noise
 
     def classify(self, features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
     naive         new data only, from the parent on
     replay        the mix as given, over the gated adapter
+    recommended   replay from everything ever sealed, balanced by class, on the features of three layers: start here
     joint         everything at once, from scratch: the upper bound
     full          sequential fine-tuning of the base's top layers, new data only
     lora          sequential LoRA, new data only
@@ -28,7 +29,7 @@ from treering.training.strategies.base import (
     register,
     strategy,
 )
-from treering.training.strategies.plain import Full, Joint, Lora, LoraReplay, Naive, Replay
+from treering.training.strategies.plain import Full, Joint, Lora, LoraReplay, Naive, Recommended, Replay
 from treering.training.strategies.regularised import Ewc, Lwf, OLora
 from treering.training.strategies.rehearsal import Der, DualReplay
 from treering.training.strategies.statistic import Slda
@@ -46,6 +47,7 @@ __all__ = [
     "MixSource",
     "Naive",
     "OLora",
+    "Recommended",
     "Records",
     "Replay",
     "Round",
@@ -56,5 +58,5 @@ __all__ = [
     "strategy",
 ]
 
-for _one in (Der, DualReplay, Ewc, Full, Joint, Lora, LoraReplay, Lwf, Naive, OLora, Replay, Slda):
+for _one in (Der, DualReplay, Ewc, Full, Joint, Lora, LoraReplay, Lwf, Naive, OLora, Recommended, Replay, Slda):
     register(_one())

@@ -44,8 +44,8 @@ class Ewc(Naive):
         former = round_.memory.get("former")
         if not former:
             return None
-        total: Tensor = sum((fisher * (value - anchor) ** 2).sum() for value, fisher, anchor in former)
-        return 0.5 * round_.config.strength * total
+        terms = [(fisher * (value - anchor) ** 2).sum() for value, fisher, anchor in former]
+        return 0.5 * round_.config.strength * torch.stack(terms).sum()
 
     def after(self, round_: Round) -> dict[str, Tensor]:
         """The diagonal Fisher information on this round's new records, plus that of earlier rounds."""
@@ -124,8 +124,7 @@ class OLora(Naive):
         pairs = fresh_and_past(getattr(round_.net, "model", None))
         if not pairs or not round_.config.strength:
             return None
-        total: Tensor = sum(((past @ fresh.T) ** 2).sum() for fresh, past in pairs)
-        return round_.config.strength * total
+        return round_.config.strength * torch.stack([((past @ fresh.T) ** 2).sum() for fresh, past in pairs]).sum()
 
 
 def _grown(former: Tensor, now: Tensor) -> Tensor:

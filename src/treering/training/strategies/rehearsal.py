@@ -58,6 +58,8 @@ class Der(Strategy):
         loss = super().loss(step)
         if "der" not in step.round.memory or not step.round.config.strength:
             return loss
+        logits: Tensor
+        counts: Tensor
         _, logits, counts = step.round.memory["der"]
         row = step.round.memory["row"]
         pairs = [(n, row[key.tobytes()]) for n, key in enumerate(step.keys) if key.tobytes() in row]

@@ -391,6 +391,18 @@ class Store(BaseStore):
         """Make the production adapter before this one production again. Raises NotFoundError when there is none."""
         return self._registry(corpus).rollback()
 
+    def report(
+        self, corpus: str, path: str | os.PathLike[str], *, adapter: str | None = None, quick: bool = False
+    ) -> Path:
+        """Write one HTML file that tells whether the model forgets, and why; its absolute path.
+
+        On `adapter`, by default the one in production, else the newest. quick: without what reads records (diagnosis, drift,
+        audit). Opens without a network. Raises NotFoundError, UsageError, StoreError.
+        """
+        from treering.report import write_report
+
+        return write_report(path, self, corpus, adapter=adapter, quick=quick)
+
     def trained_snapshots(self, corpus: str) -> set[str]:
         """Refs of the snapshots that the production adapter, or one that it continues, was trained on."""
         from treering.registry import trained_snapshots

@@ -208,6 +208,8 @@ def adapter_facts(view: AdapterView) -> Table:
 
 
 def _table(found: list[AdapterView]) -> Table:
+    from treering.store.ref import shortened
+
     gates = {True: "passed", False: "refused", None: None}
     rows = [
         (
@@ -215,25 +217,9 @@ def _table(found: list[AdapterView]) -> Table:
             v.status,
             gates[v.passed],
             v.parent,
-            _shortened(v.trained_on, v.ref.partition(":")[0]),
+            shortened(v.trained_on, v.ref.partition(":")[0]),
             when(v.created_at),
         )
         for v in found
     ]
     return columns(["adapter", "status", "gate", "parent", "trained on", "made (UTC)"], rows)
-
-
-def _shortened(refs: list[str], corpus: str) -> str | None:
-    """Snapshot refs with neighbours joined, and without the name of the corpus: `v1..v3, v5, other@v1`."""
-    runs: list[tuple[str, int, int]] = []
-    for ref in refs:
-        name, _, version = ref.rpartition("@v")
-        if runs and (runs[-1][0], runs[-1][2] + 1) == (name, int(version)):
-            runs[-1] = (name, runs[-1][1], int(version))
-        else:
-            runs.append((name, int(version), int(version)))
-    texts = [
-        ("" if name == corpus else f"{name}@") + (f"v{first}" if first == last else f"v{first}..v{last}")
-        for name, first, last in runs
-    ]
-    return ", ".join(texts) or None

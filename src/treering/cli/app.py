@@ -34,6 +34,7 @@ from treering.cli import (
     lineage,
     mix,
     prune,
+    report,
     rounds,
     selection,
     snapshot,
@@ -161,6 +162,7 @@ for name, command in (
     ("lineage", lineage.lineage),
     ("erase", erasure.erase),
     ("round", rounds.run_round),
+    ("report", report.report),
     ("demo", demo.demo),
 ):
     app.command(name)(command)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
+
 from treering.evaluation.matrix import ScoreMatrix, points
 
 from .colour import step_of
@@ -17,14 +19,18 @@ CELL_H = 46
 GAP = 3
 DOMAIN = "[domain="
 LONGEST = 24  # characters of a label; the whole name is in its hover text
+MANY_CELLS = 400
 CHAR = 7.3  # mean width of a 13 px label character
 
 
 def heatmap(matrix: ScoreMatrix, *, key: str) -> str:
     """An `<svg>`: a row per round, a column per slice, the number in each cell, details as hover text.
 
-    `key` makes the ids of this page unique. A ring marks the cell where a slice was learnt.
+    `key` makes the ids of this page unique. A ring marks the cell where a slice was learnt. Beyond 400 cells there is room
+    for colours alone, and a column tells on hover what became of it: the page stays small.
     """
+    if matrix.values.size > MANY_CELLS:
+        return _dense(matrix, key=key)
     slices, rounds = short_names(matrix.slices), _cut(matrix.rounds)
     if max(map(len, rounds)) > 14:
         rounds = short_names(matrix.rounds)
@@ -136,6 +142,48 @@ def _cell(matrix: ScoreMatrix, i: int, j: int, x: float, y: float, w: float, h: 
         f'<text class="n i{step}" x="{x + w / 2:.1f}" y="{y + h / 2:.1f}" dy=".35em" text-anchor="middle">'
         f"{100 * score + 0.0:.{decimals}f}</text></g>"
     )
+
+
+def _dense(matrix: ScoreMatrix, *, key: str) -> str:
+    """Colours alone, one path a colour; every nth name."""
+    n_rows, n_cols = matrix.values.shape
+    slices, rounds = short_names(matrix.slices), short_names(matrix.rounds)
+    side = max(5, min(16, 800 // max(n_rows, n_cols)))
+    left, top = 20 + round(CHAR * max(map(len, rounds))), 26
+    width, height = left + side * n_cols + 4, top + side * n_rows + 4
+    drawn: dict[str, list[str]] = {}
+    for (i, j), value in np.ndenumerate(matrix.values):
+        if not math.isnan(value):
+            drawn.setdefault(f"s{step_of(float(value))}", []).append(
+                f"M{left + j * side} {top + i * side}h{side}v{side}h-{side}z"
+            )
+    out = [
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{round(width * 1.15)}px" role="img" aria-labelledby="{key}-t {key}-d">',
+        f'<title id="{key}-t">Score matrix, {n_rows} rounds by {n_cols} slices</title>',
+        f'<desc id="{key}-d">Average {points(matrix.average)}, backward transfer {points(matrix.bwt, signed=True)} '
+        "points. The table below has a row per slice.</desc>",
+        *(f'<path class="{kind}" d="{"".join(squares)}"/>' for kind, squares in sorted(drawn.items())),
+    ]
+    nth = max(1, math.ceil(26 / side))
+    for i in range(0, n_rows, nth):
+        middle = top + (i + 0.5) * side
+        out.append(
+            f'<text class="axis" x="{left - 8}" y="{middle:.1f}" dy=".35em" text-anchor="end">{escape(rounds[i])}</text>'
+        )
+    wide = max(1, math.ceil(CHAR * (1 + max(map(len, slices))) / side))
+    for j, name in enumerate(matrix.slices):
+        if j % wide == 0:
+            out.append(
+                f'<text class="axis" x="{left + (j + 0.5) * side:.1f}" y="{top - 10}" text-anchor="middle">{escape(slices[j])}</text>'
+            )
+        learned, now = matrix.learned_in[j], float(matrix.values[-1, j])
+        then = float(matrix.values[learned, j]) if learned is not None else math.nan
+        says = f"{name}: {points(then)} when it was learnt, {points(now)} now"
+        out.append(
+            f'<g><title>{escape(says)}</title><rect x="{left + j * side}" y="{top}" width="{side}" '
+            f'height="{side * n_rows}" fill="transparent"/></g>'
+        )
+    return "\n".join([*out, "</svg>"])
 
 
 def _named(short: str, full: str) -> str:

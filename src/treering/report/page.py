@@ -15,7 +15,7 @@ from treering.evaluation.matrix import ScoreMatrix, points
 from .colour import ramp, text_on
 from .heatmap import heatmap, legend, table
 
-__all__ = ["render_matrices", "write_matrices"]
+__all__ = ["HOW_TO_READ", "document", "fact_list", "figure", "render_matrices", "write_matrices", "write_page"]
 
 Fact = str | tuple[str, str]
 
@@ -35,8 +35,12 @@ def write_matrices(
     `matrices`: (name, matrix) in reading order; `facts`: lines, or (label, value) pairs, set above them. Every text is
     escaped. Raises UsageError without a matrix, StoreError when the file can't be written.
     """
+    return write_page(path, render_matrices(matrices, title=title, facts=facts))
+
+
+def write_page(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a page; whole or not at all. Returns its absolute path. Raises StoreError when it can't be written."""
     target = Path(path).absolute()
-    text = render_matrices(matrices, title=title, facts=facts)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
@@ -69,25 +73,10 @@ def render_matrices(
     )
     crowded = max(len(matrix.slices) for _, matrix in matrices) > 8
     metrics = ", ".join(dict.fromkeys(m.metric for _, m in matrices))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>
-{_style()}
-</style>
-</head>
-<body>
-<main>
-<header>
+    body = f"""<header>
 <p class="mark">treering</p>
 <h1>{escape(title)}</h1>
-{_facts(facts)}
+{fact_list(facts)}
 </header>
 <section class="panels{" stacked" if crowded else ""}" aria-label="Score matrices">
 {panels}
@@ -98,38 +87,64 @@ def render_matrices(
 </section>
 <section class="notes">
 <h2>How to read it</h2>
-<dl>
-<dt>Row, column</dt><dd>A row is one round of training, a column the held-out records of one slice. None of them was ever in a training batch.</dd>
-<dt>Average</dt><dd>Mean of the last row, over the slices learnt by then.</dd>
-<dt>BWT</dt><dd>Backward transfer: mean over slices learnt before the last round of (score after the last round − score right after the slice was learnt). Below zero is forgetting.</dd>
-<dt>Forgetting</dt><dd>Mean over the same slices of (best score in any earlier round since it was learnt − score after the last round).</dd>
-</dl>
+{HOW_TO_READ}
 </section>
 <details>
 <summary>The same numbers as tables</summary>
 {tables}
-</details>
+</details>"""
+    return document(title, body)
+
+
+def document(title: str, body: str, *, rules: str = "") -> str:
+    """A whole HTML document around `body`, with our style and `rules`, and nothing to fetch or run."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>
+{_style()}{rules}
+</style>
+</head>
+<body>
+<main>
+{body}
 </main>
 </body>
 </html>
 """
 
 
+HOW_TO_READ = """<dl>
+<dt>Row, column</dt><dd>A row is one round of training, a column the held-out records of one slice. None of them was ever in a training batch.</dd>
+<dt>Average</dt><dd>Mean of the last row, over the slices learnt by then.</dd>
+<dt>BWT</dt><dd>Backward transfer: mean over slices learnt before the last round of (score after the last round − score right after the slice was learnt). Below zero is forgetting.</dd>
+<dt>Forgetting</dt><dd>Mean over the same slices of (best score in any earlier round since it was learnt − score after the last round).</dd>
+</dl>"""
+
+
 def _panel(number: int, name: str, matrix: ScoreMatrix) -> str:
+    """One matrix with its three figures."""
     notes = "".join(f"<li>{escape(note)}</li>" for note in matrix.notes)
     return f"""<article aria-labelledby="m{number}-h">
 <h2 id="m{number}-h">{escape(name)}</h2>
 <dl class="figures">
-<div><dt>Average</dt><dd>{_figure(matrix.average)}</dd></div>
-<div class="{_tone(matrix.bwt)}"><dt>BWT</dt><dd>{_figure(matrix.bwt, signed=True)}</dd></div>
-<div><dt>Forgetting</dt><dd>{_figure(matrix.forgetting)}</dd></div>
+<div><dt>Average</dt><dd>{figure(matrix.average)}</dd></div>
+<div class="{_tone(matrix.bwt)}"><dt>BWT</dt><dd>{figure(matrix.bwt, signed=True)}</dd></div>
+<div><dt>Forgetting</dt><dd>{figure(matrix.forgetting)}</dd></div>
 </dl>
 {heatmap(matrix, key=f"m{number}")}
 {f'<ul class="aside">{notes}</ul>' if notes else ""}
 </article>"""
 
 
-def _facts(facts: Iterable[Fact]) -> str:
+def fact_list(facts: Iterable[Fact]) -> str:
+    """Lines, or (label, value) pairs, as a definition list."""
     lines = []
     for fact in facts:
         label, value = ("", fact) if isinstance(fact, str) else fact
@@ -141,7 +156,8 @@ def _facts(facts: Iterable[Fact]) -> str:
     return f'<dl class="facts">{"".join(lines)}</dl>' if lines else ""
 
 
-def _figure(value: float, *, signed: bool = False) -> str:
+def figure(value: float, *, signed: bool = False) -> str:
+    """A fraction in points, or that it isn't defined."""
     text = points(value, signed=signed).replace("-", "−")
     return '<span class="missing">not defined</span>' if math.isnan(value) else text
 
@@ -166,10 +182,11 @@ def _style() -> str:
 
 
 LIGHT_TOKENS = """:root { color-scheme: light dark;
---page:#fbfaf6; --card:#ffffff; --ink:#17211d; --soft:#5b6762; --line:#e2e1d8; --bad:#a8321f; --good:#17614f }"""
+--page:#fbfaf6; --card:#ffffff; --ink:#17211d; --soft:#5b6762; --line:#e2e1d8; --bad:#a8321f; --good:#17614f;
+--new:#1f7a63; --old:#7d93b8; --warn:#b9791a; --tint:#f3f1e9 }"""
 
 DARK_TOKENS = """:root { --page:#121513; --card:#1a1e1b; --ink:#e9eee9; --soft:#9aa69f; --line:#2c332f;
---bad:#ff9a80; --good:#8fdcae }"""
+--bad:#ff9a80; --good:#8fdcae; --new:#6cc79d; --old:#7f97c4; --warn:#e2b25c; --tint:#20251f }"""
 
 RULES = """* { box-sizing:border-box; margin:0 }
 body { background:var(--page); color:var(--ink); font:16px/1.55 system-ui,-apple-system,"Segoe UI",Inter,Roboto,"Helvetica Neue",sans-serif;

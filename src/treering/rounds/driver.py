@@ -265,8 +265,11 @@ def _is_again(store: BaseStore, plan: RoundPlan, last: _Journal) -> bool:
     return last.done["snapshot"].data["parent"] == parent and last.sources == sources
 
 
-def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
-    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on."""
+def _sources(store: BaseStore, plan: RoundPlan, *, live: bool = False) -> list[SourceShare]:
+    """Every sealed snapshot, neighbours joined: new ones, and as replay those that production was trained on.
+
+    live: as if live were sealed already.
+    """
     trained = trained_snapshots(store, plan.corpus)
     spans: list[tuple[int, int, bool]] = []
     for snapshot in store.corpus(plan.corpus).snapshots():
@@ -281,6 +284,8 @@ def _sources(store: BaseStore, plan: RoundPlan) -> list[SourceShare]:
         rows = TrainRows.of(store.load(ref)).size
         if rows:
             found.append((ref, rows, replay))
+    if live and (rows := TrainRows.of(store.live(plan.corpus)).size):
+        found.append((f"{plan.corpus}@live", rows, False))
     replayed = [replay for _, _, replay in found]
     if not found or all(replayed):
         return []
@@ -308,7 +313,7 @@ def _forecast(store: BaseStore, settings: RoundConfig, *, now: bool) -> RoundRes
     plan, found, why_not = _plan(store, settings, last, now=now)
     if plan is None:
         return _nothing(settings.corpus, found, why_not)
-    sources = _sources(store, plan)
+    sources = _sources(store, plan, live=plan.seals is not None)
     return RoundResult(
         corpus=plan.corpus,
         number=plan.number,

@@ -23,10 +23,9 @@ _OUTCOMES = {
 def summary(result: RoundResult) -> str:
     """Lines of text: what was learnt, what was kept, what the gate said, what comes next."""
     lines = [_head(result)]
-    for reason in result.why:
-        lines.append(_line("because", reason))
-    for reason in result.reasons:
-        lines.append(_line("due" if result.outcome != "not-due" else "", reason))
+    lines += [_line("" if n else "because", reason) for n, reason in enumerate(result.why)]
+    name = "" if result.outcome == "not-due" else "due"
+    lines += [_line("" if n else name, reason) for n, reason in enumerate(result.reasons)]
     if result.sealed:
         lines.append(_line("seals" if result.outcome == "planned" else "sealed", result.sealed))
     if result.sources:
@@ -111,4 +110,6 @@ def expanded(ref: str) -> list[str]:
     from treering.store.ref import Ref
 
     parsed = Ref.parse(ref)
+    if parsed.kind not in ("snapshot", "range"):
+        return [ref]
     return [f"{parsed.corpus}@v{number}" for number in range(parsed.first, parsed.last + 1)]

@@ -6,12 +6,21 @@ Read from the right: the selector after the last `@`, the corpus before it, and 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from treering.errors import UsageError
 
-__all__ = ["RESERVED_NAMES", "AdapterRef", "Ref", "check_corpus_name", "check_selection_name", "parse_target"]
+__all__ = [
+    "RESERVED_NAMES",
+    "AdapterRef",
+    "Ref",
+    "check_corpus_name",
+    "check_selection_name",
+    "parse_target",
+    "shortened",
+]
 
 #: Names that tables of the store's own have or will have.
 RESERVED_NAMES = frozenset({"runs", "evaluations", "adapters", "annotations", "live", "new", "all"})
@@ -138,3 +147,19 @@ class AdapterRef:
 
     def __str__(self) -> str:
         return f"{self.corpus}:{self.which}"
+
+
+def shortened(refs: Sequence[str], corpus: str) -> str | None:
+    """Snapshot refs with neighbours joined, and without the name of the corpus: `v1..v3, v5, other@v1`."""
+    runs: list[tuple[str, int, int]] = []
+    for ref in refs:
+        name, _, version = ref.rpartition("@v")
+        if runs and (runs[-1][0], runs[-1][2] + 1) == (name, int(version)):
+            runs[-1] = (name, runs[-1][1], int(version))
+        else:
+            runs.append((name, int(version), int(version)))
+    texts = [
+        ("" if name == corpus else f"{name}@") + (f"v{first}" if first == last else f"v{first}..v{last}")
+        for name, first, last in runs
+    ]
+    return ", ".join(texts) or None

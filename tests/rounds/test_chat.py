@@ -149,9 +149,7 @@ def test_the_same_lock_config_and_base_give_the_same_digest(grown: treering.Stor
     assert one.adapter.digest == two.adapter.digest
 
 
-def test_shares_by_tokens_are_shares_of_what_is_read(
-    tmp_path: Path, base: str, config: TrainConfig
-) -> None:
+def test_shares_by_tokens_are_shares_of_what_is_read(tmp_path: Path, base: str, config: TrainConfig) -> None:
     from treering.training.chat import ChatBase
 
     store = treering.open(tmp_path)

@@ -25,7 +25,7 @@ def train(
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML with fields of TrainConfig.")] = None,
     strategy: Annotated[str | None, typer.Option(help="naive, replay or joint [default: replay].")] = None,
-    base: Annotated[str | None, typer.Option(help='The frozen encoder: "minilm", a directory, a hub name.')] = None,
+    base: Annotated[str | None, typer.Option(help='The frozen base: "minilm", a directory, a hub name.')] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records of one update.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

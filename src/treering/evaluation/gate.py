@@ -16,7 +16,7 @@ from treering.errors import UsageError
 
 from .budget import MAX_MEMORY_GB, MAX_P99_MS, Budget
 from .matrix import points
-from .metrics import METRICS
+from .metrics import METRICS, Metric
 from .policy import problems, read_toml
 
 __all__ = ["CheckedRow", "GatePolicy", "Verdict", "check", "load_policy"]
@@ -57,7 +57,9 @@ class GatePolicy(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    metric: str = "macro_f1"
+    metric: str | None = (
+        None  # None: what the candidate was scored by when it was trained; macro_f1, of chat models loss
+    )
     regression_tolerance: Score = 0.02
     min_score: Score | None = None
     min_average: Score | None = None
@@ -72,19 +74,19 @@ class GatePolicy(BaseModel):
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, name: str) -> str:
-        if name not in METRICS:
+    def _known_metric(cls, name: str | None) -> str | None:
+        if name is not None and name not in METRICS:
             raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
         return name
 
     @model_validator(mode="after")
     def _fractions_of_1(self) -> GatePolicy:
-        if METRICS[self.metric].better == "higher":
+        if self.metric is None or METRICS[self.metric].better == "higher":
             named = {name: getattr(self, name) for name in ("regression_tolerance", "min_score", "min_average")}
             named |= {f"slices.{name}": score for name, score in self.slices.items()}
             for name, value in [*named.items(), ("min_bwt", None if self.min_bwt is None else abs(self.min_bwt))]:
                 if value is not None and value > 1:
-                    raise ValueError(f"{name}: {self.metric} is a fraction of 1; 0.02 is 2 points")
+                    raise ValueError(f"{name}: a fraction of 1 should be less than or equal to 1; 0.02 is 2 points")
         return self
 
     @field_validator("max_p99_ms", "max_memory_gb", mode="before")
@@ -97,6 +99,14 @@ class GatePolicy(BaseModel):
             super().__init__(**data)
         except ValidationError as exc:
             raise _bad_policy(exc, "gate policy") from exc
+
+    def by_metric(self, metric: str) -> GatePolicy:
+        """The policy itself if it names a metric, else with this one: what a candidate was scored by."""
+        return self.changed(metric=metric) if self.metric is None and metric in METRICS else self
+
+    def changed(self, **changes: Any) -> GatePolicy:
+        """A copy with other values, checked like a new policy."""
+        return GatePolicy(**{**self.model_dump(), **changes})
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "gate policy") -> GatePolicy:
@@ -155,7 +165,7 @@ def check(
     without a `budget`.
     Raises UsageError when there is nothing to judge.
     """
-    policy = policy or GatePolicy()
+    policy = (policy or GatePolicy()).by_metric("macro_f1")
     previous = previous or {}
     names = list(dict.fromkeys([*scores, *previous, *policy.slices]))
     if not names:
@@ -166,9 +176,9 @@ def check(
         average = (
             math.nan if not measured or None in measured else math.fsum(v or 0.0 for v in measured) / len(measured)
         )
-        rows.append(_check_line("average", _measured(average), policy.min_average, policy.metric))
+        rows.append(_check_line("average", _measured(average), policy.min_average, policy))
     if policy.min_bwt is not None and _measured(bwt) is not None:
-        rows.append(_check_line("BWT", bwt, policy.min_bwt, policy.metric, better="higher"))
+        rows.append(_check_line("BWT", bwt, policy.min_bwt, policy, better="higher"))
     if budget is not None:
         limits: list[tuple[str, Unit, float, float | None]] = [
             ("p99 latency", "ms", budget.p99_ms, policy.max_p99_ms),
@@ -218,7 +228,7 @@ def _beside(policy: Path, path: str) -> str:
 
 def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:
     score, previous = _measured(score), _measured(previous)
-    unit, higher = _unit(policy.metric), METRICS[policy.metric].better == "higher"
+    unit, higher = _unit(policy), _metric(policy).better == "higher"
     lines = [line for line in (policy.min_score, policy.slices.get(name)) if line is not None]
     line = (max(lines) if higher else min(lines)) if lines else None
     why = []
@@ -248,9 +258,11 @@ def _check_slice(name: str, score: float | None, previous: float | None, policy:
     )
 
 
-def _check_line(what: str, score: float | None, line: float, metric: str, *, better: str | None = None) -> CheckedRow:
+def _check_line(
+    what: str, score: float | None, line: float, policy: GatePolicy, *, better: str | None = None
+) -> CheckedRow:
     """Whether one number keeps to a line: not below it, or not above it where lower is better."""
-    unit, higher = _unit(metric), (better or METRICS[metric].better) == "higher"
+    unit, higher = _unit(policy), (better or _metric(policy).better) == "higher"
     reason = None
     if score is None:
         reason = f"{what} can't be computed: a slice wasn't evaluated"
@@ -268,10 +280,15 @@ def _beyond(score: float, line: float, unit: Unit, *, higher: bool) -> str | Non
     return f"{_shown(score, unit)}, {where} of {_shown(line, unit)}"
 
 
-def _unit(metric: str) -> Unit:
-    if METRICS[metric].better == "higher":
+def _metric(policy: GatePolicy) -> Metric:
+    return METRICS[policy.metric or "macro_f1"]
+
+
+def _unit(policy: GatePolicy) -> Unit:
+    metric = _metric(policy)
+    if metric.better == "higher":
         return "points"
-    return "nats" if metric == "loss" else "plain"
+    return "nats" if metric.name == "loss" else "plain"
 
 
 def _shown(score: float, unit: Unit) -> str:

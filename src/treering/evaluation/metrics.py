@@ -27,6 +27,7 @@ __all__ = [
     "MetricLike",
     "Uniform",
     "accuracy",
+    "better_of",
     "log_loss",
     "macro_f1",
     "measure",
@@ -200,6 +201,11 @@ def resolve_metric(metric: MetricLike) -> Metric:
     if not callable(metric):
         raise UsageError(f"a metric is a name or a callable, got {type(metric).__name__}", code="unknown-metric")
     return Metric(str(getattr(metric, "__name__", type(metric).__name__)), metric)
+
+
+def better_of(name: str) -> Literal["higher", "lower"]:
+    """Whether a higher or a lower score of a metric is the better one; higher, of one that isn't built in."""
+    return METRICS[name].better if name in METRICS else "higher"
 
 
 def measure(metric: MetricLike, truth: Sequence[str], predicted: Sequence[str]) -> float:

@@ -302,8 +302,8 @@ def gate(
     rules = load_policy(policy if policy is None or isinstance(policy, GatePolicy | Mapping) else os.fspath(policy))
     registry = _registry(store, adapter)
     candidate = registry.get(adapter)
-    if "metric" not in rules.model_fields_set and candidate.metric in METRICS:
-        rules = rules.model_copy(update={"metric": candidate.metric})
+    rules = rules.by_metric(candidate.metric)
+    assert rules.metric is not None
     baseline = _baseline(registry, candidate)
     slices = _gate_slices(store, registry, candidate, baseline, rules)
     scorer = Scorer(store, rules.metric, fresh=fresh)

@@ -56,7 +56,7 @@ def export_adapter(store: BaseStore, adapter: str, folder: str | os.PathLike[str
     shape: LoraShape | None = found.header.lora
     if shape is None:
         raise UsageError(
-            f"{record.ref} is of kind {found.kind}, which PEFT has no layout for",
+            f"{record.ref} is of kind {found.header.kind}, which PEFT has no layout for",
             code="not-lora",
             hint="serve it by treering.load_adapter, or train one with --strategy lora-replay",
         )

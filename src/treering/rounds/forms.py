@@ -79,7 +79,8 @@ class Chat(Form):
         """As the strategy and conversations want it."""
         from treering.training.chat.fit import chat_config, chat_strategy
 
-        return chat_strategy(config.strategy), chat_config(config)
+        config = chat_config(config)
+        return chat_strategy(config.strategy), config
 
     def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> ChatAdapter:
         """See `training.chat.fit_chat`."""

@@ -64,8 +64,11 @@ def chat_strategy(name: str) -> Strategy:
 def chat_config(config: TrainConfig) -> TrainConfig:
     """The config with every field given: those that weren't as the strategy and conversations want them.
 
-    Raises UsageError for a kind of adapter other than LoRA.
+    `recommended` is `replay` here: from the whole store. Raises UsageError for a strategy that isn't for conversations, and
+    for a kind of adapter other than LoRA.
     """
+    if config.strategy == "recommended":
+        config = config.changed(strategy="replay")
     said = chat_strategy(config.strategy).defaults
     own = {name: said[name] for name in ("replay_rows", "rank") if name in said}  # the others are for classifiers
     settled = config.settled({**CHAT_DEFAULTS, **own})
@@ -99,8 +102,8 @@ def fit_chat(
     for conversations; ConflictError for a parent on another base; DivergedError when the loss isn't finite any more; and
     as `ChatBase.load`.
     """
-    plan = chat_strategy(config.strategy)
     config = chat_config(config)
+    plan = chat_strategy(config.strategy)
     if base is None:
         base = ChatBase.load(config.base, precision=config.precision, max_tokens=config.max_tokens)
     if parent is not None and not plan.continues:

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from treering.evaluation import GatePolicy, ScoreMatrixModel, Verdict
+from treering.evaluation import Diagnosis, GatePolicy, ScoreMatrixModel, Summary, Verdict
+from treering.evaluation.predictions import PredictionsModel
 from treering.mixing import MixLock
-from treering.registry import AdapterEvent, StoredAdapter, StoredScore
+from treering.registry import AdapterEvent, CanaryLook, StoredAdapter, StoredScore
 from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
@@ -39,9 +40,11 @@ DOCUMENTS = {
     "adapter-event": AdapterEvent,
     "audit": Audit,
     "bundle": BundleManifest,
+    "canary": CanaryLook,
     "certificate": Certificate,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
+    "diagnosis": Diagnosis,
     "diff": Diff,
     "erase-receipt": EraseReceipt,
     "erasure": ErasureRecord,
@@ -51,6 +54,7 @@ DOCUMENTS = {
     "heldout": HeldoutRecord,
     "mix-lock": MixLock,
     "model-card": ModelCard,
+    "predictions": PredictionsModel,
     "prune": PruneRecord,
     "round-policy": RoundPolicy,
     "score": StoredScore,
@@ -59,6 +63,7 @@ DOCUMENTS = {
     "snapshot": SnapshotRecord,
     "status": Status,
     "store": StoreMarker,
+    "summary": Summary,
     "unpack-intent": UnpackIntent,
     "verdict": Verdict,
 }

@@ -151,7 +151,7 @@ BAD = [
     (["train", "support@v1=1", "--config", "records.jsonl"], 2, "can't read records.jsonl"),
     (["eval", "support:candidate"], 4, "support has no candidate"),
     (["eval", "support:1", "--matrix", "--on", "support@v1"], 2, "--matrix has its own slices"),
-    (["eval", "support:1", "--diagnose", "--on", "support@v1"], 2, "leave the other options out"),
+    (["eval", "support:1", "--diagnose", "--on", "support@v1"], 2, "--diagnose looks at what it needs"),
     (["eval", "support:1", "--diagnose"], 4, "no adapter support:1"),
     (["eval", "support:1", "--full"], 2, "about a score matrix"),
     (["eval", "support:1", "--tolerance", "0.1"], 2, "about refs"),

@@ -189,6 +189,30 @@ def test_a_fresh_baseline_is_trained_once_and_found_again(store: treering.Store)
     assert finding(treering.diagnose(store, "support:2"), "fresh-baseline").ok
 
 
+def test_a_baseline_of_last_week_still_counts_after_another_round(store: treering.Store, base: str) -> None:
+    score_matrix(store, "support", adapter="support:2", fresh_baseline=True)
+    newer = treering.train(store, store.mix(seal(store, "account", 24)), config(base, steps=5), parent="support:2")
+    found = finding(treering.diagnose(store, newer.adapter.ref), "fresh-baseline")
+    assert found.ok
+    assert found.says.startswith("support:3 was trained on everything at once, 0 days ago; it scores ")
+    assert found.says.endswith("on average, and hasn't learnt support@v3")
+    assert find_baseline(store, newer.adapter.ref) is None  # the matrix would train another one
+
+
+def test_a_subspace_a_round_grows_with_the_domains_and_one_lora_does_not(store: treering.Store, base: str) -> None:
+    orders = {}
+    for strategy in ("lora", "o-lora"):
+        how = {"strategy": strategy, "steps": 2, "rank": 4, "adapt_layers": 1, "kind": "lora"}
+        first = treering.train(store, store.mix("support@v1"), config(base, **how), parent=None)
+        last = treering.train(store, store.mix("support@v2"), config(base, **how), parent=first.adapter.ref)
+        growth = treering.diagnose(store, last.adapter.ref).growth
+        assert growth is not None
+        orders[strategy] = growth.order
+        fits = Registry(store, "support").get(last.adapter.ref).weights_bytes
+        assert growth.bytes == pytest.approx(fits, rel=0.3)  # the file has a header, too
+    assert orders == {"lora": "O(1)", "o-lora": "O(K)"}
+
+
 def test_what_cannot_be_diagnosed_is_refused(store: treering.Store) -> None:
     with pytest.raises(UsageError, match="'loss' is none"):
         treering.diagnose(store, "support:2", metric="loss")

@@ -368,10 +368,12 @@ def baseline_diff(
     )
 
 
-def fresh_baseline(name: str | None, days: float | None, gap: float | None, remedies: Remedies) -> Finding:
+def fresh_baseline(
+    name: str | None, days: float | None, gap: float | None, remedies: Remedies, *, lacks: Sequence[str] = ()
+) -> Finding:
     """Whether there is a model that was trained on everything at once, no older than a month, to compare with.
 
-    gap: how much better it scores on average, as a fraction of 1.
+    gap: how much better it scores on average, as a fraction of 1, on what both learnt. lacks: slices that came after it.
     """
     if name is None or days is None:
         return _finding(
@@ -382,7 +384,8 @@ def fresh_baseline(name: str | None, days: float | None, gap: float | None, reme
             says="no baseline was trained on everything that this lineage learnt",
             remedy=remedies.fresh_baseline(),
         )
-    compared = "" if gap is None else f"; on average it scores {points(gap, signed=True)} points more"
+    compared = "" if gap is None else f"; it scores {points(gap, signed=True)} points against this one, on average"
+    compared += f", and hasn't learnt {', '.join(lacks)}" if lacks else ""
     return _finding(
         "fresh-baseline",
         days,

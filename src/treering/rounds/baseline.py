@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from treering.store import BaseStore
     from treering.training import TrainConfig
 
-__all__ = ["baseline_for", "find_baseline"]
+__all__ = ["baseline_for", "find_baseline", "newest_baseline"]
 
 
 def baseline_for(store: BaseStore, adapter: str) -> AdapterRecord:
@@ -53,6 +53,27 @@ def find_baseline(store: BaseStore, adapter: str) -> AdapterRecord | None:
     return None
 
 
+def newest_baseline(store: BaseStore, adapter: str) -> AdapterRecord | None:
+    """The newest fresh baseline that covers something of an adapter's lineage on the same base; None without one.
+
+    It may be older than the lineage's last rounds, and lack what they learnt: see its `trained_on`.
+    """
+    registry = Registry.of(store, adapter)
+    lineage = registry.lineage(adapter)
+    learned = set(_learned(store, lineage))
+    made = [one for one in registry.adapters() if one.baseline and one.base_digest == lineage[-1].base_digest]
+    return next((one for one in reversed(made) if not learned.isdisjoint(one.trained_on)), None)
+
+
+def _learned(store: BaseStore, lineage: list[AdapterRecord]) -> list[str]:
+    """Snapshots that a lineage drew from, as live too, in order of first use."""
+    corpus = lineage[-1].corpus
+    rows = [(lo, hi) for one in lineage for lo, hi in one.trained_rows.get(corpus, [])]
+    drawn = dict.fromkeys(ref for one in lineage for ref in one.trained_on)
+    drawn.update((s.ref, None) for s in store.corpus(corpus).snapshots() if overlaps(rows, s.row_ids))
+    return list(drawn)
+
+
 def _recipe(store: BaseStore, lineage: list[AdapterRecord]) -> tuple[list[str], TrainConfig]:
     from treering.training import TrainConfig
 
@@ -63,9 +84,7 @@ def _recipe(store: BaseStore, lineage: list[AdapterRecord]) -> tuple[list[str], 
             code="external-adapter",
             hint="train one where it was trained, and add it: treering adapters add",
         )
-    rows = [(lo, hi) for one in lineage for lo, hi in one.trained_rows.get(tip.corpus, [])]
-    drawn = dict.fromkeys(ref for one in lineage for ref in one.trained_on)
-    drawn.update((s.ref, None) for s in store.corpus(tip.corpus).snapshots() if overlaps(rows, s.row_ids))
+    drawn = _learned(store, lineage)
     if not drawn:
         raise UsageError(
             f"{tip.ref} was trained on nothing that is sealed, so a baseline has nothing to train on",
@@ -75,4 +94,4 @@ def _recipe(store: BaseStore, lineage: list[AdapterRecord]) -> tuple[list[str], 
     config = TrainConfig(**tip.config)
     steps = sum(int(one.config.get("steps", config.steps)) for one in lineage)
     kind = "linear" if config.kind == "slda" else config.kind  # joint learns by gradient
-    return list(drawn), config.changed(strategy="joint", kind=kind, steps=steps, general="", eval_every=0, only=None)
+    return drawn, config.changed(strategy="joint", kind=kind, steps=steps, general="", eval_every=0, only=None)

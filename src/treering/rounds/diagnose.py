@@ -42,7 +42,7 @@ from treering.evaluation.slices import NO_DOMAIN
 from treering.mixing import MixLock
 from treering.registry import AdapterRecord, Registry
 from treering.registry.trained import overlaps
-from treering.rounds.baseline import find_baseline
+from treering.rounds.baseline import newest_baseline
 from treering.rounds.evaluate import Scorer, learned_snapshots, score_matrix
 from treering.store.selection import find_selection
 
@@ -104,12 +104,16 @@ def diagnose(
     domains, buffer, buffer_rows = look.domains(scorer)
     live, route_rows = _live_certainty(corpus, store, told)
     certainty, right, routed, worst = _routes(slices.values(), told)
-    baseline = find_baseline(store, record.ref) if record.external is None else None
+    baseline = newest_baseline(store, record.ref)
     days = gap = None
+    lacks: list[str] = []
     if baseline is not None:
         days = max(0.0, ((now or datetime.now(UTC)) - baseline.created_at).total_seconds()) / 86_400.0
-        reference = scorer.scores(baseline, list(slices.values()))
-        gap = float(np.mean([reference[name] - matrix.row(record.ref)[name] for name in slices]))
+        lacks = [name for name in slices if name not in baseline.trained_on]
+        shared = [piece for name, piece in slices.items() if name not in lacks]
+        if shared:
+            reference = scorer.scores(baseline, shared)
+            gap = float(np.mean([reference[one.name] - matrix.row(record.ref)[one.name] for one in shared]))
     parent = look.parent
     before = {}
     if parent is not None:
@@ -133,7 +137,7 @@ def diagnose(
             findings.router_drift(live, certainty, route_rows, remedies),
             findings.heldout_size(domains, remedies),
             findings.baseline_diff(matrix.row(record.ref), before, remedies, parent.ref if parent else None),
-            findings.fresh_baseline(baseline.ref if baseline else None, days, gap, remedies),
+            findings.fresh_baseline(baseline.ref if baseline else None, days, gap, remedies, lacks=lacks),
         ],
         rounds=rounds,
         domains=domains,

@@ -42,6 +42,7 @@ class HeldoutSlice:
     key: str | None
     ids: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    chat: bool = False  # conversations, which a chat model is asked about
 
     @property
     def rows(self) -> int:
@@ -63,6 +64,7 @@ def slice_of(source: Source, *, name: str | None = None) -> HeldoutSlice:
         key=_key(source),
         ids=tuple(ids),
         domains=tuple(domains),
+        chat=_is_chat(set(source.schema.names)),
     )
 
 
@@ -81,8 +83,10 @@ def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
     ids: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {}
     keys: list[str | None] = []
+    chat = False
     for snapshot in corpus.evaluable():
         source = corpus.store.heldout(snapshot.ref)
+        chat = _is_chat(set(source.schema.names))
         keys.append(_key(source))
         for text, label, domain, id_ in zip(*_read(source), strict=True):
             texts.setdefault(domain, []).append(text)
@@ -100,6 +104,7 @@ def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
             key=None if whole is None else f"{whole}[domain={domain}]",
             ids=tuple(ids[domain]),
             domains=(domain,) * len(texts[domain]),
+            chat=chat,
         )
         for domain in texts
     ]
@@ -154,7 +159,7 @@ def extra_slices(extra: Mapping[str, Any] | None) -> list[HeldoutSlice]:
 def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
     """Text, label, domain and id of every labelled held-out record, in record order."""
     names = set(source.schema.names)
-    if "messages" in names and not names.issuperset(("text", "label")):
+    if _is_chat(names):
         return _read_chat(source, names)
     missing = [column for column in ("text", "label") if column not in names]
     if missing:
@@ -172,6 +177,10 @@ def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
         if t is not None and y is not None
     ]
     return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], [k[3] for k in kept]
+
+
+def _is_chat(names: set[str]) -> bool:
+    return "messages" in names and not names.issuperset(("text", "label"))
 
 
 def _read_chat(source: Source, names: set[str]) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -373,6 +373,13 @@ class Scorer:
                 scores[piece.name] = stored.score
                 continue
             model = self.model(record)
+            if not isinstance(model, Predictions) and piece.chat != hasattr(model, "generate"):
+                raise UsageError(
+                    f"{piece.name} holds {'conversations' if piece.chat else 'labelled texts'}, and {record.ref} learnt "
+                    f"{'from labelled texts' if piece.chat else 'from conversations'}",
+                    code="other-form",
+                    hint="evaluate on records of the type that it was trained on",
+                )
             answers: Answers = model.of(piece) if isinstance(model, Predictions) else model
             # Slice by slice: how texts are batched must not depend on which scores happened to be in the store.
             score = score_answers(self._metric, piece.texts, piece.labels, answers)

@@ -47,10 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.one:
         print(json.dumps(measure(options, **json.loads(options.one))))
         return
-    results = []
-    for kind in options.kinds:
-        for domains in options.domains:
-            results.append(_apart(arguments, kind=kind, domains=domains))
+    results = [_apart(arguments, kind=kind, domains=domains) for kind in options.kinds for domains in options.domains]
     found = {"benchmark": "serving", "base": options.base, "results": results, "swap": _swap(options)}
     if options.json:
         print(json.dumps(found, indent=2))

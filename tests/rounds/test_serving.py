@@ -144,7 +144,9 @@ def test_a_swap_that_fails_leaves_what_answered(served: treering.Store, monkeypa
 def test_answers_go_on_while_adapters_are_swapped(served: treering.Store) -> None:
     model = treering.load_adapter(served, "support:production")
     texts = [f"bill {n}" for n in range(8)]
-    wanted = {ref: treering.load_adapter(served, ref).probabilities(texts).tolist() for ref in ("support:1", "support:2")}
+    wanted = {
+        ref: treering.load_adapter(served, ref).probabilities(texts).tolist() for ref in ("support:1", "support:2")
+    }
     assert wanted["support:1"] != wanted["support:2"]
     stop, wrong = threading.Event(), []
 
@@ -168,7 +170,21 @@ def test_answers_go_on_while_adapters_are_swapped(served: treering.Store) -> Non
 
 
 def test_the_serving_benchmark_runs(path: str) -> None:
-    few = ["--base", path, "--domains", "2", "3", "--kinds", "gated", "--texts", "8", "--threads", "2", "--adapters", "2"]
+    few = [
+        "--base",
+        path,
+        "--domains",
+        "2",
+        "3",
+        "--kinds",
+        "gated",
+        "--texts",
+        "8",
+        "--threads",
+        "2",
+        "--adapters",
+        "2",
+    ]
     done = subprocess.run([sys.executable, str(SCRIPT), *few, "--json"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

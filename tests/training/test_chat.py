@@ -435,6 +435,26 @@ def test_threads_may_ask_many_adapters_over_one_base_at_once(
         assert all(pool.map(ask, range(16)))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers by an old name
+def test_gpt2_whose_maps_are_turned_is_learnt_and_exported_alike(config: TrainConfig, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from treering.training.lora import export_peft
+
+    path = make_chat_base(tmp_path / "gpt2", kind="gpt2")
+    adapter = fit_chat(batches(PARCEL), config.changed(base=path))
+    assert {name.rpartition(".")[2] for name in adapter.header.lora.modules} == {"c_attn", "c_proj", "c_fc"}
+    assert adapter.header.lora.transposed
+    assert adapter.card.stats is not None
+    assert adapter.card.stats.loss_last < 0.8 * adapter.card.stats.loss_first
+    export_peft(tmp_path / "out", adapter.tensors, adapter.header.lora, base=path, task_type="CAUSAL_LM")
+    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(path), str(tmp_path / "out")).eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(peft(ids).logits, adapter._prepared()(input_ids=ids).logits)
+
+
 def test_lora_sits_on_the_maps_of_attention_and_feed_forward(base: ChatBase) -> None:
     found = {name.rpartition(".")[2] for name in target_modules(base.model)}
     assert found == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

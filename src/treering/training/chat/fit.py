@@ -29,7 +29,7 @@ from treering.training.chat.template import Rendered
 from treering.training.config import TrainConfig
 from treering.training.conversation import Conversation
 from treering.training.loop import Batch, DivergedError, Progress, _one_thread, _schedule
-from treering.training.lora import LoraShape, load_lora, lora_layers, lora_tensors, target_modules
+from treering.training.lora import LoraShape, is_transposed, load_lora, lora_layers, lora_tensors, target_modules
 from treering.training.strategies import Strategy, strategy
 
 __all__ = ["CHAT_DEFAULTS", "CHAT_STRATEGIES", "chat_config", "chat_strategy", "fit_chat"]
@@ -346,7 +346,9 @@ def _fisher(net: Any, base: ChatBase, sequences: Sequence[Rendered], round_: _Ch
 def _shape(config: TrainConfig, base: ChatBase, parent: ChatAdapter | None, past: int) -> LoraShape:
     """Which maps the LoRA sits on and its rank: the config's and what is past, or else the parent's own must be it."""
     modules = target_modules(base.model, top=config.adapt_layers or None, targets=config.targets)
-    shape = LoraShape(rank=config.rank, alpha=config.rank * config.lora_scale, modules=modules).grown(past)
+    turned = is_transposed(base.model, modules)
+    shape = LoraShape(rank=config.rank, alpha=config.rank * config.lora_scale, modules=modules, transposed=turned)
+    shape = shape.grown(past)
     if parent is None:
         return shape
     check_chat_base(parent.header, base)

@@ -206,6 +206,64 @@ def test_what_does_not_go_together_is_refused_before_anything_is_read(
         treering.train(grown, grown.mix("chats@v1"), config.changed(strategy="slda"))
 
 
+def test_one_reservoir_of_conversations_is_a_stored_selection_of_the_lock(
+    grown: treering.Store, rounds: dict[str, list[treering.Run]], config: TrainConfig
+) -> None:
+    buffered = config.changed(strategy="lora-replay", replay_rows=5, steps=4)
+    mix = grown.mix("chats@v1", "chats@v2", weights=[0.5, 0.5])
+    run = treering.train(grown, mix, buffered, parent=rounds["replay"][0].adapter.ref)
+    first = run.lock.sources[0]
+    assert first.train_rows == 5
+    assert first.pin.selection is not None
+    assert run.adapter.config["kind"] == "lora"
+    assert run.adapter.config["steps"] == 4
+
+
+def test_the_commands_show_a_loss_as_it_is(
+    grown: treering.Store, rounds: dict[str, list[treering.Run]], tmp_path: Path
+) -> None:
+    from typer.testing import CliRunner
+
+    from treering.cli.app import app
+
+    def run(*words: str) -> Any:
+        return CliRunner().invoke(app, ["--store", grown.uri, *words])
+
+    last = rounds["lora"][-1]
+    shown = f"{last.scores['chats@v1']:.3f}"
+    for words in (
+        ["eval", last.adapter.ref],
+        ["eval", last.adapter.ref, "--matrix"],
+        ["show", last.adapter.ref],
+        ["lineage", last.adapter.ref],
+    ):
+        done = run(*words)
+        assert done.exit_code == 0, done.stderr
+        assert shown in done.stdout, words
+    matrix = run("eval", last.adapter.ref, "--matrix").stdout
+    assert "loss, the lower the better" in matrix
+    policy = tmp_path / "gate.toml"
+    policy.write_text("regression_tolerance = 0.01\nmax_p99_ms = false\nmax_memory_gb = false\n")
+    refused = run("gate", last.adapter.ref, "--policy", str(policy))
+    assert refused.exit_code == 3
+    assert "nats" in refused.stderr
+    unasked = run("eval", last.adapter.ref, "--diagnose")
+    assert (unasked.exit_code, "chat model" in unasked.stderr) == (2, True)
+
+
+def test_training_stops_when_a_past_slice_has_dropped_and_keeps_the_last_look_without_a_drop(
+    grown: treering.Store, rounds: dict[str, list[treering.Run]], config: TrainConfig
+) -> None:
+    parent = rounds["lora"][0].adapter.ref
+    stopping = config.changed(strategy="lora", eval_every=2, eval_tolerance=0.02)
+    run = treering.train(grown, grown.mix("chats@v2"), stopping, parent=parent)
+    assert run.stopped is not None
+    assert "chats@v1 by" in run.stopped
+    assert run.adapter.stats["steps"] < config.steps
+    before = treering.evaluate(grown, parent, on="chats@v1").scores["chats@v1"]
+    assert run.scores["chats@v1"] < before + 0.1
+
+
 # -- export
 
 

@@ -165,6 +165,7 @@ def fit_chat(
         tensors = _copied(net)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
             raise _diverged(config.steps, losses, ChatAdapter(header, good, base=base), config, parent)
+        net.eval()
         left = _fisher(net, base, last, round_) if config.strategy == "ewc" and config.strength else {}
         tensors.update({STATE + name: value.contiguous() for name, value in left.items()})
     state = {name: list(value.shape) for name, value in tensors.items() if name.startswith(STATE)}

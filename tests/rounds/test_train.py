@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 
 import treering
 from tests.training.tiny import make_base, records
@@ -22,7 +23,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def config(base: str) -> TrainConfig:
     return TrainConfig(
-        base=base, steps=40, batch_size=16, lr=1e-2, bottleneck=8, feature_noise=0.1, precision="fp32", max_tokens=32
+        strategy="replay",
+        base=base,
+        steps=40,
+        batch_size=16,
+        lr=1e-2,
+        bottleneck=8,
+        feature_noise=0.1,
+        precision="fp32",
+        max_tokens=32,
     )
 
 
@@ -86,6 +95,75 @@ def test_a_lock_brings_its_own_batch_size(grown: treering.Store, config: TrainCo
     run = train(grown, grown.mix("support@v1").lock(8), config)
     assert run.config.batch_size == 8
     assert run.adapter.config["batch_size"] == 8
+
+
+def test_the_config_of_a_run_says_what_the_strategy_left_open(grown: treering.Store, config: TrainConfig) -> None:
+    run = train(grown, grown.mix("support@v1"), config.changed(strategy="recommended", steps=2))
+    assert (run.config.feature_layers, run.config.replay_balance) == (3, "label")
+    assert run.adapter.config["feature_layers"] == 3
+    assert TrainConfig().strategy == "recommended"
+
+
+def test_a_bounded_replay_is_a_stored_selection_that_the_lock_names(grown: treering.Store, config: TrainConfig) -> None:
+    first = train(grown, grown.mix("support@v1..v2"), config)
+    config = config.changed(strategy="der", replay_rows=10, steps=4)
+    mix = grown.mix("support@v1..v2", "support@v3", weights=[0.25, 0.75])
+    run = train(grown, mix, config, parent=first.adapter.ref)
+    selection = run.lock.sources[0].pin.selection
+    assert selection is not None
+    kept = grown.load(f"support/{selection.name}")
+    assert kept.to_table().num_rows == run.lock.sources[0].train_rows == 10
+    again = train(grown, run.lock, config, parent=first.adapter.ref)
+    assert again.adapter.digest == run.adapter.digest
+    balanced = train(grown, mix, config.changed(replay_by="balanced"), parent=first.adapter.ref)
+    chosen = balanced.lock.sources[0].pin.selection
+    assert chosen is not None
+    labels = grown.load(f"support/{chosen.name}").to_table(["label"]).column("label").to_pylist()
+    assert sorted(labels.count(label) for label in set(labels)) == [2, 2, 3, 3]
+
+
+def test_domains_that_forget_more_get_more_of_the_budget(grown: treering.Store, config: TrainConfig) -> None:
+    last = None
+    for number in (1, 2):
+        mix = grown.mix(f"support@v{number}")
+        last = train(grown, mix, config.changed(strategy="naive"), parent=last).adapter.ref
+    forgotten = score_matrix(grown, "support", adapter=last, by="domain").domain_forgetting()
+    assert forgotten["billing"] > forgotten.get("shipping", 0.0)  # the newest hasn't had a round to be forgotten in
+    dual = config.changed(strategy="replay", replay_rows=16, replay_by="importance", steps=2)
+    mix = grown.mix("support@v1..v2", "support@v3", weights=[0.5, 0.5])
+    run = train(grown, mix, dual, parent=last)
+    selection = run.lock.sources[0].pin.selection
+    assert selection is not None
+    domains = grown.load(f"support/{selection.name}").to_table(["domain"]).column("domain").to_pylist()
+    assert domains.count("billing") > 2 * domains.count("shipping") > 0
+
+
+def test_a_general_corpus_is_drawn_beside_the_mix(grown: treering.Store, config: TrainConfig) -> None:
+    import pyarrow as pa
+
+    world = grown.create("world", pa.schema([("text", pa.string()), ("label", pa.string())]), heldout=0.0)
+    with world.capture() as live:
+        live.extend({"text": f"the world has {n} things", "split": "train"} for n in range(30))
+    world.snapshot()
+    first = train(grown, grown.mix("support@v1"), config.changed(strategy="dual-replay", general="world@v1"))
+    assert first.adapter.trained_on == ["support@v1"]  # nothing is replayed yet
+    mix = grown.mix("support@v1", "support@v2", weights=[0.5, 0.5])
+    dual = config.changed(strategy="dual-replay", general="world@v1", replay_rows=20, bottleneck=8)
+    run = train(grown, mix, dual, parent=first.adapter.ref)
+    assert run.lock.shares == pytest.approx((0.35, 0.5, 0.15), abs=1e-3)
+    assert [source.train_rows for source in run.lock.sources] == [14, 32, 6]
+    assert set(run.adapter.stats["rows_per_source"]) >= {"support@v2"}
+    third = train(grown, grown.mix("support@v1..v2", "support@v3", weights=[0.5, 0.5]), dual, parent=run.adapter.ref)
+    assert third.lock.shares == pytest.approx((0.35, 0.5, 0.15), abs=1e-3)  # trained on before, and no replay
+
+
+def test_slda_takes_each_new_record_once(grown: treering.Store, config: TrainConfig) -> None:
+    slda = config.changed(strategy="slda")
+    first = train(grown, grown.mix("support@v1"), slda)
+    second = train(grown, grown.mix("support@v1", "support@v2", weights=[0.5, 0.5]), slda, parent=first.adapter.ref)
+    assert second.adapter.trained_on == ["support@v2"]
+    weights = safetensors.torch.load(Registry(grown, "support").weights(second.adapter.ref))
+    assert weights["stat.counts"].tolist() == [16.0, 16.0, 16.0, 16.0]
 
 
 def test_naive_trains_on_what_the_parent_has_not_seen(grown: treering.Store, config: TrainConfig) -> None:

@@ -21,6 +21,7 @@ def tiny(tiny_path: str) -> Base:
 @pytest.fixture
 def config(tiny_path: str) -> TrainConfig:
     return TrainConfig(
+        strategy="replay",
         base=tiny_path,
         steps=40,
         batch_size=16,

@@ -197,6 +197,33 @@ def test_encoder_kinds_learn_survive_their_bytes_and_go_on(config: TrainConfig, 
     assert child.classes[:2] == adapter.classes
 
 
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_base_whose_layers_cannot_be_run_one_by_one_is_run_whole(
+    config: TrainConfig, tiny_path: str, tmp_path: Path, kind: str
+) -> None:
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    path = str(tmp_path / "distil")
+    shape = DistilBertConfig(
+        vocab_size=140, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=64, dropout=0.0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        DistilBertModel(shape).save_pretrained(path)
+    AutoTokenizer.from_pretrained(tiny_path).save_pretrained(path)
+    config = config.changed(strategy=kind, base=path, adapt_layers=1, rank=4, steps=20, adapter_lr_scale=0.1)
+    adapter = fit(batches(records("billing")), config, cache_dir=tmp_path)
+    assert adapter.header.whole
+    names = [name for name in adapter.tensors if name.startswith((f"{kind}.",))]
+    assert names
+    assert all(".layer.1." in name for name in names)
+    assert adapter.predict(TEXTS) == [row["label"] for row in records("billing", 12)]
+    again = Adapter.load(adapter.to_bytes(), adapter.card, cache_dir=tmp_path)
+    assert np.allclose(again.probabilities(TEXTS), adapter.probabilities(TEXTS), atol=1e-6)
+    with pytest.raises(UsageError, match="the gated adapter sits inside"):
+        fit(batches(records("billing")), config.changed(strategy="replay", kind="gated"))
+
+
 def test_a_file_that_names_parts_the_base_lacks_is_refused(config: TrainConfig, tiny: Base) -> None:
     adapter = fit(batches(records("billing")), config.changed(strategy="lora", adapt_layers=1, rank=4, steps=1))
     lora = adapter.header.lora

@@ -24,7 +24,9 @@ def train(
         str | None, typer.Option(metavar="FILE", help="Train on this mix lock; with REFs: write the run's lock here.")
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML with fields of TrainConfig.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="naive, replay or joint [default: replay].")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How to train, e.g. replay, joint, lora-replay [default: recommended].")
+    ] = None,
     base: Annotated[str | None, typer.Option(help='The frozen base: "minilm", a directory, a hub name.')] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records of one update.")] = None,

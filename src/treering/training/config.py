@@ -27,7 +27,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    strategy: str = Field(default="replay", description="treering.training.strategies, or one of your own")
+    strategy: str = Field(default="recommended", description="treering.training.strategies, or one of your own")
     base: str = Field(default="minilm", description='frozen encoder: "minilm", a directory, or a name on the hub')
     kind: Kind = Field(
         default="gated",
@@ -148,5 +148,12 @@ class TrainConfig(BaseModel):
         return TrainConfig(**{**self.model_dump(exclude_unset=True), **changes})
 
     def settled(self, defaults: Mapping[str, Any]) -> TrainConfig:
-        """A copy in which every field is given: those that weren't by `defaults`, else by their own default."""
-        return TrainConfig(**{**self.model_dump(), **defaults, **self.model_dump(exclude_unset=True)})
+        """A copy in which every field is given: those that weren't by `defaults`, else by their own default.
+
+        Who says which layers to adapt, or to adapt them at all, means features of the last layer: those of several are
+        the frozen base's.
+        """
+        given = self.model_dump(exclude_unset=True)
+        if self.adapt_layers or given.get("kind") in ("lora", "full"):
+            given.setdefault("feature_layers", 1)
+        return TrainConfig(**{**self.model_dump(), **defaults, **given})

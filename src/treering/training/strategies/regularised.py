@@ -26,7 +26,7 @@ class Ewc(Naive):
     """
 
     name = "ewc"
-    defaults: ClassVar[Mapping[str, Any]] = {**PLAIN, "strength": 100.0}
+    defaults: ClassVar[Mapping[str, Any]] = {**PLAIN, "strength": 10_000.0}
 
     def before(self, round_: Round) -> None:
         """Fisher information and former weights, grown to the new number of classes; of new ones the former is 0."""

@@ -14,7 +14,9 @@ from treering.evaluation import Diagnosis, GatePolicy, ScoreMatrixModel, Summary
 from treering.evaluation.predictions import PredictionsModel
 from treering.mixing import MixLock
 from treering.registry import AdapterEvent, CanaryLook, StoredAdapter, StoredScore
-from treering.rounds import Audit, Diff, Evaluation, RoundPolicy, Status
+from treering.report import ReportData
+from treering.rounds import Audit, Diff, Evaluation, RoundConfig, RoundPolicy, RoundResult, Status
+from treering.rounds.documents import Notified, RoundPlan, RoundStep
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
 from treering.store.documents import (
@@ -58,7 +60,13 @@ DOCUMENTS = {
     "model-card": ModelCard,
     "predictions": PredictionsModel,
     "prune": PruneRecord,
+    "report": ReportData,
+    "round": RoundResult,
+    "round-config": RoundConfig,
+    "round-notified": Notified,
+    "round-plan": RoundPlan,
     "round-policy": RoundPolicy,
+    "round-step": RoundStep,
     "score": StoredScore,
     "score-matrix": ScoreMatrixModel,
     "selection": SelectionRecord,

@@ -43,7 +43,7 @@ def test_the_commands_on_the_front_page_run(tmp_path: Path) -> None:
     script = "\n".join(["set -euo pipefail", treering, *found])
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
-    made = {"tickets.jsonl", "history.jsonl", "mix.lock.json", "support-v1.treering.zip", ".treering"}
+    made = {"tickets.jsonl", "history.jsonl", "mix.lock.json", "support-v1.treering.zip", "round.toml", ".treering"}
     assert made == {path.name for path in tmp_path.iterdir()}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from dataclasses import replace
 
 import pytest
 import typer.main
@@ -52,8 +53,12 @@ def test_what_cures_severe_forgetting_depends_on_where_it_comes_from() -> None:
     drifted = [probed("support@v1", learned=0.9, final=0.5, probe=0.9)]
     more_replay = findings.severe_forgetting(rounds(None, -0.2, -0.3), lost, REMEDIES).remedy
     assert more_replay == "treering train support@v1..v2=0.5 support@v3=0.5 --parent support:2"
+    naive = replace(REMEDIES, replays=False)
+    assert (
+        findings.severe_forgetting(rounds(None, -0.2, -0.3), lost, naive).remedy == f"{more_replay} --strategy replay"
+    )
     only_head = findings.severe_forgetting(rounds(None, -0.2, -0.3), drifted, REMEDIES).remedy
-    assert only_head == "treering train support@v1..v3=1 --parent support:3 --only-head"
+    assert only_head == "treering train support@v1..v3=1 --parent support:3 --only-head --strategy replay"
 
 
 def test_drift_is_cured_at_the_head_and_of_one_domain_may_be_at_its_gates() -> None:
@@ -64,7 +69,7 @@ def test_drift_is_cured_at_the_head_and_of_one_domain_may_be_at_its_gates() -> N
     domains = {"support@v1": "the billing desk", "support@v2": "travel", "support@v3": "food"}
     found = findings.spurious_forgetting(slices, 0.9, REMEDIES, domains)
     assert (found.ok, found.figure) == (False, 0.9)
-    assert found.remedy == "treering train support@v1..v3=1 --parent support:3 --only-head"
+    assert found.remedy == "treering train support@v1..v3=1 --parent support:3 --only-head --strategy replay"
     assert "support@v1 by 40.0 points, is alignment drift: 40.0 come back, 0.0 are lost" in found.says
     assert found.says.endswith("--only-gate 'the billing desk' would leave all other domains as they are")
 

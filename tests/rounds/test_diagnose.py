@@ -55,7 +55,7 @@ def test_where_only_the_head_drifted_the_probe_says_so_and_the_remedy_cures_it(
     assert found.spurious_share > 0.9
     spurious = finding(found, "spurious-forgetting")
     assert spurious.ok is False
-    assert spurious.remedy == f"treering train support@v1..v2=1 --parent {ref} --only-head"
+    assert spurious.remedy == f"treering train support@v1..v2=1 --parent {ref} --only-head --strategy replay"
     assert "--only-gate billing would leave all other domains as they are" in spurious.says
     cured = treering.train(store, store.mix("support@v1..v2"), config(base, only="head"), parent=ref)
     assert cured.scores["support@v1"] > slice_.learned - 0.1
@@ -159,7 +159,9 @@ def test_a_sample_to_label_can_be_left_off_and_taken_up(store: treering.Store) -
 
 
 def test_the_buffer_is_that_of_the_runs_own_lock(store: treering.Store, base: str) -> None:
-    buffer = store.load("support@v1..v2").where(domain="billing").select(rows=8, name="lopsided")
+    past = store.load("support@v1..v2")
+    lost = {"billing": 1.0, "shipping": 0.0}
+    buffer = past.select(rows=8, name="lopsided", strategy="importance", forgetting=lost, floor=0.0)
     run = treering.train(store, store.mix(buffer, "support@v2"), config(base), parent="support:2")
     found = treering.diagnose(store, run.adapter.ref)
     assert {d.domain: d.buffer_rows for d in found.domains} == {"billing": 8, "shipping": 0}

@@ -11,7 +11,7 @@ import pytest
 
 import treering
 from treering.errors import CheckFailedError, NotFoundError, StoreError, UsageError
-from treering.evaluation import GatePolicy
+from treering.evaluation import CheckedRow, GatePolicy, Verdict
 from treering.registry import AdapterRecord, Registry, trained_snapshots
 from treering.rounds import evaluate, gate, load_adapter, score_matrix
 
@@ -86,6 +86,11 @@ def two_lineages(store: treering.Store) -> tuple[str, str]:
     assert forgets is not None
     assert keeps is not None
     return forgets, keeps
+
+
+def scored(verdict: Verdict) -> list[CheckedRow]:
+    """What is about scores; latency and memory are rows, too."""
+    return [row for row in verdict.rows if row.unit == "points"]
 
 
 # -- evaluate
@@ -284,7 +289,7 @@ def test_production_is_the_baseline_once_there_is_one(store) -> None:
     store.promote(keeps)
     verdict = gate(store, forgets)
     assert verdict.baseline == keeps
-    assert [row.previous for row in verdict.rows] == [1.0, 1.0, 1.0]
+    assert [row.previous for row in scored(verdict)] == [1.0, 1.0, 1.0]
     assert len(verdict.reasons) == 2
 
 
@@ -306,10 +311,10 @@ def test_a_look_without_recording_leaves_the_registry_alone(store) -> None:
 
 def test_the_gate_looks_at_what_was_learnt_and_at_what_the_policy_names(store) -> None:
     ref = add(store, ["card", "loan", "pizza"], "v1")
-    assert [row.what for row in gate(store, ref).rows] == ["support@v1"]
+    assert [row.what for row in scored(gate(store, ref))] == ["support@v1"]
     policy = GatePolicy(slices={"support@v3": 0.9, "support[domain=travel]": 0.0, "support@v9": 0.1}, metric="accuracy")
     verdict = gate(store, ref, policy)
-    assert {row.what: row.score for row in verdict.rows} == {
+    assert {row.what: row.score for row in scored(verdict)} == {
         "support@v1": 1.0,
         "support@v3": 0.5,
         "support[domain=travel]": 0.0,
@@ -324,7 +329,7 @@ def test_the_gate_looks_at_what_was_learnt_and_at_what_the_policy_names(store) -
 def test_domains_are_compared_when_the_policy_asks(store) -> None:
     _, keeps = two_lineages(store)
     verdict = gate(store, keeps, GatePolicy(by=["domain"]))
-    assert [row.what for row in verdict.rows] == [f"support[domain={d}]" for d in ("banking", "travel", "food")]
+    assert [row.what for row in scored(verdict)] == [f"support[domain={d}]" for d in ("banking", "travel", "food")]
 
 
 def test_what_was_learnt_from_unsealed_live_is_judged_on_live(store) -> None:
@@ -332,7 +337,7 @@ def test_what_was_learnt_from_unsealed_live_is_judged_on_live(store) -> None:
     live = [tuple(segment.row_ids) for segment in store.live("support").segments]
     ref = add(store, [], "v1", trained_rows={"support": live})
     verdict = gate(store, ref, GatePolicy(min_score=0.5))
-    assert [row.what for row in verdict.rows] == ["support@v1", "support@live"]
+    assert [row.what for row in scored(verdict)] == ["support@v1", "support@live"]
 
 
 def test_the_bwt_line_reads_the_candidates_own_lineage(store, tmp_path: Path) -> None:

@@ -158,18 +158,17 @@ def _diagnose(store: Store, adapter: str, metric: str | None, *, as_json: bool) 
 
     found = treering.diagnose(store, adapter, metric=metric or "macro_f1")
     render(found, as_json, lambda: _findings(found))
+    cures = [f"\n{one.title}:\n{one.remedy}" for one in found.findings if one.remedy is not None]
+    if cures and not as_json:
+        render(found, False, lambda: "\n".join(["\nto run:", *cures]))  # as text: a command that is broken isn't one
 
 
 def _findings(found: Diagnosis) -> RenderableType:
-    from rich.console import Group
     from rich.text import Text
 
     marks = {True: Text("ok", "green"), False: Text("NOT OK", "bold red"), None: Text("?", "yellow")}
     rows = [(marks[f.ok], f.title, _figure(f, f.figure), _figure(f, f.line), f.says) for f in found.findings]
-    table = columns(["", f"{found.adapter}", "figure", "line", "what it says"], rows, right=["figure", "line"])
-    cures = [(f.title, f.remedy) for f in found.findings if f.remedy is not None]
-    lines = [Text(f"{title}:\n  {remedy}") for title, remedy in cures]
-    return Group(table, *([Text(), Text("to run:", "bold"), *lines] if lines else []))
+    return columns(["", found.adapter, "figure", "line", "what it says"], rows, right=["figure", "line"])
 
 
 def _figure(finding: Finding, value: float | None) -> str | None:

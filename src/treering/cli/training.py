@@ -44,6 +44,9 @@ def train(
         int | None,
         typer.Option("--eval-every", metavar="N", help="Look at past slices every N updates; a drop ends the run."),
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(metavar="KIND:WHERE", help="Tell a tracker, too: mlflow:URI or trackio:PROJECT.")
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -77,7 +80,7 @@ def train(
     recipe = build(opened, refs, seed=settings.seed) if refs else MixLock.load(str(lock))
     options: dict[str, Any] = {} if parent is None else {"parent": None if parent == "none" else parent}
     with stages({"read": "reading the mix", "train": "training"}) as progress:
-        run = rounds.train(opened, recipe, settings, progress=progress, **options)
+        run = rounds.train(opened, recipe, settings, track=track, progress=progress, **options)
     if refs and lock:
         save_lock(run.lock, lock)
         say(f"wrote the lock to {lock}")
@@ -89,7 +92,7 @@ def train(
 
 
 # What an adapter and those that continue from it have in common whatever the strategy.
-_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "gates", "router", "precision",
+_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "feature_layers", "gates", "router", "precision",
           "max_tokens")  # fmt: skip
 
 

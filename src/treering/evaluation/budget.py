@@ -38,7 +38,7 @@ class Budget(_Document):
     """What serving took on this machine, one text at a time after a warm-up; 1 GB is 10⁹ bytes."""
 
     texts: int = Field(ge=1, description="held-out texts that were predicted one by one, the warm-up left out")
-    passes: int = Field(ge=1, description="how often; the quickest pass counts, because noise only ever adds")
+    passes: int = Field(ge=1, description="how often; of each text the quickest answer counts")
     p50_ms: Positive
     p99_ms: Positive
     memory_gb: Positive = Field(

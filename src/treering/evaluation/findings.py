@@ -61,6 +61,7 @@ class Remedies:
     newest: str | None
     parent: str | None
     base: str | None = None
+    replays: bool = True  # whether the run drew anything that was learnt before
     gated: bool = False  # whether it has gates by domain
 
     def more_replay(self) -> str:
@@ -68,11 +69,12 @@ class Remedies:
         if not self.past or self.newest is None:
             return self._train(self._everything(), self.parent)
         past = [f"{ref}={0.5 / len(self.past):g}" for ref in self.past]
-        return self._train([*past, f"{self.newest}=0.5"], self.parent)
+        how = [] if self.replays else ["--strategy", "replay"]
+        return self._train([*past, f"{self.newest}=0.5"], self.parent, *how)
 
     def retrain_output(self) -> str:
-        """The head alone, on everything learnt so far: what the probe has shown to work."""
-        return self._train(self._everything(), self.adapter, "--only-head")
+        """The head alone, on everything learnt so far and no mere buffer of it: what the probe has shown to work."""
+        return self._train(self._everything(), self.adapter, "--only-head", "--strategy", "replay")
 
     def balanced_buffer(self, rows: int) -> str:
         """A replay buffer with as much of every domain."""
@@ -181,8 +183,8 @@ def head_tail_gap(domains: Sequence[DomainFacts], remedies: Remedies, rows: int)
         gap,
         line=HEAD_TAIL_GAP,
         ok=gap <= HEAD_TAIL_GAP,
-        says=f"the {len(head)} domains of most traffic score {points(best)}, the {len(tail)} of least {points(least)}; "
-        f"{worst.domain} scores {points(worst.score)}",
+        says=f"of most traffic: {_many(len(head), 'domain')} at {points(best)}; of least: {_many(len(tail), 'domain')} at "
+        f"{points(least)}; {worst.domain} scores {points(worst.score)}",
         remedy=remedies.balanced_buffer(rows),
     )
 
@@ -190,7 +192,7 @@ def head_tail_gap(domains: Sequence[DomainFacts], remedies: Remedies, rows: int)
 def buffer_occupancy(domains: Sequence[DomainFacts], buffer: str | None, remedies: Remedies, rows: int) -> Finding:
     """Mode 3: how much of the replay buffer the domain with the least of it has, of an even share.
 
-    buffer: the selection that the run replayed; None when it replayed whole snapshots, which evict nothing. `rows`: in it.
+    Of the domains that it was chosen from; what the round brought isn't in it. buffer: the selection that the run replayed; None when it replayed whole snapshots, which evict nothing. `rows`: in it.
     """
     if buffer is None:
         return _finding(
@@ -444,6 +446,10 @@ def _finding(
             "remedy": None if ok else remedy,  # nothing to do; what couldn't be told may have one
         }
     )
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _command(*words: str) -> str:

@@ -69,7 +69,9 @@ def _starvation(data: ReportData) -> Answer:
         how += f" The scarcest domain has {min(held):,} records in it."
     if gap is None or gap.figure is None:
         return Answer(question=question, short="no figure", says=f"{how} The head/tail gap wasn't measured.", ok=None)
-    return Answer(question=question, short=f"gap {100 * gap.figure:+.1f}", says=f"{how} {gap.says}", ok=gap.ok)
+    return Answer(
+        question=question, short=f"gap {100 * gap.figure:+.1f}", says=f"{how} {_sentence(gap.says)}", ok=gap.ok
+    )
 
 
 def _spurious(data: ReportData) -> Answer:
@@ -126,7 +128,7 @@ def _identity(found: Diagnosis | None) -> Answer:
     return Answer(
         question=question,
         short=f"router, {100 * router.figure:.1f} % right",
-        says=f"A learned router on the frozen features; no request is tagged by hand. {router.says}",
+        says=f"A learned router on the frozen features; no request is tagged by hand. {_sentence(router.says)}",
         ok=router.ok,
     )
 
@@ -136,4 +138,8 @@ def _finding(found: Diagnosis | None, check: str) -> Finding | None:
 
 
 def _unknown(question: str, why: str) -> Answer:
-    return Answer(question=question, short="not measured", says=f"{why[0].upper()}{why[1:]}.", ok=None)
+    return Answer(question=question, short="not measured", says=_sentence(why), ok=None)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")

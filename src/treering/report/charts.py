@@ -208,7 +208,7 @@ def lineage(snapshots: Sequence[Node], adapters: Sequence[Node], *, key: str) ->
     step, left = 74, 46
     columns = max(len(snapshots), len(adapters))
     width = left + step * columns
-    above, below, height = 52, 178, 244
+    above, below, height = 52, 178, 232
     top = max((one.weight for one in snapshots), default=1.0) or 1.0
 
     def at(n: int, of: int) -> float:

@@ -67,11 +67,13 @@ def _headline(data: ReportData, matrices: Sequence[tuple[str, ScoreMatrix]]) -> 
     matrix = matrices[0][1]
     if math.isnan(matrix.bwt):
         return "", f"{name} has one round behind it", "Nothing was learnt before it, so nothing could be forgotten yet."
-    lost = f"{abs(100 * matrix.bwt):.1f} points {'less' if matrix.bwt < 0 else 'more'}"
+    lost = f"{abs(100 * matrix.bwt):.1f} points {'less' if matrix.bwt < 0 else 'more'} on average than"
+    if abs(matrix.bwt) < 0.0005:
+        lost = "on average what it scored"
     worst = min(_slopes(matrix), key=lambda one: one.now - one.then)
     says = (
-        f"After {len(matrix.rounds)} rounds, what was learnt before the last one scores {lost} on average than right after it "
-        f"was learnt. The largest change: {worst.name}, {points(worst.then)} → {points(worst.now)}."
+        f"After {len(matrix.rounds)} rounds, what was learnt before the last one scores {lost} right after it was learnt. "
+        f"The largest change for the worse: {worst.name}, {points(worst.then)} → {points(worst.now)}."
     )
     if matrix.bwt < data.lines.severe:
         return "severe", f"{name} forgets", says
@@ -400,6 +402,11 @@ def _mix(data: ReportData) -> str:
             if (share := getattr(one, value)) is not None
         )
         rows.append(Bar(name, parts, ""))
+    kinds = " ".join(
+        f'<span class="k {kind}"></span> {kind}'
+        for kind in ("replay", "new", "general")
+        if any(one.kind == kind for one in data.mix)
+    )
     drawn = bars(rows, key="mix", title="The mix as planned and as served", scale=1.0)
     table = _table(
         f"Mix of {data.adapter.ref}",
@@ -416,8 +423,7 @@ def _mix(data: ReportData) -> str:
         ],
     )
     body = (
-        f'<div class="cards"><article class="wide split"><div><p class="sub"><span class="k new"></span> new '
-        f'<span class="k replay"></span> replay <span class="k general"></span> general</p>{drawn}</div>'
+        f'<div class="cards"><article class="wide split"><div><p class="sub">{kinds}</p>{drawn}</div>'
         f'<div class="scroll">{table}</div></article></div>'
     )
     return _section("mix", f"What {data.adapter.ref} was trained on", body)

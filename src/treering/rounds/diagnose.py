@@ -180,6 +180,7 @@ class _Look:
             newest=newest,
             parent=None if self.parent is None else self.parent.ref,
             base=self.record.base,
+            replays=self.replays(),
             gated=gated,
         )
 
@@ -227,7 +228,7 @@ class _Look:
                 train_rows=train[name],
                 live_rows=live[name],
                 heldout_rows=by_domain[name].rows if name in by_domain else 0,
-                buffer_rows=None if occupancy is None else occupancy.get(name, 0),
+                buffer_rows=None if occupancy is None else occupancy.get(name),
                 group=group[name],
                 score=scores[by_domain[name].name] if name in by_domain else None,
             )
@@ -250,8 +251,17 @@ class _Look:
                 chosen = find_selection(self.corpus, source.pin.selection.name)
                 found.append(chosen.ref)
                 if chosen.report.by == "domain":
-                    rows.update({one.domain: one.rows for one in chosen.report.domains})
+                    rows.update({one.domain: one.rows for one in chosen.report.domains if one.available})
         return (", ".join(found), dict(rows)) if found else (None, None)
+
+    def replays(self) -> bool:
+        """Whether the run drew from a snapshot that its ancestors had learnt; True where nobody knows."""
+        text = self.registry.lock(self.record.ref)
+        if text is None or self.parent is None:
+            return True
+        known = set(self.registry.trained_on(self.parent.ref))
+        pins = [source.pin for source in MixLock.from_json(text).sources if source.units]
+        return any(f"{pin.corpus}@{segment.name}" in known for pin in pins for segment in pin.segments)
 
     def intents(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(records that ask for several things, records looked at): of what the lineage hasn't learnt, and of what it has."""
@@ -371,7 +381,11 @@ def _growth(model: Any) -> Growth | None:
     known = header.shapes()
     kept = sum(t.numel() * t.element_size() for name, t in model.tensors.items() if name not in known)
     return findings.growth_of(
-        sizes, domains=len(header.domains), classes=len(header.classes), head=header.width + 1, extra_bytes=kept
+        sizes,
+        domains=len(header.domains),
+        classes=len(header.classes),
+        head=sum(math.prod(shape[1:]) for name, shape in known.items() if name.startswith("head.")),
+        extra_bytes=kept,
     )
 
 

@@ -45,6 +45,7 @@ from treering.rounds.summary import expanded
 from treering.rounds.train import train
 from treering.rounds.webhook import notify
 from treering.store.documents import parse_document
+from treering.store.lease import EXPIRES_S
 from treering.store.snapshot import list_records
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def round(  # noqa: A001  (treering.round, as the command)
         return _forecast(store, settings, now=now)
     with ExitStack() as stack:
         try:
-            lease = stack.enter_context(store.lease(f"round-{settings.corpus}", wait_s=0.0))
+            # Beside an object store a lease whose host died is free once nobody has renewed it for a while.
+            wait_s = 0.0 if store.root is not None else EXPIRES_S + 5.0
+            lease = stack.enter_context(store.lease(f"round-{settings.corpus}", wait_s=wait_s))
         except ConflictError as exc:
             raise ConflictError(
                 f"another round of {settings.corpus} is running",

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from treering.errors import TreeringError, UsageError
@@ -53,7 +54,8 @@ class NoTracker:
 class MlflowTracker:
     """Runs of an MLflow experiment, at a tracking URI: a server's, `sqlite:///runs.db` or a directory.
 
-    `experiment` is "treering" unless the URI ends in `#NAME`. Raises UsageError when mlflow isn't installed.
+    The extra brings mlflow-skinny, which talks to servers and, with MLFLOW_ALLOW_FILE_STORE=true, to a directory; databases
+    need mlflow itself. The experiment is "treering" unless the URI ends in `#NAME`. Raises UsageError when mlflow isn't installed.
     """
 
     def __init__(self, uri: str) -> None:
@@ -101,7 +103,10 @@ class TrackioTracker:
 
     def start(self, run: str, config: Mapping[str, Any]) -> None:
         """A run with its config."""
-        self._run = self._trackio.init(project=self._project, name=run, config=dict(config))
+        with redirect_stdout(sys.stderr):  # it talks, and stdout is for data
+            self._run = self._trackio.init(
+                project=self._project, name=run, config=dict(config), auto_log_cpu=False, auto_log_gpu=False
+            )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Metrics."""
@@ -111,10 +116,11 @@ class TrackioTracker:
     def finish(self, status: Finish) -> None:
         """Trackio knows no failed runs; the last figure says it."""
         self._run.log({"failed": float(status == "failed")})
-        self._run.finish()
+        with redirect_stdout(sys.stderr):
+            self._trackio.finish()  # of the current run, which is ours; its own finish would speak again at exit
 
 
-_KINDS = {"mlflow": MlflowTracker, "trackio": TrackioTracker}
+_KINDS: dict[str, Callable[[str], Tracker]] = {"mlflow": MlflowTracker, "trackio": TrackioTracker}
 
 
 def tracker(track: str | Tracker | None) -> Tracker:

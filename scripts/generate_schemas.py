@@ -35,6 +35,7 @@ from treering.store.documents import (
     UnpackIntent,
 )
 from treering.training.card import ModelCard
+from treering.training.chat.card import ChatCard
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 DOCUMENTS = {
@@ -44,6 +45,7 @@ DOCUMENTS = {
     "bundle": BundleManifest,
     "canary": CanaryLook,
     "certificate": Certificate,
+    "chat-card": ChatCard,
     "corpus": CorpusRecord,
     "corpus-schema": SchemaVersion,
     "diagnosis": Diagnosis,

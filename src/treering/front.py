@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from treering.capture.backfill import BackfillSummary
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
+    from treering.mixing.tokens import CountTokens
     from treering.registry import AdapterRecord, Registry
     from treering.registry.prune import PruneReport
     from treering.schema import Alignment, SchemaSpec
@@ -333,12 +334,20 @@ class Store(BaseStore):
         seed: int = 0,
         replay_ratio: float | None = None,
         share_by: Literal["rows", "tokens"] = "rows",
+        count_tokens: CountTokens | None = None,
     ) -> Mix:
         """A mix of sources, or of those that refs name; see `treering.mix`."""
         from treering.mixing import mix
 
         loaded = [source if isinstance(source, Source) else self.load(source) for source in sources]
-        return mix(*loaded, weights=weights, seed=seed, replay_ratio=replay_ratio, share_by=share_by)
+        return mix(
+            *loaded,
+            weights=weights,
+            seed=seed,
+            replay_ratio=replay_ratio,
+            share_by=share_by,
+            count_tokens=count_tokens,
+        )
 
     def verify(self, ref: str | None = None) -> list[Verification]:
         """Compare what a ref names (a snapshot, a range, live, a whole corpus), or all there is, with what is known of it.

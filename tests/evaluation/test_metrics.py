@@ -1,3 +1,4 @@
+import json
 import math
 import warnings
 
@@ -13,11 +14,13 @@ from treering.evaluation import (
     Metric,
     Uniform,
     accuracy,
+    better_of,
     log_loss,
     macro_f1,
     measure,
     resolve_metric,
     score_answers,
+    tool_call_match,
 )
 
 calm = settings(deadline=None)  # two busy cores make any time limit flaky
@@ -160,3 +163,74 @@ def _sk(truth: tuple[str, ...], predicted: tuple[str, ...], wanted: list[str]) -
         return float(
             sklearn.metrics.f1_score(_codes(truth), _codes(predicted), labels=codes, average="macro", zero_division=0)
         )
+
+
+# -- tool calls
+
+
+def calls(*made: tuple[str, object]) -> str:
+    return json.dumps([{"name": name, "arguments": arguments} for name, arguments in made])
+
+
+@pytest.mark.parametrize(
+    ("truth", "made", "score"),
+    [
+        ([calls(("f", {"a": 1, "b": [True]}))], [calls(("f", {"b": [True], "a": 1.0}))], 1.0),
+        ([calls(("f", {"a": 1}))], [calls(("f", {"a": True}))], 0.0),
+        ([calls(("f", {"a": 1}))], [calls(("g", {"a": 1}))], 0.0),
+        ([calls(("f", {"a": "1"}))], [calls(("f", {"a": 1}))], 0.0),
+        ([calls(("f", {}), ("g", {}))], [calls(("g", {}), ("f", {}))], 1.0),  # in any order
+        ([calls(("f", {}))], [calls(("f", {}), ("f", {}))], 0.5),  # one too many
+        ([calls(("f", {}), ("f", {}))], [calls(("f", {}))], 0.5),  # one too few
+        ([calls(("f", {})), calls(("g", {}))], ["[]", calls(("g", {}))], 0.5),
+        ([calls(("f", {}))], ["nonsense"], 0.0),
+        ([calls(("f", {}))], ['{"name": "f", "arguments": {}}'], 0.0),
+        ([calls(("f", "{oops"))], [calls(("f", "{oops"))], 1.0),  # arguments that were no JSON, alike
+    ],
+)
+def test_a_tool_call_matches_by_name_and_by_arguments_that_are_equal_as_json(
+    truth: list[str], made: list[str], score: float
+) -> None:
+    assert tool_call_match(truth, made) == score
+
+
+def test_without_any_tool_call_there_is_no_match_to_speak_of() -> None:
+    for truth in ([], ["[]"]):
+        with pytest.raises(UsageError):
+            tool_call_match(truth, truth)
+
+
+class Talker:
+    """A chat model as far as metrics ask it."""
+
+    def predict(self, texts: list[str]) -> list[str]:
+        return texts
+
+    def loss(self, texts: list[str]) -> float:
+        return 2.0
+
+    def calls(self, texts: list[str]) -> tuple[list[str], list[str]]:
+        return [calls(("f", {}))], [calls(("f", {}))]
+
+
+def test_a_chat_model_is_scored_by_its_loss_its_perplexity_its_calls_and_by_judges_of_replies() -> None:
+    given = (["a", "b"], ["a", "c"], Talker())
+    assert score_answers("loss", *given) == 2.0
+    assert score_answers("perplexity", *given) == pytest.approx(math.exp(2.0))
+    assert score_answers("tool_call_match", *given) == 1.0
+    assert score_answers("accuracy", *given) == 0.5
+    with pytest.raises(UsageError, match="no list of labels"):
+        score_answers("macro_f1", *given)
+    assert [better_of(name) for name in ("loss", "perplexity", "tool_call_match", "my_own")] == [
+        "lower",
+        "lower",
+        "higher",
+        "higher",
+    ]
+
+
+def test_a_classifier_makes_no_tool_calls_and_has_a_perplexity() -> None:
+    model = Uniform(["a", "b"])
+    with pytest.raises(UsageError, match="predicts labels"):
+        score_answers("tool_call_match", ["x"], ["a"], model)
+    assert score_answers("perplexity", ["x"], ["a"], model) == pytest.approx(2.0)

@@ -152,12 +152,13 @@ def test_a_slice_without_held_out_records_is_refused(store) -> None:
         evaluate(store, ref, on=["support@v1", "support@live"])
 
 
-def test_records_without_labels_are_refused(store) -> None:
-    store.create("chat", "chat", heldout=0.5)
+def test_records_of_another_type_are_refused(store) -> None:
+    store.create("chat", "chat")
+    talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello!"}]
     with store.corpus("chat").capture() as live:
-        live.extend([{"messages": [{"role": "user", "content": "hi"}]} for _ in range(8)])
+        live.extend([{"messages": talk, "split": "heldout"} for _ in range(8)])
     store.corpus("chat").snapshot()
-    with pytest.raises(UsageError, match="chat@v1 has no column text and label"):
+    with pytest.raises(UsageError, match="chat@v1 holds conversations, and support:1 learnt from labelled texts"):
         evaluate(store, add(store, ALL, "v1"), on="chat@v1")
 
 

@@ -212,6 +212,39 @@ def test_an_interrupted_round_goes_on_with_its_own_config_and_can_be_given_up(
     assert treering.round(support.store, config).number == 3
 
 
+@pytest.mark.parametrize("step", ["plan", "snapshot", "train", "evaluate", "diagnose", "gate", "end"])
+def test_a_step_that_was_done_but_not_written_down_is_not_done_twice(
+    support: treering.Corpus, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    from treering.store.objects import LocalObjects
+
+    store = support.store
+    grow(support, "billing")
+    treering.round(store, config)
+    grow(support, "shipping")
+    create = LocalObjects.create
+
+    def dies(self: LocalObjects, path: str, data: bytes) -> None:
+        if path == f"runs/support/000002/{step}.json":
+            raise KeyboardInterrupt
+        create(self, path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalObjects, "create", dies)
+        with pytest.raises(KeyboardInterrupt):
+            treering.round(store, config)
+    back = step == "end"
+    if back:
+        store.rollback("support")  # somebody didn't like it, before the round could say that it was through
+    result = treering.round(store, config)
+    assert (result.outcome, result.resumed) == ("promoted", step != "plan")
+    assert [s.name for s in support.snapshots()] == ["v1", "v2"]
+    assert [a.run for a in store.adapters("support")] == ["support/1", "support/2"]
+    events = [event.event for event in Registry(store, "support").events()]
+    assert events == ["verdict", "promote", "verdict", "promote"] + ["rollback"] * back
+    assert result.production == ("support:1" if back else "support:2")
+
+
 def test_another_promotion_meanwhile_keeps_the_candidate_out(
     support: treering.Corpus, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

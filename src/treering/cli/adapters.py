@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from treering.registry import AdapterRecord
     from treering.registry.compare import SliceChange
 
-__all__ = ["AdapterView", "adapter_facts", "adapters", "add", "app", "promote", "rollback", "show_adapter"]
+__all__ = ["AdapterView", "adapter_facts", "adapters", "add", "app", "export", "promote", "rollback", "show_adapter"]
 
 AdapterArgument = Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")]
 
@@ -84,7 +84,7 @@ class _Adapters(TyperGroup):
 
 
 app = typer.Typer(
-    name="adapters", cls=_Adapters, help="List the adapters of a corpus, or add one that was trained elsewhere.",
+    name="adapters", cls=_Adapters, help="List the adapters of a corpus, add one that was trained elsewhere, or export one.",
     rich_markup_mode=None, add_completion=False, no_args_is_help=False,
 )  # fmt: skip
 
@@ -113,6 +113,33 @@ def add(
     view = AdapterView.of(record)
     render(view, json, lambda: adapter_facts(view))
     say(f"next: treering eval {view.ref} --predictions FILE")
+
+
+@app.command("export")
+def export(
+    adapter: AdapterArgument,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="A new directory.")],
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a LoRA adapter in PEFT's layout, which PEFT loads and vLLM serves.
+
+    A classifier's head lies beside it.
+
+    API: treering.rounds.export_adapter.
+    """
+    from treering import rounds
+
+    told = rounds.export_adapter(open_store(store), adapter, folder)
+    rows = [
+        ("adapter", told.adapter),
+        ("base", told.base),
+        ("rank", told.rank),
+        ("task type", told.task_type),
+        ("directory", told.folder),
+        ("files", ", ".join(told.files)),
+    ]
+    render(told, json, lambda: facts(rows))
 
 
 @app.command("list")
@@ -168,24 +195,28 @@ def _shown(view: AdapterView) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    from treering.evaluation.matrix import points
+    from treering.evaluation.matrix import shown
+    from treering.evaluation.metrics import better_of
 
     if not view.against_parent:
         return adapter_facts(view)
+    better = better_of(view.metric)
     heads = ["held-out of", view.ref, str(view.parent), "change"]
     rows = [
-        (row.slice, points(row.score), points(row.parent), points(row.change, signed=True))
+        (row.slice, shown(row.score, better), shown(row.parent, better), shown(row.change, better, signed=True))
         for row in view.against_parent
     ]
-    title = Text(f"against its parent, {view.metric} in points of 100:")
+    unit = " in points of 100" if better == "higher" else ""
+    title = Text(f"against its parent, {view.metric}{unit}:")
     return Group(adapter_facts(view), Text(), title, columns(heads, rows, right=heads[1:]))
 
 
 def adapter_facts(view: AdapterView) -> Table:
     """One adapter as lines."""
-    from treering.evaluation.matrix import points
+    from treering.evaluation.matrix import shown
+    from treering.evaluation.metrics import better_of
 
-    scores = ", ".join(f"{name} {points(score)}" for name, score in view.scores.items())
+    scores = ", ".join(f"{name} {shown(score, better_of(view.metric))}" for name, score in view.scores.items())
     return facts(
         [
             ("adapter", view.ref),

@@ -43,7 +43,12 @@ def evaluate(
     tolerance: Annotated[
         float | None, typer.Option(metavar="X", help="With --on: what a slice may have dropped [default: 0.02].")
     ] = None,
-    metric: Annotated[str, typer.Option(help="macro_f1, accuracy or loss.")] = "macro_f1",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="macro_f1, accuracy, loss or perplexity, of chat models tool_call_match; else what it was trained by."
+        ),
+    ] = None,
     matrix: Annotated[bool, typer.Option("--matrix", help="The score matrix of the adapter's lineage.")] = False,
     by: Annotated[By, typer.Option(help="With --matrix: a slice per snapshot or per domain.")] = By.snapshot,
     full: Annotated[
@@ -148,10 +153,10 @@ def _matrix(store: Store, adapter: str, *, as_json: bool, **how: Any) -> None:
     render(found.to_model(), as_json, found.table)
 
 
-def _diagnose(store: Store, adapter: str, metric: str, *, as_json: bool) -> None:
+def _diagnose(store: Store, adapter: str, metric: str | None, *, as_json: bool) -> None:
     import treering
 
-    found = treering.diagnose(store, adapter, metric=metric)
+    found = treering.diagnose(store, adapter, metric=metric or "macro_f1")
     render(found, as_json, lambda: _findings(found))
     cures = [f"\n{one.title}:\n{one.remedy}" for one in found.findings if one.remedy is not None]
     if cures and not as_json:

@@ -88,6 +88,8 @@ def _figure(row: CheckedRow, value: float | None, *, signed: bool = False) -> st
 
     if row.unit == "points" or value is None:
         return points(value, signed=signed)
+    if row.unit in ("nats", "plain"):
+        return f"{value:{'+' if signed else ''}.3f}"
     return f"{value:.3g} {row.unit}"
 
 

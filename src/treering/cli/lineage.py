@@ -12,7 +12,7 @@ from treering.cli.output import columns, facts, number, plain, render, short, wa
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from treering.registry.trace import AdapterLineage, Lineage, LockLineage, RecordLineage, RefLineage, SeenBy
+    from treering.registry.trace import AdapterLineage, Lineage, LockLineage, RecordLineage, RefLineage, ScoreOn, SeenBy
 
 __all__ = ["lineage"]
 
@@ -90,7 +90,7 @@ def _ref(found: RefLineage) -> RenderableType:
 
     blocks: list[Any] = []
     for part in found.parts:
-        scores = [f"{one.adapter}: {one.metric} {100 * one.score:.1f}" for one in part.scores]
+        scores = [f"{one.adapter}: {one.metric} {_score(one)}" for one in part.scores]
         blocks.append(
             facts(
                 [
@@ -130,12 +130,19 @@ def _sources(found: AdapterLineage | LockLineage) -> RenderableType:
     return columns(heads, rows, right=["share", "training rows"])
 
 
+def _score(one: ScoreOn) -> str:
+    from treering.evaluation.matrix import shown
+    from treering.evaluation.metrics import better_of
+
+    return shown(one.score, better_of(one.metric))
+
+
 def _adapter(found: AdapterLineage) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
     verdicts = [f"{'passed' if v.passed else 'refused'} {when(v.at)}" for v in found.verdicts]
-    scores = [f"{one.slice}: {one.metric} {100 * one.score:.1f}" for one in found.scores]
+    scores = [f"{one.slice}: {one.metric} {_score(one)}" for one in found.scores]
     about = facts(
         [
             ("adapter", found.ref),

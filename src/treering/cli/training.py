@@ -27,7 +27,7 @@ def train(
     strategy: Annotated[
         str | None, typer.Option(help="How to train, e.g. replay, joint, lora-replay [default: recommended].")
     ] = None,
-    base: Annotated[str | None, typer.Option(help='The frozen encoder: "minilm", a directory, a hub name.')] = None,
+    base: Annotated[str | None, typer.Option(help='The frozen base: "minilm", a directory, a hub name.')] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer updates.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Records of one update.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,

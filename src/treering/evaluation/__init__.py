@@ -17,11 +17,13 @@ from .metrics import (
     MetricLike,
     Uniform,
     accuracy,
+    better_of,
     log_loss,
     macro_f1,
     measure,
     resolve_metric,
     score_answers,
+    tool_call_match,
 )
 from .predictions import Predictions
 from .probe import LinearProbe, fit_probe
@@ -53,6 +55,7 @@ __all__ = [
     "Uniform",
     "Verdict",
     "accuracy",
+    "better_of",
     "check",
     "domain_slices",
     "extra_slices",
@@ -67,4 +70,5 @@ __all__ = [
     "slice_of",
     "snapshot_slices",
     "summarise",
+    "tool_call_match",
 ]

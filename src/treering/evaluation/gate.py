@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from treering.errors import UsageError
 
 from .budget import MAX_MEMORY_GB, MAX_P99_MS, Budget
 from .matrix import points
-from .metrics import METRICS
+from .metrics import METRICS, Metric
 from .policy import problems, read_toml
 
 __all__ = ["CheckedRow", "GatePolicy", "Verdict", "check", "load_policy"]
@@ -25,10 +25,10 @@ __all__ = ["CheckedRow", "GatePolicy", "Verdict", "check", "load_policy"]
 # any rounding, and far smaller than one record of any slice that fits on this planet.
 NOISE = 1e-9
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
-Change = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
+Score = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]  # a fraction of 1 where higher is better
+Change = Annotated[float, Field(allow_inf_nan=False)]
 Limit = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Unit = Literal["points", "ms", "GB"]
+Unit = Literal["points", "nats", "plain", "ms", "GB"]
 
 
 class GatePolicy(BaseModel):
@@ -36,7 +36,7 @@ class GatePolicy(BaseModel):
 
     As TOML, with every key optional:
 
-        metric = "macro_f1"
+        metric = "macro_f1"            # when left out: what the candidate was scored by when it was trained
         regression_tolerance = 0.02    # a slice may lose this much against the baseline, and no more
         min_score = 0.60               # every slice
         min_average = 0.80             # their mean
@@ -50,33 +50,44 @@ class GatePolicy(BaseModel):
 
         [extra]                        # test sets from elsewhere, judged like any slice; paths as seen from this file
         hard_cases = "tests/hard.jsonl"
+
+    By a metric that is better the lower (loss, perplexity) a slice may rise by `regression_tolerance`, and `min_score`,
+    `min_average` and [slices] are what it may not exceed; BWT is below 0 for forgetting all the same.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    metric: str = "macro_f1"
-    regression_tolerance: Fraction = 0.02
-    min_score: Fraction | None = None
-    min_average: Fraction | None = None
+    metric: str | None = (
+        None  # None: what the candidate was scored by when it was trained; macro_f1, of chat models loss
+    )
+    regression_tolerance: Score = 0.02
+    min_score: Score | None = None
+    min_average: Score | None = None
     min_bwt: Change | None = None
     max_p99_ms: Limit | None = MAX_P99_MS
     max_memory_gb: Limit | None = MAX_MEMORY_GB
     by: list[Literal["snapshot", "domain"]] = Field(default=["snapshot"], min_length=1)
-    slices: dict[str, Fraction] = Field(default_factory=dict)
+    slices: dict[str, Score] = Field(default_factory=dict)
     extra: dict[str, str] = Field(
         default_factory=dict, description="test sets by name: JSONL, CSV or Parquet files, by path or URL"
     )
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, name: str) -> str:
-        if name not in METRICS:
-            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(_fractions())}")
-        if name not in _fractions():
-            raise ValueError(
-                f"metric {name!r} isn't a fraction of 1, better the higher; one of {', '.join(_fractions())}"
-            )
+    def _known_metric(cls, name: str | None) -> str | None:
+        if name is not None and name not in METRICS:
+            raise ValueError(f"unknown metric {name!r}; built in: {', '.join(sorted(METRICS))}")
         return name
+
+    @model_validator(mode="after")
+    def _fractions_of_1(self) -> GatePolicy:
+        if self.metric is None or METRICS[self.metric].better == "higher":
+            named = {name: getattr(self, name) for name in ("regression_tolerance", "min_score", "min_average")}
+            named |= {f"slices.{name}": score for name, score in self.slices.items()}
+            for name, value in [*named.items(), ("min_bwt", None if self.min_bwt is None else abs(self.min_bwt))]:
+                if value is not None and value > 1:
+                    raise ValueError(f"{name}: a fraction of 1 should be less than or equal to 1; 0.02 is 2 points")
+        return self
 
     @field_validator("max_p99_ms", "max_memory_gb", mode="before")
     @classmethod
@@ -88,6 +99,14 @@ class GatePolicy(BaseModel):
             super().__init__(**data)
         except ValidationError as exc:
             raise _bad_policy(exc, "gate policy") from exc
+
+    def by_metric(self, metric: str) -> GatePolicy:
+        """The policy itself if it names a metric, else with this one: what a candidate was scored by."""
+        return self.changed(metric=metric) if self.metric is None and metric in METRICS else self
+
+    def changed(self, **changes: Any) -> GatePolicy:
+        """A copy with other values, checked like a new policy."""
+        return GatePolicy(**{**self.model_dump(), **changes})
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], *, where: str = "gate policy") -> GatePolicy:
@@ -104,7 +123,7 @@ class CheckedRow(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     what: str  # a slice name, "average", "BWT", "p99 latency" or "memory"
-    unit: Unit = "points"  # points: fractions of 1, as everywhere; ms; GB of 10⁹ bytes
+    unit: Unit = "points"  # points: fractions of 1, as everywhere; nats; plain: as the metric is; ms; GB of 10⁹ bytes
     score: float | None  # the candidate's, in this unit; None: not evaluated
     previous: float | None = None  # the baseline's; None: the slice is new
     change: float | None = None  # score - previous
@@ -146,7 +165,7 @@ def check(
     without a `budget`.
     Raises UsageError when there is nothing to judge.
     """
-    policy = policy or GatePolicy()
+    policy = (policy or GatePolicy()).by_metric("macro_f1")
     previous = previous or {}
     names = list(dict.fromkeys([*scores, *previous, *policy.slices]))
     if not names:
@@ -157,9 +176,9 @@ def check(
         average = (
             math.nan if not measured or None in measured else math.fsum(v or 0.0 for v in measured) / len(measured)
         )
-        rows.append(_check_minimum("average", _measured(average), policy.min_average))
+        rows.append(_check_line("average", _measured(average), policy.min_average, policy))
     if policy.min_bwt is not None and _measured(bwt) is not None:
-        rows.append(_check_minimum("BWT", bwt, policy.min_bwt))
+        rows.append(_check_line("BWT", bwt, policy.min_bwt, policy, better="higher"))
     if budget is not None:
         limits: list[tuple[str, Unit, float, float | None]] = [
             ("p99 latency", "ms", budget.p99_ms, policy.max_p99_ms),
@@ -176,11 +195,6 @@ def check(
         baseline=baseline,
         budget=budget,
     )
-
-
-def _fractions() -> list[str]:
-    """The metrics that a policy's lines can be drawn for."""
-    return sorted(name for name, metric in METRICS.items() if metric.better == "higher")
 
 
 def _bad_policy(exc: ValidationError, where: str) -> UsageError:
@@ -214,38 +228,73 @@ def _beside(policy: Path, path: str) -> str:
 
 def _check_slice(name: str, score: float | None, previous: float | None, policy: GatePolicy) -> CheckedRow:
     score, previous = _measured(score), _measured(previous)
-    floors = [floor for floor in (policy.min_score, policy.slices.get(name)) if floor is not None]
-    minimum = max(floors) if floors else None
+    unit, higher = _unit(policy), _metric(policy).better == "higher"
+    lines = [line for line in (policy.min_score, policy.slices.get(name)) if line is not None]
+    line = (max(lines) if higher else min(lines)) if lines else None
     why = []
     if score is None:
-        was = "" if previous is None else f"; it scored {points(previous)} before"
+        was = "" if previous is None else f"; it scored {_shown(previous, unit)} before"
         why.append(f"{name} wasn't evaluated{was}")
     else:
-        if minimum is not None and score < minimum - NOISE:
-            why.append(f"{name} scores {points(score)}, below its minimum of {points(minimum)}")
-        if previous is not None and previous - score > policy.regression_tolerance + NOISE:
-            why.append(
-                f"{name} fell by {_fall(previous - score, policy.regression_tolerance)} points, from {points(previous)} "
-                f"to {points(score)}; {_plain(policy.regression_tolerance)} are tolerated"
-            )
+        if line is not None and (beyond := _beyond(score, line, unit, higher=higher)):
+            why.append(f"{name} scores {beyond}")
+        if previous is not None:
+            drop = previous - score if higher else score - previous
+            if drop > policy.regression_tolerance + NOISE:
+                why.append(
+                    f"{name} {_fell(drop, policy.regression_tolerance, unit)}, from {_shown(previous, unit)} to "
+                    f"{_shown(score, unit)}; {_plain(policy.regression_tolerance, unit)} are tolerated"
+                )
     return CheckedRow(
         what=name,
+        unit=unit,
         score=score,
         previous=previous,
         change=None if score is None or previous is None else score - previous,
-        minimum=minimum,
+        minimum=line if higher else None,
+        maximum=None if higher else line,
         passed=not why,
         reason="; ".join(why) or None,
     )
 
 
-def _check_minimum(what: str, score: float | None, minimum: float) -> CheckedRow:
+def _check_line(
+    what: str, score: float | None, line: float, policy: GatePolicy, *, better: str | None = None
+) -> CheckedRow:
+    """Whether one number keeps to a line: not below it, or not above it where lower is better."""
+    unit, higher = _unit(policy), (better or _metric(policy).better) == "higher"
     reason = None
     if score is None:
         reason = f"{what} can't be computed: a slice wasn't evaluated"
-    elif score < minimum - NOISE:
-        reason = f"{what} is {points(score)}, below its minimum of {points(minimum)}"
-    return CheckedRow(what=what, score=score, minimum=minimum, passed=reason is None, reason=reason)
+    elif beyond := _beyond(score, line, unit, higher=higher):
+        reason = f"{what} is {beyond}"
+    lines = {"minimum": line} if higher else {"maximum": line}
+    return CheckedRow(what=what, unit=unit, score=score, passed=reason is None, reason=reason, **lines)
+
+
+def _beyond(score: float, line: float, unit: Unit, *, higher: bool) -> str | None:
+    """How a score breaks its line; None when it doesn't."""
+    if (line - score if higher else score - line) <= NOISE:
+        return None
+    where = "below its minimum" if higher else "above its maximum"
+    return f"{_shown(score, unit)}, {where} of {_shown(line, unit)}"
+
+
+def _metric(policy: GatePolicy) -> Metric:
+    return METRICS[policy.metric or "macro_f1"]
+
+
+def _unit(policy: GatePolicy) -> Unit:
+    metric = _metric(policy)
+    if metric.better == "higher":
+        return "points"
+    return "nats" if metric.name == "loss" else "plain"
+
+
+def _shown(score: float, unit: Unit) -> str:
+    if unit == "points":
+        return points(score)
+    return f"{score:.3f} nats" if unit == "nats" else f"{score:.3f}"
 
 
 def _check_maximum(what: str, unit: Unit, value: float, maximum: float | None, budget: Budget) -> CheckedRow:
@@ -261,14 +310,15 @@ def _measured(score: float | None) -> float | None:
     return None if score is None or math.isnan(score) else float(score)
 
 
-def _plain(fraction: float) -> str:
-    return f"{round(100 * fraction, 6):g}"
+def _plain(tolerance: float, unit: Unit) -> str:
+    return f"{round((100 if unit == 'points' else 1) * tolerance, 6):g}"
 
 
-def _fall(drop: float, tolerance: float) -> str:
-    """The drop in points, with as many decimals as it takes not to look like the tolerance it broke."""
-    for decimals in (1, 2, 4):
-        text = f"{100 * drop:.{decimals}f}"
-        if float(text) > 100 * tolerance + NOISE:
-            return text
-    return f"{100 * drop:.7f}"
+def _fell(drop: float, tolerance: float, unit: Unit) -> str:
+    """By how much it got worse, with as many decimals as it takes not to look like the tolerance it broke."""
+    times, verb, of = (100, "fell", " points") if unit == "points" else (1, "rose", " nats" if unit == "nats" else "")
+    for decimals in (1, 2, 4) if unit == "points" else (3, 5):
+        text = f"{times * drop:.{decimals}f}"
+        if float(text) > times * tolerance + NOISE:
+            return f"{verb} by {text}{of}"
+    return f"{verb} by {times * drop:.7f}{of}"

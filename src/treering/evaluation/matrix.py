@@ -308,9 +308,7 @@ class ScoreMatrix:
 
     def shown(self, score: float | None, *, signed: bool = False) -> str:
         """One score as the table prints it: in points of 100, a loss in nats; `·` for None and NaN."""
-        if self.better == "higher" or score is None or math.isnan(score):
-            return points(score, signed=signed)
-        return f"{score + 0.0:+.3f}" if signed else f"{score:.3f}"
+        return shown(score, self.better, signed=signed)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScoreMatrix):
@@ -339,6 +337,13 @@ def points(score: float | None, *, signed: bool = False) -> str:
         return "·"
     value = round(100 * score, 1) + 0.0  # + 0.0: never print -0.0
     return f"{value:+.1f}" if signed else f"{value:.1f}"
+
+
+def shown(score: float | None, better: str, *, signed: bool = False) -> str:
+    """A score as tables print it: in points of 100 where higher is better, else as it is; `·` for None and NaN."""
+    if better == "higher" or score is None or math.isnan(score):
+        return points(score, signed=signed)
+    return f"{score + 0.0:+.3f}" if signed else f"{score:.3f}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ nothing of slices, adapters or the store.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,13 @@ __all__ = [
     "MetricLike",
     "Uniform",
     "accuracy",
+    "better_of",
     "log_loss",
     "macro_f1",
     "measure",
     "resolve_metric",
     "score_answers",
+    "tool_call_match",
 ]
 
 LEAST = 1e-7  # probability that a loss takes for none: about what float32 can tell from 0 beside 1
@@ -53,12 +56,14 @@ class Metric:
     "predictions": `(truth, predicted)`, two sequences of labels.
     "probabilities": `(truth, probabilities, classes)`, the second an array (n, classes), as `Adapter.probabilities` gives.
     "texts": `(texts, truth, predicted)`: for a judge that reads what was asked, a language model or a person.
+    "loss": `(loss,)`, the loss in nats: of labels, or per token of what an assistant said.
+    "calls": `(truth, made)` of chat models: JSON arrays of tool calls, one a reply that calls a tool.
     `better`: whether a higher or a lower number is the better one; scores that are fractions of 1 are better the higher.
     """
 
     name: str
     function: Callable[..., float]
-    reads: Literal["predictions", "probabilities", "texts"] = "predictions"
+    reads: Literal["predictions", "probabilities", "texts", "loss", "calls"] = "predictions"
     better: Literal["higher", "lower"] = "higher"
 
     def __call__(self, *answers: Any) -> float:
@@ -124,11 +129,57 @@ def log_loss(truth: Sequence[str], probabilities: FloatArray, classes: Sequence[
     return float(np.mean(-np.log(np.clip(p, LEAST, 1.0)))) + 0.0  # + 0.0: never -0.0
 
 
+def tool_call_match(truth: Sequence[str], made: Sequence[str]) -> float:
+    """Share of tool calls that are right, in [0, 1]: the same name and arguments that are equal as JSON.
+
+    Both are JSON arrays of {"name", "arguments"}, one a reply; the order of the calls in a reply doesn't count, and each
+    counts once. A call too many costs as much as one that is missing: the sum of right calls over the sum of the greater
+    number of calls of each reply. What isn't such an array holds no calls. Raises UsageError without any call.
+    """
+    _check_lengths(truth, made)
+    right = whole = 0
+    for wanted, found in zip(map(_calls, truth), map(_calls, made), strict=True):
+        left = list(found)
+        for call in wanted:
+            if call in left:
+                left.remove(call)
+                right += 1
+        whole += max(len(wanted), len(found))
+    if not whole:
+        raise UsageError("there are no tool calls to match", code="empty-slice", hint="evaluate by loss instead")
+    return right / whole
+
+
+def _calls(text: str) -> list[str]:
+    """The calls of one reply, each as text that is the same for what is equal as JSON."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    calls = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return [json.dumps([one.get("name"), _plain(one.get("arguments"))], sort_keys=True) for one in calls]
+
+
+def _plain(value: Any) -> Any:
+    """The same with whole numbers as such: 1 and 1.0 are one number in JSON, and true is none."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "accuracy": Metric("accuracy", accuracy),
         "loss": Metric("loss", log_loss, reads="probabilities", better="lower"),
         "macro_f1": Metric("macro_f1", macro_f1),
+        "perplexity": Metric("perplexity", _perplexity, reads="loss", better="lower"),
+        "tool_call_match": Metric("tool_call_match", tool_call_match, reads="calls"),
     }
 )
 
@@ -150,6 +201,11 @@ def resolve_metric(metric: MetricLike) -> Metric:
     if not callable(metric):
         raise UsageError(f"a metric is a name or a callable, got {type(metric).__name__}", code="unknown-metric")
     return Metric(str(getattr(metric, "__name__", type(metric).__name__)), metric)
+
+
+def better_of(name: str) -> Literal["higher", "lower"]:
+    """Whether a higher or a lower score of a metric is the better one; higher, of one that isn't built in."""
+    return METRICS[name].better if name in METRICS else "higher"
 
 
 def measure(metric: MetricLike, truth: Sequence[str], predicted: Sequence[str]) -> float:
@@ -174,8 +230,25 @@ def score_answers(metric: MetricLike, texts: Sequence[str], truth: Sequence[str]
     found = resolve_metric(metric)
     if not len(texts):
         raise _no_records()
+    told: Any = model
+    if found.reads == "loss":
+        return _finite(found, score_answers(METRICS["loss"], texts, truth, model))
+    if found.reads == "calls":
+        if not hasattr(told, "calls"):
+            raise UsageError(
+                f"metric {found.name!r} reads tool calls, and this model predicts labels", code="no-calls",
+                hint="evaluate by accuracy or macro_f1",
+            )  # fmt: skip
+        return _finite(found, *told.calls(list(texts)))
+    if hasattr(told, "loss") and found in (METRICS["loss"], METRICS["macro_f1"]):
+        if found is METRICS["macro_f1"]:
+            raise UsageError(
+                "macro_f1 is a score of labels, and a chat model says what no list of labels holds",
+                code="no-labels",
+                hint="evaluate by loss, perplexity or tool_call_match, or pass a callable that judges replies",
+            )
+        return _finite(Metric("loss", float), told.loss(list(texts)))
     if found.reads == "probabilities":
-        told: Any = model
         if not hasattr(told, "probabilities") or not hasattr(told, "classes"):
             raise UsageError(
                 f"metric {found.name!r} reads probabilities, and this model gives labels alone",

@@ -31,7 +31,8 @@ class HeldoutSlice:
     """Texts and true labels of one slice, in record order; of length `rows`, as are ids and domains where there are any.
 
     `parts` are the snapshot refs the records come from, none for a file. `key` names the content: equal keys, equal
-    records; None for what isn't sealed yet and so can't be named.
+    records; None for what isn't sealed yet and so can't be named. Of conversations, those with a reply: a text is one as
+    JSON, its label what the assistant said last.
     """
 
     name: str  # "support@v1", or "support[domain=banking]"
@@ -41,6 +42,7 @@ class HeldoutSlice:
     key: str | None
     ids: tuple[str, ...] = ()
     domains: tuple[str, ...] = ()
+    chat: bool = False  # conversations, which a chat model is asked about
 
     @property
     def rows(self) -> int:
@@ -51,7 +53,7 @@ class HeldoutSlice:
 def slice_of(source: Source, *, name: str | None = None) -> HeldoutSlice:
     """The held-out records of one source, unlabelled ones left out.
 
-    Raises UsageError when its records have no `text` and `label`.
+    Raises UsageError when its records have neither `text` and `label` nor `messages`.
     """
     texts, labels, domains, ids = _read(source)
     return HeldoutSlice(
@@ -62,6 +64,7 @@ def slice_of(source: Source, *, name: str | None = None) -> HeldoutSlice:
         key=_key(source),
         ids=tuple(ids),
         domains=tuple(domains),
+        chat=_is_chat(set(source.schema.names)),
     )
 
 
@@ -80,8 +83,10 @@ def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
     ids: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {}
     keys: list[str | None] = []
+    chat = False
     for snapshot in corpus.evaluable():
         source = corpus.store.heldout(snapshot.ref)
+        chat = _is_chat(set(source.schema.names))
         keys.append(_key(source))
         for text, label, domain, id_ in zip(*_read(source), strict=True):
             texts.setdefault(domain, []).append(text)
@@ -99,6 +104,7 @@ def domain_slices(corpus: BaseCorpus) -> list[HeldoutSlice]:
             key=None if whole is None else f"{whole}[domain={domain}]",
             ids=tuple(ids[domain]),
             domains=(domain,) * len(texts[domain]),
+            chat=chat,
         )
         for domain in texts
     ]
@@ -153,6 +159,8 @@ def extra_slices(extra: Mapping[str, Any] | None) -> list[HeldoutSlice]:
 def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
     """Text, label, domain and id of every labelled held-out record, in record order."""
     names = set(source.schema.names)
+    if _is_chat(names):
+        return _read_chat(source, names)
     missing = [column for column in ("text", "label") if column not in names]
     if missing:
         raise UsageError(
@@ -168,6 +176,24 @@ def _read(source: Source) -> tuple[list[str], list[str], list[str], list[str]]:
         for t, y, d, i in zip(text, label, domain, ids, strict=True)
         if t is not None and y is not None
     ]
+    return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], [k[3] for k in kept]
+
+
+def _is_chat(names: set[str]) -> bool:
+    return "messages" in names and not names.issuperset(("text", "label"))
+
+
+def _read_chat(source: Source, names: set[str]) -> tuple[list[str], list[str], list[str], list[str]]:
+    """As JSON, last reply, domain and id of every held-out conversation in which the assistant says something."""
+    from treering.training.conversation import Conversation
+
+    columns = ["messages", "id", *(name for name in ("tools", "domain") if name in names)]
+    kept: list[tuple[str, str, str, str]] = []
+    for row in source.heldout().to_table(columns).to_pylist():
+        talk = Conversation.of(row["messages"], row.get("tools"))
+        if any(True for _ in talk.replies()):
+            domain = NO_DOMAIN if row.get("domain") is None else str(row["domain"])
+            kept.append((talk.to_json(), talk.reply_text(), domain, row["id"]))
     return [k[0] for k in kept], [k[1] for k in kept], [k[2] for k in kept], [k[3] for k in kept]
 
 

@@ -19,7 +19,7 @@ from treering.mixing.permute import Int64Array
 from treering.mixing.plan import block_rows_for
 from treering.mixing.shares import quantise, share_table
 from treering.mixing.sources import SourceLike, TrainRows, is_growing
-from treering.mixing.tokens import mean_length, token_column
+from treering.mixing.tokens import CountTokens, mean_length, token_column
 from treering.mixing.weights import Schedule, regroup
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def mix(
     seed: int = 0,
     replay_ratio: float | None = None,
     share_by: Literal["rows", "tokens"] = "rows",
+    count_tokens: CountTokens | None = None,
 ) -> Mix:
     """Mix sources: `mix(store.load("support@v1"), store.live("support"), weights=[0.6, 0.4])`.
 
@@ -68,12 +69,13 @@ def mix(
         pass, and its last batch is as short as the count demands; `counts_once()` says how many rows each source gives.
     share_by: "tokens" lets weights mean shares of tokens: each is divided by the mean length of the source's rows in
         the column `tokens` (or `input_ids`, or else the first column of lists of integers), which is read for it. Exact
-        over whole epochs; `stats()` shows the rows.
+        over whole epochs; `stats()` shows the rows. Conversations are measured by their bytes, or by `count_tokens`.
+    count_tokens: tokens of one conversation, called with its messages and tools: `ChatBase.load("…").count`.
 
     Raises UsageError for weights that are NaN, negative, all 0 or of another number than the sources, and for a source
     without training rows.
     """
-    return Mix(sources, weights, seed, replay_ratio=replay_ratio, share_by=share_by)
+    return Mix(sources, weights, seed, replay_ratio=replay_ratio, share_by=share_by, count_tokens=count_tokens)
 
 
 def streams(domain: SourceLike, general: SourceLike, *, share: float = 0.7, seed: int = 0) -> Mix:
@@ -99,6 +101,7 @@ class Mix:
         *,
         replay_ratio: float | None = None,
         share_by: Literal["rows", "tokens"] = "rows",
+        count_tokens: CountTokens | None = None,
     ) -> None:
         for number, source in enumerate(sources):
             if not isinstance(source, SourceLike):
@@ -128,13 +131,16 @@ class Mix:
         if share_by not in ("rows", "tokens"):
             raise UsageError(f"share_by is {share_by!r}; it is 'rows' or 'tokens'", code="bad-share-by")
         quantise(chosen)  # refuses what isn't a weight, before anything is computed with it
+        #: What weights are shares of, and how tokens of conversations are counted: for a mix of the same kind.
+        self.share_by: Literal["rows", "tokens"] = share_by
+        self.count_tokens = count_tokens
         self._sources = tuple(sources)
         self._weights = tuple(float(weight) for weight in chosen)
         self._seed = seed
         self._once = replay_ratio is not None
         if replay_ratio is not None:
             self._weights = self._by_ratio(replay_ratio)
-        self._tokens_per_row = self._mean_tokens() if share_by == "tokens" else (None,) * len(sources)
+        self._tokens_per_row = self._mean_tokens(count_tokens) if share_by == "tokens" else (None,) * len(sources)
         self._units = quantise([w / (t or 1.0) for w, t in zip(self._weights, self._tokens_per_row, strict=True)])
         points = [point.weights for point in self._schedule.points] if self._schedule else []
         if not all(point[self.anchor] for point in points):
@@ -180,10 +186,10 @@ class Mix:
             raise UsageError(f"{self._sources[new[0]].ref} has weight 0, and is to be drawn", code="zero-weights")
         return regroup(self._weights, [not is_growing(source.ref) for source in self._sources], float(ratio))
 
-    def _mean_tokens(self) -> tuple[float | None, ...]:
+    def _mean_tokens(self, count: CountTokens | None) -> tuple[float | None, ...]:
         column = token_column(self._sources)
         return tuple(
-            mean_length(rows, column, source.schema.field(column).type)
+            mean_length(rows, column, source.schema.field(column).type, count)
             for source, rows in zip(self._sources, self._rows, strict=True)
         )
 

@@ -14,8 +14,10 @@ from treering.rounds.diff import Diff, diff
 from treering.rounds.documents import RoundConfig, RoundResult
 from treering.rounds.driver import past_rounds, round  # noqa: A004
 from treering.rounds.evaluate import Evaluation, Model, each_snapshot, evaluate, gate, load_adapter, score_matrix
+from treering.rounds.export import Exported, export_adapter
 from treering.rounds.external import add_external
 from treering.rounds.label import ToLabel, to_label
+from treering.rounds.serving import Served
 from treering.rounds.status import Status, status
 from treering.rounds.train import Run, train
 
@@ -24,11 +26,13 @@ __all__ = [
     "Diagnosis",
     "Diff",
     "Evaluation",
+    "Exported",
     "Model",
     "RoundConfig",
     "RoundPolicy",
     "RoundResult",
     "Run",
+    "Served",
     "Status",
     "ToLabel",
     "add_external",
@@ -37,6 +41,7 @@ __all__ = [
     "diff",
     "each_snapshot",
     "evaluate",
+    "export_adapter",
     "gate",
     "load_adapter",
     "past_rounds",

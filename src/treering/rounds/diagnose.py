@@ -85,6 +85,12 @@ def diagnose(
     corpus = store.corpus(registry.corpus)
     flush_spools(corpus)
     record = registry.get(adapter)
+    if record.metric == "loss":
+        raise UsageError(
+            f"{record.ref} is a chat model, and a diagnosis is of classifiers",
+            code="chat-model",
+            hint=f"look at its score matrix instead: treering eval {record.ref} --matrix",
+        )
     look = _Look(store, corpus, registry, record, registry.lineage(record.ref))
     matrix = score_matrix(store, corpus.name, adapter=record.ref, metric=metric)
     scorer = Scorer(store, metric, fresh=False)

@@ -519,7 +519,7 @@ class _Round:
 
     def _gate(self) -> tuple[str, dict[str, Any]]:
         """The verdict, from the registry when it is there already: asking again would write it down twice."""
-        policy = self.config.gate
+        policy = self.config.gate.by_metric(self.registry.get(self._adapter).metric)
         number = int(self._adapter.rpartition(":")[2])
         events = self.registry.events()
         said = [event.verdict for event in events if event.event == "verdict" and event.adapter == number]

@@ -41,6 +41,7 @@ from treering.registry import AdapterRecord, CanaryLog, CanaryLook, Registry, Sc
 from treering.registry.scores import every_score
 from treering.registry.trained import overlaps
 from treering.rounds.budget import measure_budget
+from treering.rounds.serving import Served
 from treering.store.ref import Ref
 
 if TYPE_CHECKING:
@@ -81,29 +82,36 @@ class Evaluation(BaseModel):
     created_at: datetime
 
 
-def load_adapter(store: BaseStore, adapter: str) -> Model:
-    """The model that an adapter ref names, ready to `predict(list of texts) -> list of labels`.
+def load_adapter(store: BaseStore, adapter: str) -> Served:
+    """The model that an adapter ref names, ready to answer, from any number of threads at once.
+
+    Of a classifier `predict(list of texts) -> list of labels`, of a chat model `generate(messages, tools)` as well.
+    `refresh()` looks what the ref names by now and lets that answer from then on: after a promotion, without a restart.
 
     Weights are read from safetensors and checked against the digest they were added with; nothing in an adapter is run.
     Raises NotFoundError for an adapter or base that isn't there, StoreError for weights or a card that were changed,
     UsageError for a model that was trained elsewhere.
     """
     registry = _registry(store, adapter)
-    record = registry.get(adapter)
-    if record.external is not None:
-        raise UsageError(
-            f"{record.ref} was trained elsewhere, as {record.external}: its weights aren't in this store",
-            code="external-adapter",
-            hint=f"load it where it was trained; here it is scored by predictions: treering eval {record.ref} --predictions FILE",
-        )
-    return _load_model(store, registry, record, cached=False)
+
+    def load(record: AdapterRecord) -> Model:
+        if record.external is not None:
+            raise UsageError(
+                f"{record.ref} was trained elsewhere, as {record.external}: its weights aren't in this store",
+                code="external-adapter",
+                hint="load it where it was trained; here it is scored by predictions: "
+                f"treering eval {record.ref} --predictions FILE",
+            )
+        return _load_model(store, registry, record, cached=False)
+
+    return Served(lambda: registry.get(adapter), load)
 
 
 def evaluate(
     store: BaseStore,
     adapter: str,
     on: str | Source | Iterable[str | Source] | None = None,
-    metric: MetricLike = "macro_f1",
+    metric: MetricLike | None = None,
     *,
     fresh: bool = False,
     extra: Extra | None = None,
@@ -114,7 +122,9 @@ def evaluate(
 
     Without `on`: on every snapshot of the adapter's corpus that has held-out records. A built-in metric on sealed
     records is measured once and read from the store afterwards; `fresh=True` measures again.
-    metric: "accuracy", "macro_f1", "loss", a `Metric`, or any callable `(truth, predicted) -> float`.
+    metric: "accuracy", "macro_f1", "loss", "perplexity", of chat models "tool_call_match", a `Metric`, or any callable
+        `(truth, predicted) -> float`; left out, what the adapter was scored by when it was trained: macro-F1, or of chat
+        models the loss.
     extra: test sets from elsewhere, {name: path, URL or `HeldoutSlice`}; see `evaluation.file_slice`.
     predictions: a file (JSONL, CSV, Parquet) of what a model that was trained elsewhere says of just these records: id,
         predicted and perhaps probability. It is kept, so that score matrix and gate find it too.
@@ -124,7 +134,7 @@ def evaluate(
     Raises NotFoundError for an adapter, ref or file that isn't there, UsageError for an unknown metric, unlabelled records
     or a slice without records, InvalidRecordError for predictions with missing, doubled or unknown ids.
     """
-    chosen = resolve_metric(metric)
+    chosen = resolve_metric(_registry(store, adapter).get(adapter).metric if metric is None else metric)
     if tolerance is not None and not (isinstance(tolerance, int | float) and 0 <= tolerance < math.inf):
         raise UsageError(f"a tolerance of {tolerance!r} can't be meant", code="bad-tolerance", hint="0.02 is 2 points")
     registry = _registry(store, adapter)
@@ -147,7 +157,7 @@ def evaluate(
     if predictions is not None:
         _take_predictions(store, registry, record, predictions, slices)
     before = {} if tolerance is None else _before(store, record, slices, chosen)
-    scores = Scorer(store, metric, fresh=fresh or tolerance is not None).scores(record, slices)
+    scores = Scorer(store, chosen, fresh=fresh or tolerance is not None).scores(record, slices)
     worse = 1.0 if chosen.better == "lower" else -1.0
     found = Evaluation(
         adapter=record.ref,
@@ -188,7 +198,7 @@ def score_matrix(
     corpus: str,
     *,
     adapter: str | None = None,
-    metric: MetricLike = "macro_f1",
+    metric: MetricLike | None = None,
     by: By = "snapshot",
     full: bool = False,
     fresh: bool = False,
@@ -208,13 +218,15 @@ def score_matrix(
 
     Raises NotFoundError without an adapter or a slice.
     """
-    chosen = resolve_metric(metric)
+    if metric is not None:
+        resolve_metric(metric)
     if by not in ("snapshot", "domain"):
         raise UsageError(f"a score matrix is by snapshot or by domain, not by {by!r}", code="bad-argument")
     store.corpus(corpus)  # says so if there is none
     registry = Registry(store, corpus)
     ref = adapter or _default_adapter(registry)
     lineage = registry.lineage(ref)
+    chosen = resolve_metric(lineage[-1].metric if metric is None else metric)
     found = _slices(store, corpus, [by])
     snapshot_rows = {s.ref: s.row_ids for s in store.corpus(corpus).evaluable()}
     learned_by = [learned_snapshots(record, snapshot_rows) for record in lineage]
@@ -241,7 +253,7 @@ def score_matrix(
             code="no-slices",
             hint=f"evaluate on a ref instead: treering eval {ref} --on {corpus}@live",
         )
-    scorer = Scorer(store, metric, fresh=fresh)
+    scorer = Scorer(store, chosen, fresh=fresh)
     values = np.full((len(lineage), len(slices)), math.nan)
     for i, record in enumerate(lineage):
         due = [j for j, first in enumerate(learned_in) if full or first is None or i >= first]
@@ -253,7 +265,8 @@ def score_matrix(
         from treering.rounds.baseline import baseline_for
 
         reference = baseline_for(store, lineage[-1].ref)
-    unlearned = Uniform(label for piece in slices for label in piece.labels)
+    labels = [label for piece in slices for label in piece.labels]
+    unlearned = Uniform(labels) if full and lineage[-1].metric != "loss" else None  # a chat model draws no labels
     return ScoreMatrix(
         rounds=tuple(record.ref for record in lineage),
         slices=tuple(piece.name for piece in slices),
@@ -262,7 +275,7 @@ def score_matrix(
         metric=scorer.name,
         notes=tuple(notes),
         better=chosen.better,
-        chance=tuple(score_answers(chosen, s.texts, s.labels, unlearned) for s in slices) if full else (),
+        chance=tuple(score_answers(chosen, s.texts, s.labels, unlearned) for s in slices) if unlearned else (),
         reference=() if reference is None else tuple(scorer.scores(reference, slices)[s.name] for s in slices),
         reference_name=None if reference is None else reference.ref,
     )
@@ -289,6 +302,8 @@ def gate(
     rules = load_policy(policy if policy is None or isinstance(policy, GatePolicy | Mapping) else os.fspath(policy))
     registry = _registry(store, adapter)
     candidate = registry.get(adapter)
+    rules = rules.by_metric(candidate.metric)
+    assert rules.metric is not None
     baseline = _baseline(registry, candidate)
     slices = _gate_slices(store, registry, candidate, baseline, rules)
     scorer = Scorer(store, rules.metric, fresh=fresh)
@@ -358,6 +373,13 @@ class Scorer:
                 scores[piece.name] = stored.score
                 continue
             model = self.model(record)
+            if not isinstance(model, Predictions) and piece.chat != hasattr(model, "generate"):
+                raise UsageError(
+                    f"{piece.name} holds {'conversations' if piece.chat else 'labelled texts'}, and {record.ref} learnt "
+                    f"{'from labelled texts' if piece.chat else 'from conversations'}",
+                    code="other-form",
+                    hint="evaluate on records of the type that it was trained on",
+                )
             answers: Answers = model.of(piece) if isinstance(model, Predictions) else model
             # Slice by slice: how texts are batched must not depend on which scores happened to be in the store.
             score = score_answers(self._metric, piece.texts, piece.labels, answers)
@@ -369,10 +391,10 @@ class Scorer:
 
 def _load_model(store: BaseStore, registry: Registry, record: AdapterRecord, *, cached: bool) -> Model:
     """`cached`: keep activations of what is predicted beside the store; held-out texts come again after every round."""
-    from treering.training import Adapter
+    from treering.rounds.forms import load_weights
 
     weights, card = registry.weights(record.ref), registry.card(record.ref)
-    return Adapter.load(weights, card, cache_dir=store.cache_dir if cached else None)
+    return load_weights(weights, card, cache_dir=store.cache_dir if cached else None)
 
 
 def _default_adapter(registry: Registry) -> str:

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from treering.errors import NotFoundError, UsageError
-from treering.evaluation import HeldoutSlice, measure, snapshot_slices
+from treering.evaluation import HeldoutSlice, resolve_metric, score_answers, snapshot_slices
 from treering.evaluation.matrix import points
 from treering.mixing import Mix, MixLock
 from treering.mixing.sources import TrainRows
 from treering.registry import AdapterRecord, Registry, ScoreLog
 from treering.registry.trained import covers, overlaps, training_data
+from treering.rounds.forms import Form, form_of, load_weights
 from treering.rounds.tracking import Tracker, tracked
 from treering.training import TrainConfig
 
@@ -24,18 +25,15 @@ if TYPE_CHECKING:
     from treering.mixing import Loader
     from treering.mixing.sources import SourceLike
     from treering.store import BaseStore
-    from treering.training import Adapter, DivergedError, Draw, MixSource
+    from treering.training import DivergedError, Draw, MixSource
     from treering.training.loop import Progress
 
 __all__ = ["Run", "train"]
 
-COLUMNS = ("text", "label", "domain", "id")
-METRIC = "macro_f1"
-
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1.
+    """What one training left behind. `scores`: macro-F1 by held-out slice, fractions of 1; of chat models the loss in nats.
 
     `stopped`: why it ended early, None when it didn't. The adapter is then as it was at the last look without a drop.
     """
@@ -80,7 +78,7 @@ def train(
     one on another base or a lock whose data isn't there any more, and DivergedError (its `.adapter` holds the last good
     weights, kept as a file too) when the loss stops being finite.
     """
-    from treering.training import Adapter, DivergedError, fit, strategy
+    from treering.training import DivergedError
 
     if not isinstance(mix, Mix | MixLock):
         raise UsageError(
@@ -89,15 +87,15 @@ def train(
             hint='mix sources first: store.mix("support@v1", "support@new", weights=[0.2, 0.8])',
         )
     config = config or TrainConfig()
-    plan = strategy(config.strategy)
-    config = config.settled(plan.defaults)
+    sources = mix.resolve(store) if isinstance(mix, MixLock) else mix.sources
+    form = form_of(sources)
+    plan, config = form.planned(config)
     if not plan.continues and parent not in ("auto", None):
         raise UsageError(
             f"strategy {config.strategy} starts from scratch, so it takes no parent",
             code="no-parent",
             hint="leave parent out, or train with strategy replay",
         )
-    sources = mix.resolve(store) if isinstance(mix, MixLock) else mix.sources
     home = corpus or sources[mix.anchor].corpus
     before = _parent(store, home, parent) if plan.continues else None
     start = None
@@ -109,28 +107,28 @@ def train(
                 code="external-adapter",
                 hint="--parent ADAPTER for one that was trained here, or --parent none",
             )
-        start = Adapter.load(registry.weights(before.ref), registry.card(before.ref))
+        start = _start(registry, before, form)
     canaries = None
     if start is not None and before is not None and config.eval_every:
-        canaries = _Canaries(_past(store, before), start, config.eval_tolerance)
+        canaries = _Canaries(_past(store, before), start, config.eval_tolerance, form.metric)
     # None: endless, `config.steps` says when to stop. What has no steps reads the mix once.
     epochs = None if plan.gradient else 1
     loader: Loader  # of this process alone, whatever launched it
     if isinstance(mix, MixLock):
         config = config.changed(batch_size=mix.batch_size)
         described = _described(store, sources, [float(one.units) for one in mix.sources], before, config.general)
-        loader = mix.loader(store, columns=_columns(sources), epochs=epochs, rank=0, world_size=1)
+        loader = mix.loader(store, columns=_columns(form, sources), epochs=epochs, rank=0, world_size=1)
     else:
         weights = list(mix.weights)
         if config.general:
             sources, weights = (*sources, store.load(config.general)), [*weights, 0.0]
         described = _described(store, sources, weights, before, config.general)
-        chosen = _drawn(store, sources, plan.draw(described, config), mix.seed, before)
-        loader = chosen.loader(config.batch_size, _columns(sources), epochs=epochs, rank=0, world_size=1)
+        chosen = _drawn(store, sources, plan.draw(described, config), mix, before, by_rows=not plan.continues)
+        loader = chosen.loader(config.batch_size, _columns(form, sources), epochs=epochs, rank=0, world_size=1)
     with tracked(track, run or f"{home} {config.strategy}", config.model_dump(mode="json")) as log:
         with loader:
             try:
-                adapter = fit(
+                adapter = form.fit(
                     loader,
                     config,
                     cache_dir=store.cache_dir,
@@ -141,7 +139,7 @@ def train(
                 )
             except DivergedError as exc:
                 raise _kept(store, exc) from exc
-        done = _registered(store, home, adapter, loader.lock(), config, before, run, baseline)
+        done = _registered(store, home, adapter, loader.lock(), config, before, run, baseline, form.metric)
         _logged(log, done)
     return done
 
@@ -158,33 +156,43 @@ def _past(store: BaseStore, before: AdapterRecord) -> list[HeldoutSlice]:
 class _Canaries:
     """Looks at past slices while an adapter is trained, and says when one has dropped."""
 
-    def __init__(self, slices: Sequence[HeldoutSlice], parent: Adapter, tolerance: float) -> None:
+    def __init__(self, slices: Sequence[HeldoutSlice], parent: Any, tolerance: float, metric: str) -> None:
         self._slices = slices
         self._tolerance = tolerance
-        self._before = {s.name: measure(METRIC, s.labels, parent.predict(list(s.texts))) for s in slices}
+        self._metric = resolve_metric(metric)
+        self._before = self._scores(parent)
 
-    def __call__(self, step: int, adapter: Adapter) -> str | None:
+    def _scores(self, adapter: Any) -> dict[str, float]:
+        return {s.name: score_answers(self._metric, s.texts, s.labels, adapter) for s in self._slices}
+
+    def __call__(self, step: int, adapter: Any) -> str | None:
+        higher = self._metric.better == "higher"
         drops = {
-            piece.name: self._before[piece.name] - measure(METRIC, piece.labels, adapter.predict(list(piece.texts)))
-            for piece in self._slices
+            name: self._before[name] - score if higher else score - self._before[name]
+            for name, score in self._scores(adapter).items()
         }
-        fallen = [f"{name} by {points(drop)}" for name, drop in drops.items() if drop > self._tolerance + 1e-9]
-        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)} points" if fallen else None
+        fallen = [
+            f"{name} by {points(drop)} points" if higher else f"{name} by {drop:.3f} nats"
+            for name, drop in drops.items()
+            if drop > self._tolerance + 1e-9
+        ]
+        return f"after {step} updates held-out scores had dropped: {', '.join(fallen)}" if fallen else None
 
 
 def _registered(
     store: BaseStore,
     home: str,
-    adapter: Adapter,
+    adapter: Any,
     lock: MixLock,
     config: TrainConfig,
     before: AdapterRecord | None,
     run: str | None,
     baseline: bool,
+    metric: str,
 ) -> Run:
     """Score the adapter, finish its card, add it."""
     slices = [piece for piece in snapshot_slices(store.corpus(home)) if piece.rows]
-    scores = {piece.name: measure(METRIC, piece.labels, adapter.predict(list(piece.texts))) for piece in slices}
+    scores = {piece.name: score_answers(metric, piece.texts, piece.labels, adapter) for piece in slices}
     drawn = [source.pin for source in lock.sources if source.units]
     trained_on, trained_rows = training_data(pin.model_dump(mode="json") for pin in drawn)
     parent = None if before is None else before.ref
@@ -208,7 +216,7 @@ def _registered(
         config=config.model_dump(mode="json"),
         trained_on=trained_on,
         trained_rows=trained_rows,
-        metric=METRIC,
+        metric=metric,
         scores=scores,
         stats={} if card.stats is None else card.stats.model_dump(mode="json"),
         baseline=baseline,
@@ -217,7 +225,7 @@ def _registered(
     log = ScoreLog(store, record)
     for piece in slices:
         if piece.key is not None:  # measured once: the score matrix and the gate find it there
-            log.put(piece.name, piece.key, METRIC, score=scores[piece.name], rows=piece.rows)
+            log.put(piece.name, piece.key, metric, score=scores[piece.name], rows=piece.rows)
     return Run(record, lock, scores, config, stopped=card.stats.stopped if card.stats else None)
 
 
@@ -228,21 +236,24 @@ def _logged(log: Tracker, done: Run) -> None:
     log.log(0, {"loss": float(stats["loss_first"])} if "loss_first" in stats else {})
     last = {"loss": float(stats["loss_last"])} if "loss_last" in stats else {}
     last |= {name: float(stats[name]) for name in names if name in stats}
-    last |= {f"{METRIC}/{name}": score for name, score in done.scores.items()}
+    last |= {f"{done.adapter.metric}/{name}": score for name, score in done.scores.items()}
     log.log(done.config.steps, last)
 
 
-def _columns(sources: Sequence[SourceLike]) -> list[str]:
-    """The columns to read. Raises UsageError for records without text and label."""
-    for source in sources:
-        missing = [name for name in COLUMNS[:2] if name not in source.schema.names]
-        if missing:
-            raise UsageError(
-                f"{source.ref} has no column {' and '.join(missing)}, so no classifier can be trained on it",
-                code="not-labelled",
-                hint="the trainer reads records of type 'labelled'",
-            )
-    return [name for name in COLUMNS if all(name in source.schema.names for source in sources)]
+def _columns(form: Form, sources: Sequence[SourceLike]) -> list[str]:
+    """The columns to read."""
+    return [name for name in form.columns if all(name in source.schema.names for source in sources)]
+
+
+def _start(registry: Registry, before: AdapterRecord, form: Form) -> Any:
+    """The parent's weights. Raises UsageError when it was trained on records of another form."""
+    if before.metric != form.metric:
+        raise UsageError(
+            f"{before.ref} was trained on records of another type than this mix holds",
+            code="other-form",
+            hint="name another parent, or none to start from scratch",
+        )
+    return load_weights(registry.weights(before.ref), registry.card(before.ref))
 
 
 def _parent(store: BaseStore, corpus: str, parent: str | None) -> AdapterRecord | None:
@@ -285,10 +296,20 @@ def _described(
 
 
 def _drawn(
-    store: BaseStore, sources: Sequence[SourceLike], draws: Sequence[Draw], seed: int, before: AdapterRecord | None
+    store: BaseStore,
+    sources: Sequence[SourceLike],
+    draws: Sequence[Draw],
+    like: Mix,
+    before: AdapterRecord | None,
+    *,
+    by_rows: bool,
 ) -> Mix:
-    """The mix that a strategy wants: bounded sources as stored selections, which its lock will name."""
+    """The mix that a strategy wants: bounded sources as stored selections, which its lock will name.
+
+    Weights are shares of tokens where they were in the mix that was given, unless the strategy counts rows.
+    """
     chosen: list[Any] = []
+    seed = like.seed
     for source, draw in zip(sources, draws, strict=True):
         one: Any = source
         if draw.weight and (draw.rows is not None or draw.mb is not None):
@@ -296,7 +317,9 @@ def _drawn(
             forgetting = _forgetting(store, before) if draw.by == "importance" else None
             one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting=forgetting)
         chosen.append(one.balanced(draw.balance) if draw.weight and draw.balance else one)
-    return Mix(chosen, [draw.weight for draw in draws], seed)
+    share_by: Literal["rows", "tokens"] = "rows" if by_rows else like.share_by
+    weights = [draw.weight for draw in draws]
+    return Mix(chosen, weights, seed, share_by=share_by, count_tokens=like.count_tokens)
 
 
 def _forgetting(store: BaseStore, before: AdapterRecord | None) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ PREDICT_ROWS = 1_024  # texts answered together; with adapted layers a quarter o
 
 
 class Adapter:
-    """A trained adapter: tensors, what they mean, and the base they belong on. Immutable.
+    """A trained adapter: tensors, what they mean, and the base they belong on. Immutable; threads may share it.
 
     `digest` is the SHA-256 of its safetensors bytes.
     """
@@ -49,6 +50,7 @@ class Adapter:
         self._cache_dir = cache_dir
         self._cache: ActivationCache | None = None
         self._net: Net | None = None
+        self._preparing = threading.Lock()
         self._bytes: bytes | None = None
 
     @classmethod
@@ -141,6 +143,10 @@ class Adapter:
         """The same weights with another card."""
         return Adapter(self.header, self.tensors, card=card, base=self._base, cache_dir=self._cache_dir)
 
+    def prepare(self) -> None:
+        """Load the base and put the adapter over it, which the first text would otherwise wait for."""
+        self.net(self.base)
+
     @property
     def state(self) -> dict[str, Tensor]:
         """What the strategy left for the next round, by name."""
@@ -188,17 +194,18 @@ class Adapter:
 
     def net(self, base: Base) -> Net:
         """What runs, frozen, over its loaded base."""
-        if self._net is None:
-            try:
-                net = make_net(self.header, base, generator=torch.Generator().manual_seed(0))
-                found = {name: tuple(value.shape) for name, value in net.tensors().items()}
-            except (ValueError, KeyError) as exc:  # PEFT's, for maps that aren't in this base
-                raise _misfit() from exc
-            if found != self.header.shapes():
-                raise _misfit()
-            net.load(self.header, self.tensors)
-            self._net = net.eval().requires_grad_(False).to(base.device)
-        return self._net
+        with self._preparing:
+            if self._net is None:
+                try:
+                    net = make_net(self.header, base, generator=torch.Generator().manual_seed(0))
+                    found = {name: tuple(value.shape) for name, value in net.tensors().items()}
+                except (ValueError, KeyError) as exc:  # PEFT's, for maps that aren't in this base
+                    raise _misfit() from exc
+                if found != self.header.shapes():
+                    raise _misfit()
+                net.load(self.header, self.tensors)
+                self._net = net.eval().requires_grad_(False).to(base.device)
+            return self._net
 
     def _activations(self) -> ActivationCache:
         """Kept between calls when on disk; in memory it would grow with every text ever asked."""

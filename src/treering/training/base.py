@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ WHOLE = -1  # a depth: what lies below is the text itself, so the whole model is
 MINILM = "minilm"
 BUCKET = 4  # texts are padded to the next multiple: a row's bits change with its padded length, so it must be its own
 BATCH_TOKENS = 2_048  # padded tokens of one forward pass; more were no faster on two cores, and take memory
+_LOADING = threading.Lock()
 LAYERED = ("bert", "roberta", "xlm-roberta", "camembert", "electra")  # encoder.layer[i](hidden, attention_mask)
 
 
@@ -58,6 +60,7 @@ class Base:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.eval().requires_grad_(False).to(self.device)
         self._tokenizer = tokenizer
+        self._tokenising = threading.Lock()  # asking for truncation changes the tokenizer: not beside another thread
         self.width = int(model.config.hidden_size)
         self.layers = int(model.config.num_hidden_layers)
         positions = int(getattr(model.config, "max_position_embeddings", max_tokens))
@@ -81,7 +84,8 @@ class Base:
         an encoder with safetensors.
         """
         wanted = ("bf16" if _multiplies_bf16() else "fp32") if precision == "auto" else precision
-        return _load(name, wanted, max_tokens)
+        with _LOADING:  # or two threads would each hold one
+            return _load(name, wanted, max_tokens)
 
     def encode(self, texts: Sequence[str], *, depth: int = 0, layers: int = 1) -> Activations:
         """Activations of `texts`, in order; `depth` keeps the hidden states below the top `depth` layers too.
@@ -170,12 +174,13 @@ class Base:
         if not texts:
             return [], 0
         texts = [text.encode("utf-8", "replace").decode() for text in texts]  # a lone surrogate is no UTF-8
-        whole: list[list[int]] = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
-        long = [n for n, ids in enumerate(whole) if len(ids) > self.max_tokens]
-        if long:
-            cut = self._tokenizer([texts[n] for n in long], truncation=True, max_length=self.max_tokens)["input_ids"]
-            for n, ids in zip(long, cut, strict=True):
-                whole[n] = ids
+        with self._tokenising:
+            whole: list[list[int]] = self._tokenizer(texts, truncation=False, verbose=False)["input_ids"]
+            long = [n for n, ids in enumerate(whole) if len(ids) > self.max_tokens]
+            if long:
+                cut = self._tokenizer([texts[n] for n in long], truncation=True, max_length=self.max_tokens)
+                for n, ids in zip(long, cut["input_ids"], strict=True):
+                    whole[n] = ids
         return whole, len(long)
 
     def _batches(self, tokens: npt.NDArray[np.int32]) -> Iterator[tuple[npt.NDArray[np.intp], int]]:

@@ -105,6 +105,18 @@ class TrainConfig(BaseModel):
         default="auto", description="of the base; auto is bf16 where the processor multiplies it natively"
     )
     max_tokens: int = Field(default=128, ge=2, description="longer texts are cut, and counted")
+    packing: bool = Field(
+        default=True,
+        description="conversations: several in a row of max_tokens, kept apart, where the base can do that",
+    )
+    tokens_per_pass: int = Field(
+        default=4_096,
+        ge=2,
+        description="conversations: positions of one pass; gradients of an update accumulate over them",
+    )
+    clip_norm: NotNegative = Field(
+        default=1.0, description="conversations: longer gradients are shortened to this norm; 0: none is"
+    )
     only: str | None = Field(
         default=None,
         pattern=r"^(head|gate:.+)$",

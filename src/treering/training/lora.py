@@ -30,6 +30,7 @@ __all__ = [
     "export_peft",
     "fresh_and_past",
     "import_peft",
+    "is_transposed",
     "load_lora",
     "lora_layers",
     "lora_tensors",
@@ -50,7 +51,7 @@ _ALLOWED: dict[str, Any] = {
     "peft_type": {"LORA"},
     "task_type": {None, "FEATURE_EXTRACTION", "SEQ_CLS", "CAUSAL_LM"},
     "bias": {"none"},
-    "fan_in_fan_out": {False},
+    "fan_in_fan_out": {True, False},
     "init_lora_weights": {True, False, "gaussian"},
     "inference_mode": {True, False},
     "r": int,
@@ -75,6 +76,7 @@ class LoraShape(BaseModel):
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0, allow_inf_nan=False)
     modules: dict[str, list[int]] = Field(min_length=1)
+    transposed: bool = Field(default=False, description="the base keeps these maps as (in, out), as GPT-2 does")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors, all float32."""
@@ -97,17 +99,17 @@ def target_modules(model: nn.Module, *, top: int | None = None, targets: Targets
     fewer layers than `top`.
     """
     linear = {
-        name: (int(found.group(1)), module)
+        name: (int(found.group(1)), size)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and (found := LAYER.search(name))
+        if (size := _size(module)) and (found := LAYER.search(name))
     }
     layers = 1 + max((layer for layer, _ in linear.values()), default=-1)
     if top is not None and top > layers:
         raise UsageError(f"the base has {layers} layers, adapt_layers is {top}", code="bad-config")
     first = 0 if top is None else layers - top
     chosen = {
-        name: [module.in_features, module.out_features]
-        for name, (layer, module) in linear.items()
+        name: size
+        for name, (layer, size) in linear.items()
         if layer >= first and (targets == "all" or ("att" in name.lower()) == (targets == "attention"))
     }
     if not chosen:
@@ -117,6 +119,11 @@ def target_modules(model: nn.Module, *, top: int | None = None, targets: Targets
             hint="adapt its pooled features instead: kind='gated', adapt_layers=0",
         )
     return chosen
+
+
+def is_transposed(model: nn.Module, modules: Collection[str]) -> bool:
+    """Whether the base keeps these maps as (in, out): `LoraShape.transposed`."""
+    return any(name in modules and type(module).__name__ == "Conv1D" for name, module in model.named_modules())
 
 
 def share(model: nn.Module, own: Collection[str] = ()) -> Any:
@@ -146,7 +153,13 @@ def attach(model: Any, shape: LoraShape, *, generator: torch.Generator, past: in
         warnings.simplefilter("ignore")  # that there is an adapter already: the past
         for name, rank in parts.items():
             if rank:
-                config = LoraConfig(r=rank, lora_alpha=rank * scale, target_modules=list(shape.modules), bias="none")  # type: ignore[arg-type]
+                config = LoraConfig(
+                    r=rank,
+                    lora_alpha=rank * scale,  # type: ignore[arg-type]
+                    target_modules=list(shape.modules),
+                    bias="none",
+                    fan_in_fan_out=shape.transposed,
+                )
                 inject_adapter_in_model(config, model, adapter_name=name)
     active = [name for name, rank in parts.items() if rank]
     for _, module in lora_layers(model):
@@ -208,7 +221,7 @@ def export_peft(
     config = {
         "base_model_name_or_path": base,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": shape.transposed,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": shape.alpha,
@@ -253,7 +266,12 @@ def import_peft(config: bytes, weights: bytes) -> tuple[LoraShape, dict[str, Ten
         modules.setdefault(module, [0, 0])[0 if part == "A" else 1] = value.shape[1 if part == "A" else 0]
     if not modules:
         raise StoreError("not a LoRA adapter: it has no tensors", code="bad-adapter")
-    shape = LoraShape(rank=said["r"], alpha=float(said["lora_alpha"]), modules=dict(sorted(modules.items())))
+    shape = LoraShape(
+        rank=said["r"],
+        alpha=float(said["lora_alpha"]),
+        modules=dict(sorted(modules.items())),
+        transposed=said.get("fan_in_fan_out", False),
+    )
     wanted = shape.shapes()
     if {name: tuple(value.shape) for name, value in tensors.items()} != wanted:
         raise StoreError(f"not a LoRA adapter of rank {shape.rank}: its tensors have other shapes", code="bad-adapter")
@@ -308,6 +326,16 @@ def check_adapter_config(data: bytes) -> dict[str, Any]:
     ):
         raise refuse("target_modules")
     return said
+
+
+def _size(module: nn.Module) -> list[int] | None:
+    """[in, out] of a linear map, or of GPT-2's Conv1D, which is one with its weight turned; None for anything else."""
+    if isinstance(module, nn.Linear):
+        return [module.in_features, module.out_features]
+    if type(module).__name__ == "Conv1D":
+        weight: Any = module.weight
+        return [int(size) for size in weight.shape]
+    return None
 
 
 def _peft_name(name: str) -> str:

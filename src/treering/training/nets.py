@@ -33,6 +33,7 @@ from treering.training.lora import (
     LAYER,
     LoraShape,
     attach,
+    is_transposed,
     load_lora,
     lora_layers,
     lora_tensors,
@@ -153,7 +154,8 @@ def header_for(config: TrainConfig, base: Base, classes: list[str], domains: lis
         layers = layers or base.layers
         if kind == "lora":
             rank = config.rank + past
-            lora = LoraShape(rank=rank, alpha=config.lora_scale * rank, modules=modules)
+            turned = is_transposed(base.model, modules)
+            lora = LoraShape(rank=rank, alpha=config.lora_scale * rank, modules=modules, transposed=turned)
         else:
             full = _owned(base, layers)
     elif kind != "gated":

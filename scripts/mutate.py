@@ -427,7 +427,7 @@ MUTATIONS = [
     Mutation(
         "a batch is synced in time",
         "capture/spool.py",
-        "            due = time.monotonic() + sync_every_s\n",
+        "            due = time.monotonic() + log.sync_every_s\n",
         "            due = None\n",
         "tests/capture/test_durability.py",
     ),

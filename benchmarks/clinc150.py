@@ -323,7 +323,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "| --- " * 9 + "|",
     ]
     for r in results:
-        bwt = "–" if r["bwt"] is None else f"{r['bwt']:+.1f} ± {r['bwt_sd']:.1f}".replace("-", "−")  # noqa: RUF001
+        bwt = "–" if r["bwt"] is None else f"{r['bwt']:+.1f} ± {r['bwt_sd']:.1f}".replace("-", "−")
         facts = (
             f"`{r['strategy']}`",
             r["kind"],

@@ -190,12 +190,12 @@ def test_an_interrupted_round_goes_on_with_its_own_config_and_can_be_given_up(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "score_matrix", breaks)
+        patch.setattr(driver, "train", breaks)
         with pytest.raises(KeyboardInterrupt):
             treering.round(support.store, config)
     other = {**config, "train": {**config["train"], "steps": 7}}
     said: list[str] = []
-    assert "goes on at: evaluate" in treering.round(support.store, other, dry_run=True).reasons[0]
+    assert "goes on at: train" in treering.round(support.store, other, dry_run=True).reasons[0]
     result = treering.round(support.store, other, progress=said.append)
     assert (result.outcome, result.resumed) == ("promoted", True)
     assert any("the config was changed meanwhile" in line for line in said)
@@ -203,7 +203,7 @@ def test_an_interrupted_round_goes_on_with_its_own_config_and_can_be_given_up(
 
     grow(support, "shipping")
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "train", breaks)
+        patch.setattr(driver, "score_matrix", breaks)
         with pytest.raises(KeyboardInterrupt):
             treering.round(support.store, config)
     assert treering.round(support.store, config, abandon=True).outcome == "abandoned"

@@ -13,7 +13,7 @@ import treering
 from treering.store.ref import parse_target
 
 TRAVERSAL = [
-    "../evil", "..", ".", "/etc/evil", "a/../../evil", "a/b", "a\\b", "C:\\evil", "~", "~root", "$HOME", "%2e%2e%2fevil",
+    "../evil", "..", ".", "/etc/evil", "a/../../evil", "a/b", "a\\b", "C:\\evil", "~", "~root", "~nobody-here#x", "$HOME", "%2e%2e%2fevil",
     "..%c0%af", "evil\0", "evil\n", "evil\r", " evil", "evil ", "con", "NUL", "-rf", "--store=/tmp", "a" * 300, "é", "support@v1",
     "support#x", "s3://b/x", "file:///etc", "treering.json", "tables", "spool", ".hidden", "evil.lance", "ａ", "a\u202eb",
 ]  # fmt: skip

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import treering
-from treering.store.plain import PlainLayout, plain_layouts
+from treering.store import plain
+from treering.store.plain import PlainColumn, PlainLayout, plain_layouts
 from treering.store.table import ROW_ID
 
 ITEMS = {"tokens": pa.int32(), "vector": pa.float32(), "half": pa.float16()}
@@ -216,3 +217,25 @@ def test_a_layout_holds_only_types_of_its_width() -> None:
     assert layout.holds(pa.list_(pa.float32(), 160))
     for other in (pa.list_(pa.int64(), 80), pa.list_(pa.int32(), 80), pa.list_(pa.int32()), pa.int32(), pa.string()):
         assert not layout.holds(other)
+
+
+def test_the_kernel_is_told_what_comes_only_when_it_isnt_in_memory(
+    corpus: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, ids, out = corpus.table.head(), np.arange(500, 700), np.full((200, 160), 0, np.int32)
+    assert corpus.table.fill(head, ids, SCHEMA.field("tokens"), out)  # reads them: in memory from here on
+    told: list[int] = []
+    announce = PlainColumn._announce
+
+    def counted(self: PlainColumn, at: int, rows: Any) -> None:
+        told.append(len(rows))
+        announce(self, at, rows)
+
+    monkeypatch.setattr(PlainColumn, "_announce", counted)
+    assert corpus.table.fill(head, ids, SCHEMA.field("tokens"), out)
+    assert told == []
+    once_more = np.zeros_like(out)
+    monkeypatch.setattr(plain, "_mincore", lambda: None)  # a system that can't say
+    assert corpus.table.fill(head, ids, SCHEMA.field("tokens"), once_more)
+    assert told == [200]
+    np.testing.assert_array_equal(once_more, out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,3 +111,19 @@ def test_a_scan_of_live_goes_on_when_its_version_is_tidied_away(
         assert batch.schema.names == ["id", "text"]
         seen += batch.column("id").to_pylist()
     assert sorted(seen) == sorted(f"r{i}" for i in range(5_000))
+
+
+def test_what_a_kill_left_beside_the_tags_goes_with_a_cleanup_a_minute_later(support: treering.Corpus) -> None:
+    with support.capture() as live:
+        live.extend([{"text": "one", "label": "a"}])
+    support.snapshot()
+    tags = Path(support.uri) / "_refs" / "tags"
+    old, young = (tags / f"treering-durable.json.tmp.{digit * 32}#1" for digit in "12")
+    for file in (old, young):
+        file.write_bytes(b"{")
+    an_hour_ago = time.time() - 3600
+    os.utime(old, (an_hour_ago, an_hour_ago))
+    support.clean_up()
+    assert not old.exists()
+    assert young.exists()
+    assert [snapshot.name for snapshot in support.snapshots()] == ["v1"]

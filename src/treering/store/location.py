@@ -128,8 +128,15 @@ class Location:
 
     @classmethod
     def local(cls, root: Path) -> Location:
-        """A directory."""
-        root = root.expanduser().absolute()
+        """A directory. Raises UsageError for `~NAME` when there is no such user."""
+        try:
+            root = root.expanduser().absolute()
+        except RuntimeError as exc:
+            raise UsageError(
+                f"{root.parts[0]} isn't the home of any user",
+                code="bad-uri",
+                hint=f"write ./{root} for a directory that is called so",
+            ) from exc
         return cls(str(root), root)
 
     @property

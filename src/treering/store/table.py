@@ -108,6 +108,9 @@ _MANIFEST = re.compile(r"([0-9]{20})\.manifest")
 #: the one to go back to.
 _KEPT = "treering-durable"
 
+#: Age, in seconds, from which a file that never got its name is known to be nobody's.
+_UNNAMED_S = 60.0
+
 #: Rows a compacted fragment aims at. Larger ones make each compaction step, and so its memory, larger.
 TARGET_ROWS_PER_FRAGMENT = 65_536
 _WORTH_INDEXING = 4_096
@@ -621,7 +624,24 @@ class LanceTable:
                 retain_versions=keep_versions,
                 error_if_tagged_old_versions=False,
             )
-        return int(stats.bytes_removed)
+        return int(stats.bytes_removed) + self._clear_unnamed()
+
+    def _clear_unnamed(self) -> int:
+        """Remove what processes that were killed while they wrote a tag left beside the tags; returns the bytes freed.
+
+        Lance's own cleanup doesn't look there. A tag that is being written meanwhile is younger than a minute.
+        """
+        if self._root is None:  # an object store names a whole object or none
+            return 0
+        freed = 0
+        now = self._objects.now().timestamp()
+        for file in (self._root / "_refs").rglob("*.json.tmp.*"):
+            with suppress(FileNotFoundError):
+                found = file.stat()
+                if now - found.st_mtime > _UNNAMED_S:
+                    file.unlink()
+                    freed += found.st_size
+        return freed
 
     @contextmanager
     def _kept(self, head: Dataset) -> Iterator[None]:

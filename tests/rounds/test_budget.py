@@ -116,3 +116,19 @@ def test_a_trained_adapter_is_measured_on_its_held_out_texts(support: treering.C
     assert support.store.adapters("support")[0].verdict == verdict
     off = treering.gate(support.store, run.adapter.ref, {"max_p99_ms": False, "max_memory_gb": False}, record=False)
     assert off.budget is None
+
+
+def test_kept_activations_do_not_make_an_adapter_look_quick(
+    support: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    evaluate = sys.modules["treering.rounds.evaluate"]
+    grow(support, "billing")
+    support.snapshot()
+    config = treering.TrainConfig(base=make_base(tmp_path / "base"), **{**TRAIN, "steps": 2})  # type: ignore[arg-type]
+    run = treering.train(support.store, support.store.mix("support@v1"), config)
+    measured = []
+    monkeypatch.setattr(evaluate, "measure_budget", lambda model, *_, **__: measured.append(model))
+    treering.gate(support.store, run.adapter.ref)
+    assert measured[0]._cache_dir is None

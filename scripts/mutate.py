@@ -757,6 +757,7 @@ MUTATIONS = [
         "known = segment.ref in learned or overlaps",
         "known = overlaps",
         "tests/rounds/test_diagnose.py -k several_intents",
+    ),
     # --- rounds, the gate's budget, the report
     Mutation(
         "a round that was killed finds the adapter that it had added",

@@ -193,6 +193,15 @@ def test_a_source_grows_at_most_sixteen_times_an_epoch() -> None:
     assert max(seen.values()) == 1 or sum(seen.values()) - len(seen) < 2
 
 
+def test_a_score_that_is_no_number_is_a_fall_and_nothing_to_be_compared_with() -> None:
+    controller = ReplayController()
+    said = [controller.update({"v1": score}, new) for score, new in ((0.9, 0.4), (math.nan, math.nan), (0.5, 0.6))]
+    assert said == [0.3, 0.5, 0.5]
+    assert controller.update({"v1": 0.9}, 0.7) == 0.3
+    with pytest.raises(UsageError, match="share in"):
+        ReplayController(base="x")  # type: ignore[arg-type]
+
+
 # ---- states
 
 
@@ -212,7 +221,7 @@ def test_resuming_at_every_batch_with_events_in_between_equals_the_unbroken_run(
         final = loader.lock()
     assert len(final.events) >= 3
     assert max(len(json.dumps(state)) for state in states) <= 1_024 + 64 * len(final.events)
-    for number in range(0, len(states), 9):
+    for number in range(len(states)):
         options: dict[str, Any] = {"prefetch": number % 3 or None}
         for begun in (lock, final):  # from the lock that the run began with, and from the one it ended with
             with begun.loader(store, follow=True, **options) as resumed:
@@ -220,6 +229,80 @@ def test_resuming_at_every_batch_with_events_in_between_equals_the_unbroken_run(
                 assert resumed.state_dict()["batch"] == number
                 assert [ids(batch) for batch in resumed] == batches[number:]
                 assert resumed.lock().events == final.events
+
+
+def test_weights_that_were_asked_for_outlive_a_resume_before_they_are_settled() -> None:
+    store = a_store()
+    lock = mix(store.load("support@v1"), store.live("support")).lock(4, epochs=None, **SMALL)
+    with lock.loader(store, adaptive=True) as loader:
+        running = iter(loader)
+        for _ in range(10):
+            next(running)
+        loader.reweigh([1, 9])
+        for _ in range(5):
+            next(running)
+        state = json.loads(json.dumps(loader.state_dict()))
+        rest = [ids(next(running)) for _ in range(150)]
+    with lock.loader(store, adaptive=True) as resumed:
+        resumed.load_state_dict(state)
+        running = iter(resumed)
+        assert [ids(next(running)) for _ in range(150)] == rest
+        assert [event.kind for event in resumed.lock().events] == ["weights"]
+        assert "wanted" not in resumed.state_dict()
+        for wrong in ([1], [0, 0], ["1", "9"], [-1, 9], {"a": 1}):
+            with pytest.raises(UsageError, match="weights of this state"):
+                resumed.load_state_dict({**state, "wanted": wrong})
+
+
+@pytest.mark.parametrize("points", [{0: [0, 1], 70_000: [0.05, 0.95]}, {0: [0.001, 0.999], 129: [0, 1]}])
+def test_a_schedule_on_its_way_from_or_to_0_passes_through_shares_too_small_to_keep(
+    points: dict[int, list[float]],
+) -> None:
+    store = a_store()
+    scheduled = mix(store.load("support@v1"), store.live("support"), weights=Schedule.of(points))
+    with scheduled.loader(1, **SMALL) as loader:
+        assert len([ids(batch) for batch in loader]) >= 320
+
+
+@pytest.mark.parametrize("how", ["stop", "error"])
+def test_a_source_that_is_given_weight_later_is_exhausted_too(how: str) -> None:
+    store = MemoryStore()
+    store.add("support@v1", records("a", 30))
+    store.add("support@live", records("c", 9_000))
+    two = mix(store.load("support@v1"), store.live("support"), weights=[0, 1])
+    with two.loader(1, adaptive=True, exhaustion=how, **SMALL) as loader:  # type: ignore[arg-type]
+        running = iter(loader)
+        next(running)
+        loader.reweigh([1, 1])
+        if how == "error":
+            with pytest.raises(UsageError, match="exhausted"):
+                list(running)
+        else:
+            list(running)
+            once = loader.stats()["sources"][0]
+            assert once["planned"] == once["train_rows"] > 20
+
+
+def test_a_source_that_loses_its_weight_before_it_is_exhausted_ends_nothing() -> None:
+    store = a_store()
+    two = mix(store.load("support@v1"), store.live("support"), weights=[1, 99])
+    with two.loader(1, epochs=None, adaptive=True, exhaustion="stop", **SMALL) as loader:
+        running = iter(loader)
+        next(running)
+        loader.reweigh([0, 1])
+        assert len([next(running) for _ in range(300)]) == 300
+
+
+def test_no_replay_at_all_can_be_taken_back() -> None:
+    store = a_store()
+    three = mix(store.load("support@v1"), store.load("support@v2"), store.live("support"), weights=[1, 2, 3])
+    with three.loader(60, epochs=None, adaptive=True, **SMALL) as loader:
+        running = iter(loader)
+        for share, wanted in ((0.0, [0, 0, 1]), (0.3, [0.1, 0.2, 0.7])):
+            loader.set_replay(share)
+            for _ in range(65):
+                batch = next(running)
+            assert shares(batch, 3) == pytest.approx(wanted)
 
 
 def test_workers_learn_of_events_before_they_plan_with_them() -> None:

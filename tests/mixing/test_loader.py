@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from collections import Counter
 from itertools import chain, islice
 from typing import Any
@@ -599,3 +600,16 @@ def test_stats_count_what_was_planned_and_served(thirds: Mix) -> None:
     assert stats["rows_per_s"] > 0
     with pytest.raises(TypeError):
         len(thirds.loader(10, epochs=None))
+
+
+@pytest.mark.parametrize("sizes", [{"pool_rows": 10**18}, {"chunk_rows": 10**12}, {"pool_rows": 50_000_000}])
+def test_a_source_smaller_than_a_block_costs_what_it_holds(sizes: dict[str, int]) -> None:
+    store = MemoryStore()
+    store.add("support@v1", records("a", 40))
+    tracemalloc.start()
+    with mix(store.load("support@v1")).loader(8, columns=["id"], epochs=None, **sizes) as loader:
+        passes = [next(iter(loader))["id"] for _ in range(2)]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert passes[0] == passes[1]
+    assert peak < 32 << 20

@@ -6,7 +6,9 @@ import json
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -318,3 +320,64 @@ def test_closing_ends_what_tells_workers_of_events(store: treering.Store, suppor
     list(islice(batches, 10))
     loader.close()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [(pa.uint8(), 300), (pa.uint8(), -100), (pa.int32(), 0.5), (pa.int32(), 2**31), (pa.int32(), 1e300),
+                        (pa.bool_(), 2), (pa.float32(), 1e300)]
+)  # fmt: skip
+def test_padding_that_a_column_cant_hold_is_refused(tmp_path: Path, kind: pa.DataType, value: float) -> None:
+    store = treering.open(tmp_path / "store")
+    corpus = store.create("x", schema=pa.schema([("u", pa.list_(kind))]), heldout=0)
+    with corpus.capture() as live:
+        live.extend(pa.table({"u": pa.array([[], [1], [1, 1]], pa.list_(pa.int64())).cast(pa.list_(kind))}))
+    with pytest.raises(UsageError, match="pad_value"):
+        store.mix("x@live").loader(2, columns=["u"], pad_value=value)
+    with store.mix("x@live").loader(3, columns=["u"], pad_value=1) as loader:
+        assert next(iter(loader))["u"].shape == (3, 2)
+    with store.mix("x@live").loader(3, columns=["u"], pad_value=value, ragged="values") as loader:
+        next(iter(loader))
+
+
+def test_sources_read_as_two_versions_of_a_schema_are_refused(tmp_path: Path) -> None:
+    store = treering.open(tmp_path / "store")
+    corpus = store.create("s", schema=pa.schema([("text", pa.string())]), heldout=0)
+    with corpus.capture() as live:
+        live.extend([{"text": "one"}])
+    corpus.snapshot()
+    with corpus.capture() as live:
+        live.extend([{"text": "two"}])
+    before = store.load("s@v1")
+    corpus.evolve(pa.schema([("body", pa.string())]), renames={"text": "body"})
+    with pytest.raises(ConflictError, match="evolved meanwhile"):
+        treering.mix(before, store.live("s")).loader(2)
+    with treering.mix(store.load("s@v1"), store.live("s")).loader(2) as loader:
+        assert sorted(next(iter(loader))["body"]) == ["one", "two"]
+
+
+def test_what_isnt_an_argument_is_refused_by_name(tmp_path: Path) -> None:
+    store = treering.open(tmp_path / "store")
+    corpus = store.create("s", "labelled", heldout=0)
+    with corpus.capture() as live:
+        live.extend([{"text": "one", "label": "a", "domain": "d"}])
+    one = store.mix("s@live")
+    lock = one.lock(1)
+    live_source = store.live("s")
+    calls: list[Callable[[], Any]] = [
+        lambda: one.loader(1, columns=5),  # type: ignore[arg-type]
+        lambda: one.loader(1, follow="yes"),  # type: ignore[arg-type]
+        lambda: one.loader(1, adaptive="x"),  # type: ignore[arg-type]
+        lambda: lock.loader("path"),
+        lambda: lock.loader(None),
+        lambda: treering.MixLock.load(None),  # type: ignore[arg-type]
+        lambda: live_source.select(rows=1, strategy="balanced", by=3),  # type: ignore[arg-type]
+        lambda: live_source.select(rows=1, strategy="balanced", by=lambda batch: None),
+        lambda: live_source.select(rows=1, strategy="balanced", by=lambda batch: [[1]] * len(batch)),
+        *(
+            lambda lost=lost: live_source.select(rows=1, strategy="importance", forgetting=lost)  # type: ignore[misc]
+            for lost in ({"d": "x"}, {"d": None}, {1: 0.2}, [1], {"d": True})
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError):
+            call()

@@ -410,9 +410,11 @@ class _Ragged(_Arrow):
 
     def __init__(self, name: str, arrow: Any, ragged: Ragged, pad_value: float) -> None:
         super().__init__(name, arrow)
-        self.dtype = _dtype(arrow.value_type)
+        dtype = _dtype(arrow.value_type)
+        assert dtype is not None
+        self.dtype = dtype
         self.ragged = ragged
-        self.pad_value = pad_value
+        self.pad_value = _padding(name, pad_value, dtype) if ragged == "pad" else pad_value
         self.holds_tokens = pa.types.is_integer(arrow.value_type)
 
     def elements(self, columns: Columns) -> int:
@@ -432,6 +434,22 @@ class _Ragged(_Arrow):
         out = np.full((len(order), width), self.pad_value, dtype=self.dtype)
         out[np.arange(width) < length[:, None]] = values
         return {self.name: out, f"{self.name}.lengths": length}
+
+
+def _padding(name: str, value: float, dtype: np.dtype[Any]) -> float:
+    """`pad_value`, if lists of this type can hold it. Raises UsageError."""
+    with np.errstate(all="ignore"):
+        try:
+            held = np.array(value).astype(dtype)
+        except (OverflowError, TypeError, ValueError):
+            held = None
+    if held is None or (dtype.kind in "biu" and held != value) or (np.isinf(held) and not np.isinf(value)):
+        raise UsageError(
+            f"pad_value is {value!r}, which column {name!r} of {dtype} can't hold",
+            code="bad-pad-value",
+            hint='give a value of its type, or take the lists unpadded: ragged="values"',
+        )
+    return value
 
 
 class _Nested(_Arrow):

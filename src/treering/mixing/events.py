@@ -16,11 +16,21 @@ from pydantic import TypeAdapter, ValidationError
 from treering.errors import ConflictError, UsageError
 from treering.mixing.lock import Event, GrowthEvent, MixLock, WeightEvent, pinned_sampling
 from treering.mixing.plan import MAX_GROWTHS_PER_EPOCH, MixPlan
-from treering.mixing.shares import quantise
+from treering.mixing.shares import MAX_UNITS, quantise
 from treering.mixing.sources import SourceLike, TrainRows, is_growing
 from treering.mixing.weights import regroup
 
-__all__ = ["EVENT_EVERY", "Agree", "Course", "Stretch", "compact", "expand", "planned_batches", "same_course"]
+__all__ = [
+    "EVENT_EVERY",
+    "Agree",
+    "Course",
+    "Stretch",
+    "asked_for",
+    "compact",
+    "expand",
+    "planned_batches",
+    "same_course",
+]
 
 EVENT_EVERY = 64  # batches between two checkpoints
 
@@ -77,7 +87,7 @@ class Course:
                     hint="follow it uniformly, or leave out follow=True",
                 )
         self._latest: dict[int, SourceLike] = {n: self.sources[n] for n in self._followed}
-        self._wanted: tuple[int, ...] | None = None
+        self.wanted: tuple[int, ...] | None = None  # weights that were asked for, and hold from the next checkpoint on
         self.adopt(lock)
 
     def adopt(self, lock: MixLock) -> None:
@@ -132,12 +142,15 @@ class Course:
                 f"{self.sources[self.lock.anchor].ref} measures the epochs of this mix and can't lose all its weight",
                 code="anchor-weight",
             )
-        self._wanted = units
+        self.wanted = units
 
     def want_replay(self, share: float) -> None:
         """Ask for another share of replay: of what isn't live or new."""
         replayed = [not is_growing(source.ref) for source in self.sources]
-        units = self.plan.changes[-1].units if self.plan.changes else self.lock.units
+        # The newest weights that tell the proportions within both groups: at a share of 0 one of them has none.
+        every = [self.lock.units, *(change.units for change in self.plan.changes)]
+        told = [units for units in every if any(u for u, old in zip(units, replayed, strict=True) if old)]
+        units = (told or every)[-1]
         tokens = [source.tokens_per_row or 1.0 for source in self.lock.sources]
         self.want(regroup([u * t for u, t in zip(units, tokens, strict=True)], replayed, share))
 
@@ -150,6 +163,7 @@ class Course:
         while self.stretch.until is not None and self.lock.decided + EVENT_EVERY <= batch:
             at = self.lock.decided + EVENT_EVERY
             events = self._decide(at) if leads else []
+            self.wanted = None  # what the leading rank was asked for counts
             if agree is not None:
                 told = _EVENTS.validate_json(agree(_EVENTS.dump_json(events)))
                 if not leads:
@@ -177,9 +191,9 @@ class Course:
     def _decide(self, batch: int) -> list[Event]:
         events: list[Event] = []
         taken = self.plan.taken_before(batch)
-        units, self._wanted = self._wanted, None
+        units = self.wanted
         if units is None and self.lock.schedule is not None:
-            units = self._units(self.lock.schedule.at(batch))
+            units = self._units(self.lock.schedule.at(batch), passing=True)
         if units is not None and units != (self.plan.changes[-1].units if self.plan.changes else self.lock.units):
             events.append(WeightEvent(batch=batch, units=units, taken=taken))
         for number in self._followed:
@@ -209,9 +223,9 @@ class Course:
             batch=batch, source=number, draw=draw, train_rows=size, end=live.row_ids[1], annotations=live.said
         )
 
-    def _units(self, weights: Sequence[float]) -> tuple[int, ...]:
+    def _units(self, weights: Sequence[float], *, passing: bool = False) -> tuple[int, ...]:
         tokens = [source.tokens_per_row or 1.0 for source in self.lock.sources]
-        return quantise([weight / t for weight, t in zip(weights, tokens, strict=True)])
+        return quantise([weight / t for weight, t in zip(weights, tokens, strict=True)], passing=passing)
 
 
 def planned_batches(lock: MixLock, plan: MixPlan) -> int | None:
@@ -223,12 +237,15 @@ def planned_batches(lock: MixLock, plan: MixPlan) -> int | None:
     if lock.exhaustion == "repeat":
         return total
     ends: dict[int, int] = {}
-    for number, units in enumerate(lock.units):
-        if not units or number == lock.anchor:  # how often the anchor is passed over, `epochs` says
+    weights = [lock.units, *(change.units for change in plan.changes)]
+    for number, source in enumerate(plan.sources):
+        # How often the anchor is passed over, `epochs` says.
+        if number == lock.anchor or not any(units[number] for units in weights):
             continue
-        once = plan.sources[number].draws_in(1)
-        if total is None or plan.taken_before(total)[number] > once:
-            ends[number] = plan.batch_of(number, once)
+        once = source.draws_in(1)
+        end = plan.batch_reaching(number, once)
+        if end is not None and (total is None or end < total):
+            ends[number] = end
     if not ends:
         return total
     first = min(ends, key=lambda number: ends[number])
@@ -265,9 +282,19 @@ def expand(rows: Any, lock: MixLock) -> list[Event]:
             else:
                 taken = lock.with_events(events, 0).plan().taken_before(row[0])
                 events.append(WeightEvent(batch=row[0], units=tuple(row[1:]), taken=taken))
-    except (TypeError, ValueError, IndexError, ValidationError, UsageError) as exc:
+    except (TypeError, ValueError, IndexError, OverflowError, ValidationError, UsageError) as exc:
         raise UsageError("the events of this state aren't those of a treering loader", code="bad-state") from exc
     return events
+
+
+def asked_for(units: Any, lock: MixLock) -> tuple[int, ...] | None:
+    """The weights of a state that nobody had settled yet. Raises UsageError when they aren't weights of this mix."""
+    if units is None:
+        return None
+    fits = isinstance(units, list) and len(units) == len(lock.sources)
+    if not fits or not all(type(unit) is int and 0 <= unit <= MAX_UNITS for unit in units) or not units[lock.anchor]:
+        raise UsageError("the weights of this state aren't those of a treering loader", code="bad-state")
+    return tuple(units)
 
 
 def same_course(mine: MixLock, events: Sequence[Event], decided: int) -> MixLock:

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
 from treering.mixing.cache import Job, LoaderCache
 from treering.mixing.columns import Columns, Kind, drop_rows, kind_of, token_count
-from treering.mixing.events import Agree, Course, Stretch, compact, expand, same_course
+from treering.mixing.events import Agree, Course, Stretch, asked_for, compact, expand, same_course
 from treering.mixing.helpers import end_helpers, note_helpers
 from treering.mixing.lock import MixLock
 from treering.mixing.permute import Int64Array
@@ -85,6 +85,9 @@ class Loader:
                 hint='use "forkserver" or "spawn", or num_workers=0',
             )
         self._start_method = start_method
+        for name, value in (("follow", follow), ("adaptive", adaptive)):
+            if not isinstance(value, bool):
+                raise UsageError(f"{name} is {value!r}; it is True or False", code=f"bad-{name}")
         self.rank, self.world_size = _rank(rank, world_size)
         if lock.batch_size % self.world_size:
             raise UsageError(
@@ -240,6 +243,7 @@ class Loader:
             **_contents(lock),
             "events": compact(lock.events),
             "decided": lock.decided,
+            **({} if self._course.wanted is None else {"wanted": list(self._course.wanted)}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -265,8 +269,10 @@ class Loader:
                 hint="make the loader from the lock that the run was started with",
             )
         lock = same_course(self._lock, expand(state.get("events"), self._lock), decided)
+        wanted = asked_for(state.get("wanted"), self._lock)
         self._stop()
         self._course.adopt(lock)
+        self._course.wanted = wanted
         self._resume = batch
 
     def stats(self) -> dict[str, Any]:
@@ -800,6 +806,7 @@ def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> l
     """The columns to deliver, one type each over all sources that are, or may be, drawn from."""
     may_change = adaptive or lock.schedule is not None or bool(lock.events)
     drawn = [source for source, units in zip(sources, lock.units, strict=True) if units or may_change]
+    _check_same_schema(drawn)
     shared = [name for name in drawn[0].schema.names if all(name in source.schema.names for source in drawn)]
     names = shared if lock.columns is None else list(dict.fromkeys(lock.columns))
     kinds = []
@@ -821,6 +828,20 @@ def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> l
             )
         kinds.append(kind_of(name, next(iter(types.values())), ragged=lock.ragged, pad_value=lock.pad_value))
     return kinds
+
+
+def _check_same_schema(sources: Sequence[SourceLike]) -> None:
+    """Sources of one corpus that were loaded before and after it evolved: a renamed column would be in none of the batches."""
+    read_as: dict[str, tuple[int, str]] = {}
+    for source in sources:
+        version = int(getattr(source, "schema_version", 1))
+        other, ref = read_as.setdefault(source.corpus, (version, source.ref))
+        if other != version:
+            raise ConflictError(
+                f"{source.corpus} evolved meanwhile: {ref} is read as schema version {other}, {source.ref} as {version}",
+                code="schema-changed",
+                hint="load the sources again, then mix them",
+            )
 
 
 def _way_out(name: str, sources: Sequence[SourceLike]) -> str:

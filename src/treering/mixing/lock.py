@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -311,6 +311,8 @@ class MixLock(_Document):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> MixLock:
         """Read the document at `path`. Raises NotFoundError, StoreError, and what `from_json` raises."""
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"{path!r} isn't the path of a mix lock", code="bad-path")
         try:
             text = Path(path).read_bytes()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as exc:
@@ -325,6 +327,10 @@ class MixLock(_Document):
         Raises NotFoundError when one isn't there and ConflictError when it holds something else by now (code "erased",
         naming the receipts, when erasures are why).
         """
+        if not hasattr(store, "objects") and not hasattr(store, "from_pin"):
+            raise UsageError(
+                f"a lock is resolved in a store, not in {store!r}", code="bad-store", hint="treering.open(…) gives one"
+            )
         found = []
         for source in self.sources:
             pin = source.pin.model_dump(mode="json")
@@ -427,7 +433,8 @@ def pinned_sampling(source: SourceLike, rows: TrainRows) -> PinnedSampling | Non
 
 def column_names(columns: Sequence[str]) -> tuple[str, ...]:
     """The names as a tuple. Raises UsageError for a bare text or names that aren't text."""
-    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+    listed = isinstance(columns, Iterable) and not isinstance(columns, str)
+    if not listed or not all(isinstance(name, str) for name in columns):
         raise UsageError(f"columns is {columns!r}; it is a list of names", code="bad-columns")
     return tuple(columns)
 

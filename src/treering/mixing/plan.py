@@ -36,6 +36,7 @@ from treering.mixing.shares import ShareTable, share_table
 __all__ = ["MAX_GROWTHS_PER_EPOCH", "Growth", "MixPlan", "SourcePlan", "WeightChange", "block_rows_for"]
 
 MAX_GROWTHS_PER_EPOCH = 16  # each nests one more permutation, and a draw walks through all of them
+_MOST_REPEATED = 1 << 16  # draws looked up at once of a source that is passed over several times within a block
 MIN_BLOCK_CHUNKS = 16  # a block of fewer chunks would hardly be shuffled
 
 
@@ -146,7 +147,7 @@ class SourcePlan:
         if ahead < 0:
             base, length, unit = era.start, era.rest, self._block(era.rest)
         elif self._blocks(era.size) == 1:
-            unit = max(1, self.block_rows // era.size) * era.size
+            unit = max(1, min(self.block_rows, _MOST_REPEATED) // era.size) * era.size
             base, length = era.start + era.rest, (ahead // unit + 1) * unit
         else:
             base = era.start + era.rest + ahead // era.size * era.size
@@ -433,13 +434,20 @@ class MixPlan:
 
     def batch_of(self, source: int, draw: int) -> int:
         """The batch that a draw of a source belongs to; the source has to have a weight by then."""
+        batch = self.batch_reaching(source, draw)
+        if batch is None:
+            raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
+        return batch
+
+    def batch_reaching(self, source: int, draw: int) -> int | None:
+        """The batch that a draw of a source belongs to; None when it is never drawn that often at the weights so far."""
         # Looked up, not searched for from batch 0: a rank that resumes asks for each of its windows, wherever it is.
         first, base, table = self._tables[bisect_right(self._tables, draw, key=lambda entry: int(entry[1][source])) - 1]
         ahead = draw - int(base[source])
         each = int(table.prefix[-1, source])
         limited = self.once and draw >= int(self.limits[source])
         if each == 0 or limited or ahead // each * table.period > 2**45:  # beyond, the counts would leave int64
-            raise UsageError(f"source {source} is never drawn that often", code="never-drawn")
+            return None
         periods, rest = divmod(ahead, each)
         inside = int(np.searchsorted(table.prefix[:, source], rest, side="right")) - 1
         return first + periods * table.period + inside

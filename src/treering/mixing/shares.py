@@ -28,12 +28,12 @@ MAX_UNITS = 10_000  # bounds the table to as many rows; a share is off by at mos
 _MOST = 1e30  # far from where sums of floats overflow, float32 ones too
 
 
-def quantise(weights: Sequence[float]) -> tuple[int, ...]:
+def quantise(weights: Sequence[float], *, passing: bool = False) -> tuple[int, ...]:
     """Weights as integers with the smallest sum S ≤ 10,000 that says the same; 0 stays 0.
 
     When no such sum is exact (a weight of 1/π), the nearest at S = 10,000. Raises UsageError for a weight that is NaN,
     infinite or negative, for weights that are all 0, and for a positive one so small that it would round to 0 rows
-    in 10,000.
+    in 10,000. passing: weights on their way from 0 or to it, as a schedule's are: such a one is 0 then.
     """
     if len(weights) == 0:
         raise UsageError("a mix needs at least one source", code="no-sources")
@@ -62,7 +62,7 @@ def quantise(weights: Sequence[float]) -> tuple[int, ...]:
     for number in np.argsort(-rest, kind="stable")[: MAX_UNITS - int(units.sum())]:
         units[number] += 1
     lost = [number for number, unit in enumerate(units) if unit == 0 and weights[number] > 0]
-    if lost:
+    if lost and not passing:
         raise UsageError(
             f"weight {lost[0]} is {weights[lost[0]]}, a share of {shares[lost[0]]:.2g}; "
             f"the smallest share that can be kept exactly is 1/{MAX_UNITS}",

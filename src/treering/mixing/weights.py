@@ -5,6 +5,7 @@ Says which weights should hold from a batch on. What the loader makes of them (a
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,25 +110,36 @@ class ReplayController:
 
     def __post_init__(self) -> None:
         for name in ("base", "on_regression", "on_slow"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)!r}; it is a share in [0, 1)", code="bad-share")
+            share = getattr(self, name)
+            if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+                raise UsageError(f"{name} is {share!r}; it is a share in [0, 1)", code="bad-share")
         self.share = self.base
 
     def update(self, past: Mapping[str, float], new: float) -> float:
         """The share of replay to train with from here on, given the scores of past slices and of the new data.
 
-        `reason` says why. A slice is compared with the best score that this controller has seen for it.
+        `reason` says why. A slice is compared with the best score that this controller has seen for it. A score that is
+        NaN (of a model that diverged, say) is the deepest fall there is, and nothing to be compared with later.
         """
-        slipped = {name: self._best[name] - score for name, score in past.items() if name in self._best}
+        slipped = {
+            name: math.inf if math.isnan(score) else self._best[name] - score
+            for name, score in past.items()
+            if name in self._best
+        }
         worst = max(slipped, key=lambda name: slipped[name], default=None)
-        gain = None if self._new is None else new - self._new
+        gain = None if self._new is None or math.isnan(new) else new - self._new
         if worst is not None and slipped[worst] > self.tolerance:
-            self.share, self.reason = self.on_regression, f"{worst} fell by {slipped[worst]:.3f}"
+            self.share, self.reason = self.on_regression, _fell(worst, slipped[worst])
         elif gain is not None and gain < self.min_gain:
             self.share, self.reason = self.on_slow, f"new rose by {gain:.3f} only"
         else:
             self.share, self.reason = self.base, "neither regression nor slow learning"
         for name, score in past.items():
-            self._best[name] = max(score, self._best.get(name, score))
-        self._new = new
+            if not math.isnan(score):
+                self._best[name] = max(score, self._best.get(name, score))
+        self._new = self._new if math.isnan(new) else new
         return self.share
+
+
+def _fell(name: str, by: float) -> str:
+    return f"{name} has no score any more" if math.isinf(by) else f"{name} fell by {by:.3f}"

@@ -108,6 +108,8 @@ def select(
             code="bad-forgetting",
             hint="forgetting={domain: loss ≥ 0}, or a score matrix by domain, with strategy='importance'",
         )
+    if by is not None and not isinstance(by, str) and not callable(by):
+        raise UsageError(f"by is {by!r}; it is a column, or a function of a record batch", code="bad-by")
     if columns is not None and unit != "bytes":
         raise UsageError("columns say whose bytes count; they go with mb", code="bad-budget")
     _check_floor(floor, strategy)
@@ -122,7 +124,7 @@ def select(
         chosen = candidates.smallest(budget)
     elif strategy == "importance":
         assert forgetting is not None
-        lost = forgetting if isinstance(forgetting, Mapping) else forgetting.domain_forgetting()
+        lost = forgetting if isinstance(forgetting, Mapping) else _told_by(forgetting)
         candidates.read()
         names = candidates.domains.names
         share = floor if floor is not None and floor < 1 else 0.0 if floor_rows else 0.5 / max(1, len(names))
@@ -170,6 +172,17 @@ def select(
     # The rows say it all: what narrowed the source before is kept in the record, and the pin stays as short as by name.
     whole = source._like(segments=[s.narrowed(replace(s.narrowing, where=(), rows=None)) for s in source.segments])
     return selected(whole, corpus, _store(corpus, record, payload))
+
+
+def _told_by(matrix: HasForgetting) -> Mapping[str, float]:
+    """What a score matrix says was forgotten, by domain. Raises UsageError for anything else."""
+    if not hasattr(matrix, "domain_forgetting"):
+        raise UsageError(
+            f"forgetting is {matrix!r}",
+            code="bad-forgetting",
+            hint="give {domain: loss ≥ 0}, or a score matrix by domain: treering.score_matrix(…, by='domain')",
+        )
+    return matrix.domain_forgetting()
 
 
 def _digest(corpus: BaseCorpus, row_ids: Int64Array) -> str:
@@ -410,9 +423,18 @@ class _Candidates:
         if isinstance(self._by, str):
             return self.groups(batch.column(self._by))
         values = self._by(batch)
+        if not isinstance(values, Sequence | pa.Array | pa.ChunkedArray | np.ndarray) or isinstance(values, str):
+            raise UsageError(f"{self.by} gave {values!r}, not one value a record", code="bad-by")
         if len(values) != len(batch):
             raise UsageError(f"{self.by} gave {len(values)} values for {len(batch)} records", code="bad-by")
-        return self.groups(values)
+        try:
+            return self.groups(values)
+        except (pa.ArrowException, TypeError) as exc:
+            raise UsageError(
+                f"{self.by} gave values that can't be grouped by: {str(exc).splitlines()[0]}",
+                code="bad-by",
+                hint="give text, numbers or None, all of one type",
+            ) from exc
 
     def smallest(self, budget: int) -> tuple[Int64Array, Int64Array, int]:
         """(row ids, domains, cost) of the rows of smallest hash."""

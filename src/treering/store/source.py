@@ -684,7 +684,13 @@ class Source:
         kind = self.schema.field(name).type
         fits = pa.types.is_string(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
         wanted = str if pa.types.is_string(kind) else bool if pa.types.is_boolean(kind) else int
-        if not values or not fits or not all(value is None or type(value) is wanted for value in values):
+        good = bool(values) and fits and all(value is None or type(value) is wanted for value in values)
+        if good:
+            try:
+                pa.array(values, kind)
+            except (pa.ArrowException, OverflowError):
+                good = False
+        if not good:
             raise UsageError(
                 f"{name} is of type {kind}; {list(values)!r} can't be asked of it",
                 code="bad-where",

@@ -16,6 +16,7 @@ Numbers in, numbers out; knows no store.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -103,11 +104,12 @@ def importance_shares(names: Sequence[str], forgetting: Mapping[str, float], flo
     2002, with γ = G·floor). Sizes of groups don't enter. Raises UsageError for F that is negative, NaN or infinite, and for
     a floor that all groups together can't get.
     """
-    bad = [name for name, value in forgetting.items() if not (0 <= value < math.inf)]
-    if bad:
-        raise UsageError(
-            f"forgetting of {bad[0]!r} is {forgetting[bad[0]]!r}; it is a number ≥ 0", code="bad-forgetting"
-        )
+    for name, value in forgetting.items():
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not isinstance(name, str) or not number or not 0 <= value < math.inf:
+            raise UsageError(
+                f"forgetting of {name!r} is {value!r}; it is a number ≥ 0 by the domain's name", code="bad-forgetting"
+            )
     if forgetting and not set(forgetting) & set(names):
         raise UsageError(
             f"none of the domains that were forgotten ({', '.join(sorted(forgetting))[:80]}) is in the source",

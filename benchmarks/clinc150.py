@@ -240,6 +240,7 @@ def arguments_of(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", help="where to keep the store; a temporary directory when left out")
     parser.add_argument("--cache", help="directory that keeps activations of the base between calls: a warm start")
     parser.add_argument("--out", help="JSON lines: append each run; those that are there aren't run again")
+    parser.add_argument("--markdown", action="store_true", help="print the table as RESULTS.md has it")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(given)
 
@@ -295,9 +296,13 @@ def main(arguments: list[str] | None = None) -> None:
                     f"  {spec}: F1 {one['f1']:.2f}, BWT {bwt_text}, {one['seconds']:.1f} s", file=sys.stderr, flush=True
                 )
 
-    results = [summary(spec, [one for (of, _), one in sorted(done.items()) if of == spec]) for spec in specs]
+    numbers = range(options.first_ordering, options.first_ordering + options.orderings)
+    results = [summary(spec, [done[spec, number] for number in numbers]) for spec in specs]
     if options.json:
         print(json.dumps({"benchmark": "clinc150", **setting, "results": results}, indent=2))
+        return
+    if options.markdown:
+        print(markdown(results))
         return
     print(
         f"{'strategy':<34}{'F1':>13}{'BWT':>14}{'head':>7}{'tail':>7}{'router':>8}{'rows':>8}{'bytes':>11}{'s':>8}{'trained':>11}"
@@ -309,6 +314,29 @@ def main(arguments: list[str] | None = None) -> None:
             f"{r['strategy']:<34}{f1_text:>13}{bwt_text:>14}{r['head_f1']:>7.1f}{r['tail_f1']:>7.1f}{r['router']:>8.1f}"
             f"{r['budget_rows']:>8,}{r['budget_bytes']:>11,}{r['seconds']:>8.1f}{r['parameters']:>11,}"
         )
+
+
+def markdown(results: list[dict[str, Any]]) -> str:
+    """The table of RESULTS.md."""
+    lines = [
+        "| strategy | trains | macro-F1 | BWT | budget, rows | budget, kB | s | trained parameters | orderings |",
+        "| --- " * 9 + "|",
+    ]
+    for r in results:
+        bwt = "–" if r["bwt"] is None else f"{r['bwt']:+.1f} ± {r['bwt_sd']:.1f}".replace("-", "−")
+        facts = (
+            f"`{r['strategy']}`",
+            r["kind"],
+            f"{r['f1']:.1f} ± {r['f1_sd']:.1f}",
+            bwt,
+            f"{r['budget_rows']:,}",
+            f"{r['budget_bytes'] / 1000:,.0f}",
+            f"{r['seconds']:.0f}",
+            f"{r['parameters']:,}",
+            str(r["orderings"]),
+        )
+        lines.append(f"| {' | '.join(facts)} |")
+    return "\n".join(lines)
 
 
 def read_runs(path: str | None, setting: dict[str, Any]) -> dict[tuple[str, int], dict[str, Any]]:

@@ -680,7 +680,7 @@ MUTATIONS = [
         "rounds/documents.py",
         ', exclude={"webhook", "track"})',
         ")",
-        "tests/rounds/test_round.py -k webhook_is_told",
+        "tests/rounds/test_round.py -k webhook_that_refuses",
     ),
     Mutation(
         "a webhook isn't told twice",

@@ -99,7 +99,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(
     begun: Path, run: Run, config: dict[str, Any], unbroken: tuple[dict[str, Any], int]
 ) -> None:
     expected, created = unbroken
-    assert broken(begun, run, config, "before:2", *["after:4"] * (created // 4)) == expected
+    assert broken(begun, run, config, "before:2", *["after:6"] * (created // 6)) == expected
 
 
 def test_of_two_rounds_at_once_one_gets_a_conflict(begun: Path, run: Run, config: dict[str, Any]) -> None:

@@ -768,5 +768,5 @@ svg.chart .production .boxed { fill:var(--card) } .chart .refused rect { stroke:
 @media (max-width:40rem) { .scroll > svg { min-width:30rem } .scroll > svg.chart { min-width:0 }
  .few.chart text { font-size:19px } .bars.chart { min-width:25rem } article:has(> .bars), .split > div:has(> .bars) { overflow-x:auto } .part { margin-top:2.3rem } }
 @media print { .part { break-inside:auto } .cards, .questions { display:block } .cards > *, .questions li { margin-bottom:1rem; break-inside:avoid }
- .hero { break-inside:avoid } details > *:not(summary) { display:block } .scroll { overflow:visible } }
+ .hero { break-inside:avoid } details::details-content { content-visibility:visible; block-size:auto } .scroll { overflow:visible } }
 """

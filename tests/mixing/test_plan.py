@@ -322,3 +322,11 @@ def test_a_plan_over_a_trillion_rows_costs_as_little() -> None:
     assert len(np.unique(positions)) == high - low
     _, ranks = plan.owner_ranks(1, low, high, 1_024)
     assert np.bincount(ranks, minlength=1_024).max() - np.bincount(ranks, minlength=1_024).min() <= 3
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_neighbouring_draws_come_from_anywhere(chunk: int) -> None:
+    plan = MixPlan((100_000,), (1,), 256, 1, chunk, block_rows_for((1,), 256, chunk, 98_304 // 4), anchor=0)
+    positions = plan.sources[0].positions(np.arange(100_000))
+    assert sorted(positions.tolist()) == list(range(100_000))
+    assert abs(float(np.corrcoef(positions[:-1], positions[1:])[0, 1])) < 0.03

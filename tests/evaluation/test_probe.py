@@ -67,3 +67,12 @@ def test_the_share_of_drift_is_what_comes_back_of_all_drops() -> None:
     assert more.recovered == pytest.approx(0.1)
     assert spurious_share([back, gone, more]) == pytest.approx((0.35 + 0.0 + 0.1) / 0.9)
     assert spurious_share([]) is None
+
+
+def test_how_often_a_class_comes_changes_nothing() -> None:
+    rng = np.random.default_rng(0)
+    features, labels = clouds(rng, 90)
+    often = [n for n, label in enumerate(labels) for _ in range(5 if label == "a" else 1)]
+    once, five_times = fit_probe(features, labels), fit_probe(features[often], [labels[n] for n in often])
+    assert np.allclose(once.weight, five_times.weight)
+    assert np.allclose(once.bias, five_times.bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 from typer.core import TyperGroup
@@ -46,10 +46,9 @@ class AdapterView:
     config: dict[str, Any]
     stats: dict[str, Any]
     created_at: datetime
-    against_parent: list[SliceChange]
 
     @classmethod
-    def of(cls, record: AdapterRecord, against_parent: list[SliceChange] | None = None) -> AdapterView:
+    def of(cls, record: AdapterRecord, **more: Any) -> Self:
         """The view of a registry's record."""
         return cls(
             ref=record.ref,
@@ -69,8 +68,15 @@ class AdapterView:
             config=dict(record.config),
             stats=dict(record.stats),
             created_at=record.created_at,
-            against_parent=against_parent or [],
+            **more,
         )
+
+
+@dataclass(frozen=True)
+class ShownAdapter(AdapterView):
+    """One adapter, beside its parent."""
+
+    against_parent: list[SliceChange]
 
 
 class _Adapters(TyperGroup):
@@ -186,11 +192,11 @@ def show_adapter(store: Store, ref: str, *, as_json: bool) -> None:
     from treering.store import AdapterRef
 
     store.corpus(AdapterRef.parse(ref).corpus)
-    view = AdapterView.of(Registry.of(store, ref).get(ref), against_parent(store, ref))
+    view = ShownAdapter.of(Registry.of(store, ref).get(ref), against_parent=against_parent(store, ref))
     render(view, as_json, lambda: _shown(view))
 
 
-def _shown(view: AdapterView) -> RenderableType:
+def _shown(view: ShownAdapter) -> RenderableType:
     """One adapter, and beside its parent what each slice gained or lost."""
     from rich.console import Group
     from rich.text import Text

@@ -264,6 +264,27 @@ def test_training_stops_when_a_past_slice_has_dropped_and_keeps_the_last_look_wi
     assert run.scores["chats@v1"] < before + 0.1
 
 
+def test_a_whole_round_over_conversations_in_one_call(tmp_path: Path, base: str) -> None:
+    store = treering.open(tmp_path)
+    chats = store.create("chats", "chat")
+    train = {"base": base, "steps": 4, "lr": 1e-2, "rank": 4, "precision": "fp32", "max_tokens": 160}
+    plan = {"corpus": "chats", "train": train, "gate": {"regression_tolerance": 1.0, "max_p99_ms": 60_000.0}}
+    for number, theme in enumerate(THEMES, 1):
+        with chats.capture() as live:
+            live.extend(dialogues(theme, most=9))
+        done = treering.round(store, plan, now=True)
+        assert (done.outcome, done.adapter) == ("promoted", f"chats:{number}")
+    record = store.adapters("chats")[-1]
+    assert (record.metric, record.trained_on) == ("loss", ["chats@v1", "chats@v2"])
+    assert (record.config["kind"], record.config["batch_size"]) == (
+        "lora",
+        16,
+    )  # as conversations want what isn't given
+    assert record.verdict is not None
+    assert record.verdict.policy.metric == "loss"
+    assert "<svg" in store.report("chats", tmp_path / "chats.html", quick=True).read_text()
+
+
 # -- export
 
 

@@ -241,12 +241,12 @@ def test_a_parent_on_another_base_is_refused(grown: treering.Store, config: Trai
 def test_records_that_are_not_labelled_are_refused_before_anything_is_read(
     store: treering.Store, config: TrainConfig
 ) -> None:
-    chats = store.create("chats", "chat")
-    with chats.capture() as live:
-        live.add({"messages": [{"role": "user", "content": "hi"}], "split": "train"})
-    with pytest.raises(UsageError, match="chats@live has no column text and label"):
-        train(store, store.mix("chats@live"), config)
-    assert store.adapters("chats") == []
+    bare = store.create("bare", "tokens")
+    with bare.capture() as live:
+        live.add({"tokens": [1, 2, 3], "split": "train"})
+    with pytest.raises(UsageError, match="bare@live has no column text and label, and no messages"):
+        train(store, store.mix("bare@live"), config)
+    assert store.adapters("bare") == []
 
 
 def test_a_corpus_without_held_out_records_trains_and_has_no_scores(

@@ -394,7 +394,21 @@ def test_tensors_that_do_not_belong_are_refused(weatherman: ChatAdapter, base: C
 
 
 def test_what_is_no_chat_base_is_refused(tmp_path: Path) -> None:
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
     from tests.training.tiny import make_base
+
+    with pytest.raises(UsageError, match="it is bert, which has no head"):
+        ChatBase.load(make_base(tmp_path / "bert"))
+    make_tokenizer().save_pretrained(tmp_path / "roberta")
+    shape = RobertaConfig(
+        vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        RobertaForMaskedLM(shape).save_pretrained(tmp_path / "roberta")
+    with pytest.raises(UsageError, match="it is roberta, which looks ahead"):
+        ChatBase.load(str(tmp_path / "roberta"))
 
     folder = Path(make_chat_base(tmp_path / "endless"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -410,7 +424,6 @@ def test_what_is_no_chat_base_is_refused(tmp_path: Path) -> None:
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(UsageError, match="isn't a causal language model"):
         ChatBase.load(str(pickled))
-    assert make_base(tmp_path / "bert")
 
 
 def test_threads_may_ask_many_adapters_over_one_base_at_once(

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_serializer, field_validator
 
 from treering.errors import NotFoundError, StoreError, UsageError
 from treering.evaluation.budget import Budget
@@ -103,6 +103,11 @@ class RoundConfig(_Document):
         if url is not None and not re.match(r"https?://[^\s/]+|\$[A-Za-z_][A-Za-z0-9_]*$", url):
             raise ValueError(f"{url!r} is neither an http(s) URL nor $NAME")
         return url
+
+    @field_serializer("train")
+    def _as_given(self, config: TrainConfig) -> dict[str, Any]:
+        """Without what wasn't said: that is the strategy's to fill in, or the record type's, after a resume too."""
+        return config.model_dump(mode="json", exclude_unset=True)
 
     @classmethod
     def of(cls, given: RoundConfig | Mapping[str, Any] | str | os.PathLike[str]) -> RoundConfig:

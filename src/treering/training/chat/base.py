@@ -147,7 +147,9 @@ def _load(name: str, precision: Literal["fp32", "bf16"], max_tokens: int) -> Cha
 
             options = {"local_files_only": local, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(path, **options)
-            model = AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, dtype="auto", **options)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                path, use_safetensors=True, dtype="auto", output_loading_info=True, **options
+            )
     except ImportError as exc:
         raise UsageError(
             "training needs transformers", code="missing-extra", hint="pip install 'treering[train]'"
@@ -165,6 +167,13 @@ def _load(name: str, precision: Literal["fp32", "bf16"], max_tokens: int) -> Cha
             code="no-base",
             hint="check the name and HF_HUB_OFFLINE, or give a directory",
         ) from exc
+    if loaded["missing_keys"] or not _is_causal(model):
+        raise UsageError(
+            f"{name} isn't a causal language model: it is {model.config.model_type}, which "
+            + ("has no head to say the next token with" if loaded["missing_keys"] else "looks ahead"),
+            code="bad-base",
+            hint="conversations need a base that writes text from left to right: --base DIR or a hub name",
+        )
     if not getattr(tokenizer, "is_fast", False) or tokenizer.eos_token_id is None:
         raise UsageError(
             f"the tokenizer of {name} {'has no end-of-text token' if tokenizer.is_fast else 'is a slow one'}",
@@ -172,6 +181,15 @@ def _load(name: str, precision: Literal["fp32", "bf16"], max_tokens: int) -> Cha
             hint="a chat base needs a fast tokenizer (tokenizer.json) with an eos_token, by which replies end",
         )
     return ChatBase(name, model, tokenizer, precision=precision, max_tokens=max_tokens)
+
+
+@torch.inference_mode()
+def _is_causal(model: Any) -> bool:
+    """Whether what it says of a token depends on earlier ones alone; an encoder with a head for words looks ahead."""
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (2, 12), generator=torch.Generator())
+    ids[1, :6] = ids[0, :6]
+    one, other = model.eval()(input_ids=ids).logits[:, :6].float()
+    return bool((one - other).abs().max() <= 1e-5 * one.abs().max())  # the same sums over the same numbers
 
 
 def _digest(model: Any, tokenizer: Any, template: str) -> str:

@@ -75,7 +75,6 @@ def train(
         )
     config = config or TrainConfig()
     plan = strategy(config.strategy)
-    config = config.settled(plan.defaults)
     if not plan.continues and parent not in ("auto", None):
         raise UsageError(
             f"strategy {config.strategy} starts from scratch, so it takes no parent",
@@ -89,6 +88,7 @@ def train(
     if before is not None:
         registry = Registry.of(store, before.ref)
         start = Adapter.load(registry.weights(before.ref), registry.card(before.ref))
+    config = plan.settle(config, start)
     # None: endless, `config.steps` says when to stop. What has no steps reads the mix once.
     epochs = None if plan.gradient else 1
     loader: Loader  # of this process alone, whatever launched it

@@ -145,7 +145,7 @@ def run_strategy(
     """The runs of one strategy over all rounds; of one that starts from scratch, its one run."""
     if not strategy(config.strategy).continues:
         mix = store.mix(f"{name}@v1..v{len(refs)}" if len(refs) > 1 else refs[0], seed=seed)
-        steps = config.settled(strategy(config.strategy).defaults).steps
+        steps = strategy(config.strategy).settle(config).steps
         return [train(store, mix, config.changed(steps=steps * len(refs)))]
     runs: list[Run] = []
     for n, ref in enumerate(refs, 1):

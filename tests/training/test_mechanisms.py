@@ -326,7 +326,7 @@ def test_features_of_several_layers_are_their_means_each_of_one_length(tiny: Bas
     with pytest.raises(UsageError, match="features of several layers"):
         fit(batches(BILLING), quick.changed(strategy="lora", feature_layers=2))
     with pytest.raises(UsageError, match="feature_layers 3, the config 1"):
-        fit(batches(BILLING), quick.changed(kind="linear"), parent=adapter)
+        fit(batches(BILLING), quick.changed(kind="linear", feature_layers=1), parent=adapter)
 
 
 def norm(rows: Any) -> Any:
@@ -374,6 +374,7 @@ def test_the_strategy_of_the_docstring_trains_as_it_is_written(quick: TrainConfi
     assert len(example.splitlines()) < 40
     example = example.replace('TrainConfig(strategy="focal")', 'TrainConfig(strategy="focal", **rest)')
     rest = {**quick.model_dump(exclude_unset=True), "steps": 60}
+    rest.pop("strategy")
     import treering
 
     scope: dict[str, Any] = {
@@ -410,6 +411,22 @@ def test_fields_that_are_given_win_over_the_strategys_own_and_those_over_the_def
     assert (settled.steps, settled.seed, settled.replay_rows, settled.kind) == (7, 3, 500, "lora")
     assert settled.weight_decay == TrainConfig().weight_decay
     assert settled.settled({"steps": 1}) == settled
+
+
+def test_a_lineage_goes_on_with_another_strategy(quick: TrainConfig) -> None:
+    free = TrainConfig(base=quick.base, steps=2, batch_size=16, precision="fp32", max_tokens=32)
+    first = fit(batches(BILLING), free.changed(bottleneck=8))
+    assert (first.config.strategy, first.header.feature_layers) == ("recommended", 3)
+    for name in ("naive", "ewc", "dual-replay"):
+        child = fit(batches(SHIPPING), free.changed(strategy=name), parent=first)
+        assert (child.config.feature_layers, child.config.bottleneck) == (3, 8)
+    lora = fit(batches(BILLING), free.changed(strategy="lora", rank=4))
+    assert fit(batches(SHIPPING), free.changed(strategy="ewc"), parent=lora).header.kind == "lora"
+    grown = fit(batches(SHIPPING), free.changed(strategy="o-lora", rank=3), parent=lora).header.lora
+    assert grown is not None
+    assert grown.rank == 7
+    with pytest.raises(UsageError, match="the parent has kind gated, the config lora"):
+        fit(batches(SHIPPING), free.changed(strategy="lora"), parent=first)
 
 
 def bare_round(net: Net, config: TrainConfig, parent: Adapter | None) -> Round:

@@ -30,8 +30,12 @@ class Form:
     columns: ClassVar[Sequence[str]]  # to read of each record, where the corpus has them
     metric: ClassVar[str]  # what an adapter is scored by right after training
 
-    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
-        """The strategy, and the config with every field given. Raises UsageError for a strategy that isn't for these."""
+    def strategy(self, config: TrainConfig) -> Strategy:
+        """The config's strategy. Raises UsageError for one that isn't there, or isn't for these."""
+        raise NotImplementedError
+
+    def settled(self, config: TrainConfig, parent: Any) -> TrainConfig:
+        """The config with every field given, for a run that goes on from `parent` (None: from scratch)."""
         raise NotImplementedError
 
     def fit(
@@ -55,12 +59,15 @@ class Labelled(Form):
     columns = ("text", "label", "domain", "id")
     metric = "macro_f1"
 
-    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
-        """As the strategy wants it."""
+    def strategy(self, config: TrainConfig) -> Strategy:
+        """Any that is registered."""
         from treering.training import strategy
 
-        plan = strategy(config.strategy)
-        return plan, config.settled(plan.defaults)
+        return strategy(config.strategy)
+
+    def settled(self, config: TrainConfig, parent: Any) -> TrainConfig:
+        """As the parent is shaped and the strategy wants it."""
+        return self.strategy(config).settle(config, parent)
 
     def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> Adapter:
         """See `training.fit`."""
@@ -75,12 +82,17 @@ class Chat(Form):
     columns = ("messages", "tools", "domain", "id")
     metric = "loss"
 
-    def planned(self, config: TrainConfig) -> tuple[Strategy, TrainConfig]:
-        """As the strategy and conversations want it."""
+    def strategy(self, config: TrainConfig) -> Strategy:
+        """One of those that conversations can be learnt by."""
         from treering.training.chat.fit import chat_config, chat_strategy
 
-        config = chat_config(config)
-        return chat_strategy(config.strategy), config
+        return chat_strategy(chat_config(config).strategy)
+
+    def settled(self, config: TrainConfig, parent: Any) -> TrainConfig:
+        """As the strategy and conversations want it."""
+        from treering.training.chat.fit import chat_config
+
+        return chat_config(config)
 
     def fit(self, loader: Loader, config: TrainConfig, **how: Any) -> ChatAdapter:
         """See `training.chat.fit_chat`."""

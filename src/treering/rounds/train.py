@@ -89,7 +89,7 @@ def train(
     config = config or TrainConfig()
     sources = mix.resolve(store) if isinstance(mix, MixLock) else mix.sources
     form = form_of(sources)
-    plan, config = form.planned(config)
+    plan = form.strategy(config)
     if not plan.continues and parent not in ("auto", None):
         raise UsageError(
             f"strategy {config.strategy} starts from scratch, so it takes no parent",
@@ -108,6 +108,7 @@ def train(
                 hint="--parent ADAPTER for one that was trained here, or --parent none",
             )
         start = _start(registry, before, form)
+    config = form.settled(config, start)
     canaries = None
     if start is not None and before is not None and config.eval_every:
         canaries = _Canaries(_past(store, before), start, config.eval_tolerance, form.metric)

@@ -20,7 +20,8 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class TrainConfig(BaseModel):
     """Everything but the data that decides what an adapter becomes: the same lock, config and base give the same bytes.
 
-    A field that isn't given takes the strategy's own value (`Strategy.defaults`) where it has one, else the default here.
+    A field that isn't given is as the parent's shape demands, else the strategy's own value (`Strategy.defaults`), else the
+    default here.
     Both were chosen on CLINC150's validation split (ten domains in order, 20 % replay, MiniLM), never on its test split:
     `benchmarks/RESULTS.md`. Raises UsageError that names every bad or unknown field.
     """

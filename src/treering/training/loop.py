@@ -76,7 +76,7 @@ def fit(
     for a parent on another base, DivergedError when the loss isn't finite any more; and as `Base.load`.
     """
     plan = strategy(config.strategy)
-    config = config.settled(plan.defaults)
+    config = plan.settle(config, parent)
     _check_kind(plan, config)
     if base is None:
         base = Base.load(config.base, precision=config.precision, max_tokens=config.max_tokens)
@@ -476,7 +476,7 @@ def _check_parent(parent: Adapter, config: TrainConfig, base: Base, past: int) -
     check_base(parent.header, base)
     theirs, ours = parent.header, header_for(config, base, ["?"], ["?"])
     same = ["kind", "adapt_layers", "feature_layers"]
-    same += ["bottleneck", "router"] if config.kind == "gated" else []
+    same += ["bottleneck"] if config.kind == "gated" else []
     for name in same:
         if getattr(theirs, name) != getattr(ours, name):
             raise _other_shape(name, getattr(theirs, name), getattr(ours, name))

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -99,6 +99,20 @@ class Header(BaseModel):
     def depth(self) -> int:
         """What the activation cache has to hold for it: see `ActivationCache`."""
         return WHOLE if self.whole and self.kind in ("lora", "full") else self.adapt_layers
+
+    def shape(self, *, grown: bool = False) -> dict[str, Any]:
+        """The fields of a config that an adapter must share with its parent. grown: a LoRA's rank isn't one round's own."""
+        found: dict[str, Any] = {
+            "kind": self.kind,
+            "adapt_layers": self.adapt_layers,
+            "feature_layers": self.feature_layers,
+        }
+        if self.kind == "gated":
+            found["bottleneck"] = self.bottleneck
+        if self.lora is not None:
+            found["lora_scale"] = self.lora.alpha / self.lora.rank
+            found |= {} if grown else {"rank": self.lora.rank}
+        return found
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors, all float32 but the counts (int64)."""

@@ -92,8 +92,8 @@ def fit_chat(
 ) -> ChatAdapter:
     """Train a chat adapter on `config.steps` batches of `loader`.
 
-    The same batches, config, base and parent give the same bytes on a CPU, of which it takes one thread. A batch is a dict with `messages`, a list of conversations, and if known `tools`, with `_ref`, the source numbers, if
-    there are sources; a loader that ends early is begun again. An update takes in a whole batch: conversations are packed
+    The same batches, config, base and parent give the same bytes on a CPU, of which it takes one thread. A batch is a dict
+    with `messages`, a list of conversations, and if known `tools`, with `_ref`, the source numbers, if there are sources; a loader that ends early is begun again. An update takes in a whole batch: conversations are packed
     into rows of `max_tokens`, and gradients accumulated over passes of `tokens_per_pass` positions, so memory doesn't
     depend on the batch size. Its loss is the mean over all tokens that the assistant said in it. on_step: asked every
     `config.eval_every` updates; what it says other than None ends the run, with the weights as they were when it last said None.

@@ -146,6 +146,19 @@ class Strategy:
             )
         return found
 
+    def settle(self, config: TrainConfig, parent: Adapter | None = None) -> TrainConfig:
+        """The config with every field given: those that weren't as the parent is shaped, else by `defaults`, else plainly.
+
+        So a lineage may go on with another strategy. What the strategy says of `kind` itself stands.
+        """
+        defaults = dict(self.defaults)
+        if parent is not None and self.continues:
+            shape = parent.header.shape(grown=self.past(parent) > 0)
+            kind = config.kind if "kind" in config.model_fields_set else defaults.setdefault("kind", shape["kind"])
+            if kind == shape["kind"]:
+                defaults |= shape
+        return config.settled(defaults)
+
     def past(self, parent: Adapter | None) -> int:
         """How much of a LoRA's rank is frozen, as earlier rounds left it; the round's own comes beside it."""
         return 0

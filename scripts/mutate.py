@@ -42,6 +42,27 @@ MUTATIONS = [
         "tests/capture/test_durability.py",
     ),
     Mutation(
+        "a large batch's file is synced before a row names it",
+        "capture/spool.py",
+        "                os.fdatasync(descriptor)\n",
+        "",
+        "tests/capture/test_durability.py -k large",
+    ),
+    Mutation(
+        "a large batch's file is named on disk before a row names it",
+        "capture/spool.py",
+        "            sync_directory(path.parent)\n        except",
+        "        except",
+        "tests/capture/test_durability.py -k large",
+    ),
+    Mutation(
+        "files that no row names go with their spool",
+        "capture/spool.py",
+        "                        path.unlink(missing_ok=True)\n",
+        "                        pass\n",
+        "tests/capture/test_durability.py -k large",
+    ),
+    Mutation(
         "a commit is durable before the spool lets go",
         "capture/commit.py",
         "    corpus.table.make_durable(corpus.table.head())\n",
@@ -406,7 +427,7 @@ MUTATIONS = [
     Mutation(
         "a batch is synced in time",
         "capture/spool.py",
-        "            due = time.monotonic() + sync_every_s\n",
+        "            due = time.monotonic() + log.sync_every_s\n",
         "            due = None\n",
         "tests/capture/test_durability.py",
     ),

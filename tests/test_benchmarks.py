@@ -97,8 +97,8 @@ def memory(rows: int, directory: Path) -> int:
     return max(int(step["mb"]) for step in steps)
 
 
-def test_the_memory_benchmark_takes_every_step(tmp_path: Path) -> None:
-    assert memory(5_000, tmp_path) > 0
+def test_every_step_of_the_memory_benchmark_gives_back_what_it_took(tmp_path: Path) -> None:
+    assert 0 < memory(5_000, tmp_path) <= 600  # a million takes 542 MB
 
 
 @pytest.mark.slow

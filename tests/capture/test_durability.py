@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import treering
 from tests.crash import power
-from treering.capture import spool
+from treering.capture import recorder, spool
 from treering.capture.spool import Spool
 from treering.store import durable, objects, table
 from treering.store.corpus import BaseCorpus
@@ -236,3 +239,102 @@ def test_a_spools_folder_lasts_from_the_store_down(store: treering.Store, monkey
     corpus = store.create("other", "labelled")
     corpus.capture().close()
     assert {store.uri, f"{store.uri}/spool"} <= set(named)
+
+
+def large(start: int = 0, rows: int = 2_000) -> pa.Table:
+    """Records that are spooled as a file of their own."""
+    ids = [f"r{start + i}" for i in range(rows)]
+    return pa.table({"id": ids, "text": ["x" * 200] * rows, "label": ["a"] * rows})
+
+
+def test_a_large_batch_lies_in_a_file_that_is_on_disk_before_a_row_names_it(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "FLUSH_AFTER_S", 1e9)
+    happened: list[str] = []
+    sync, sync_directory = os.fdatasync, spool.sync_directory
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        happened.append(Path(f"/proc/self/fd/{descriptor}").resolve().suffix)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    monkeypatch.setattr(spool, "sync_directory", lambda path: (sync_directory(path), happened.append("its name")))
+    with support.capture() as live:
+        live._spool._writer.set_trace_callback(lambda said: happened.append(said.split()[0]))
+        happened.clear()
+        live.extend(large())
+        folder = live._spool.path.parent
+        assert len(list(folder.glob("*.arrows"))) == 1
+        assert happened == [".arrows", "its name", "BEGIN", "INSERT", "COMMIT"]
+        live.flush()
+        assert list(folder.glob("*.arrows")) == []  # nor is a byte of it kept when it is in the table
+    assert support.live_rows() == 2_000
+
+
+def test_a_killed_process_leaves_large_batches_whole_and_no_file_that_nobody_needs(
+    store: treering.Store, support: treering.Corpus
+) -> None:
+    code = (
+        "import os, sys, treering\n"
+        "from tests.capture.test_durability import large\n"
+        "from treering.capture import recorder, spool\n"
+        "recorder.FLUSH_AFTER_S = recorder.FLUSH_ROWS = 10**9\n"
+        "live = treering.open(sys.argv[1]).corpus('support').capture()\n"
+        "live.extend(large())\n"
+        "write_file = spool._Log.write_file\n"
+        "spool._Log.write_file = lambda *given: (write_file(*given), os.kill(os.getpid(), 9))\n"
+        "live.extend(large(10_000))\n"  # written, and no row names it yet
+    )
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", code, store.uri]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    assert subprocess.run(command, check=False, env=environment).returncode == -9
+    folder = Path(store.uri) / "spool" / support.record.table
+    assert len(list(folder.glob("*.arrows"))) == 2
+    assert support.quarantine() == []  # looks, and so takes the spool in
+    assert support.live_rows() == 2_000
+    assert list(folder.glob("*.*")) == []
+
+
+def test_a_large_batch_that_cant_be_written_is_refused_as_a_whole_and_the_next_one_isnt(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with support.capture() as live:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", full)
+            with pytest.raises(treering.StoreError, match="No space left") as caught:
+                live.extend(large())
+            assert caught.value.hint
+        assert list(live._spool.path.parent.glob("*.arrows")) == []
+        assert live.extend(large()).acknowledged == 2_000
+    assert support.live_rows() == 2_000
+
+
+def test_one_add_is_one_sync(support: treering.Corpus, tmp_path: Path) -> None:
+    if why := power.can_trace():
+        pytest.skip(f"SYNCS ARE NOT COUNTED: {why}")
+    code = (
+        "import sys, treering\n"
+        "from treering.capture import recorder\n"
+        "recorder.FLUSH_AFTER_S = 1e9\n"
+        "live = treering.open(sys.argv[1]).corpus('support').capture()\n"
+        "mark = open(sys.argv[2], 'wb')\n"
+        "os.fsync(mark.fileno())\n"
+        "for i in range(20): live.add({'text': f't{i}', 'label': 'l'})\n"
+        "os.fsync(mark.fileno())\n"
+        "live.close()\n"
+    )
+    trace, mark = tmp_path / "trace", tmp_path / "mark"
+    strace = ["strace", "-f", "-qq", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,pwrite64", "--seccomp-bpf"]
+    code = f"import os\n{code}"
+    subprocess.run([*strace, sys.executable, "-c", code, support.store.uri, str(mark)], check=True, timeout=120)
+    lines = trace.read_text("utf-8", "replace").splitlines()
+    first, last = (at for at, line in enumerate(lines) if f"{mark}>" in line)
+    during = [line for line in lines[first + 1 : last] if "/spool/" in line]
+    syncs = [at for at, line in enumerate(during) if "sync(" in line]
+    assert 20 <= len(syncs) <= 21  # SQLite syncs the head of a log that it begins anew
+    assert max(b - a - 1 for a, b in pairwise(syncs)) <= 6  # writes: a page or two, each with its frame

@@ -169,6 +169,23 @@ def test_the_same_records_are_split_alike_in_every_store(tmp_path: Path) -> None
     assert found[0] == found[1]
 
 
+def test_a_record_that_is_added_alone_is_filled_in_as_among_others(tmp_path: Path) -> None:
+    sent = [{**record(f"r{i}"), **({"session_id": f"s{i // 3}"} if i % 2 else {})} for i in range(60)]
+    found = []
+    for alone in (True, False):
+        store = treering.open(tmp_path / str(alone))
+        with store.create("support", "labelled", heldout=0.5).capture() as live:
+            if alone:
+                assert [live.add(one).status for one in sent] == ["stored"] * 60
+            else:
+                live.extend(sent)
+        rows = store.live("support").to_table().to_pylist()
+        assert all(row.pop("ts").year >= 2026 for row in rows)
+        found.append(sorted(rows, key=lambda row: str(row["id"])))
+    assert found[0] == found[1]
+    assert {row["split"] for row in found[0]} == {"train", "heldout"}
+
+
 def test_arrow_data_is_checked_as_strictly_as_records(store: treering.Store, support: treering.Corpus) -> None:
     with support.capture() as live:
         good = live.extend(
@@ -187,14 +204,19 @@ def test_arrow_data_is_checked_as_strictly_as_records(store: treering.Store, sup
 
 def test_threads_share_a_recorder_and_its_syncs(store: treering.Store, support: treering.Corpus) -> None:
     inserts: list[int] = []
-    original = spool._insert
+    together, alone = spool._insert, spool._Log.insert_one
 
-    def counted(path: Path, connection: Any, writes: Sequence[Any]) -> None:
+    def counted(log: Any, writes: Sequence[Any]) -> None:
         inserts.append(len(writes))
-        original(path, connection, writes)
+        together(log, writes)
+
+    def counted_alone(log: Any, rows: int, payload: bytes) -> None:
+        inserts.append(1)
+        alone(log, rows, payload)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "_insert", counted)
+        patch.setattr(spool._Log, "insert_one", counted_alone)
         with support.capture() as live:
             threads = [
                 threading.Thread(target=lambda t=t: [live.add(record(f"{t}-{i}")) for i in range(100)])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 import treering
+from treering.capture.commit import encode_row
 from treering.schema import BUILT_IN, RecordType
 
 MESSAGE = {"role": "user", "content": "hi"}
@@ -201,3 +203,57 @@ def test_arrow_tables_are_judged_like_their_rows(rows: list[dict[str, Any]]) -> 
     by_columns = kind.validate_arrow(table)
     assert [i for i, _ in by_columns.refused] == [i for i, _ in by_rows.refused]
     assert by_columns.batch.to_pylist() == by_rows.batch.to_pylist()
+
+
+class Odd(BaseModel):
+    number: int
+    share: float | None = None
+    flags: list[bool] = []
+
+
+ODD: list[tuple[Any, dict[str, Any]]] = [
+    *((kind, record) for kind, record in GOOD.items()),
+    ("labelled", {"text": "ä\u0000\u2028\U0001f600\"\\", "label": "", "ts": "0001-01-01T00:00:00Z", "meta": {"b": 1, "a": []}}),
+    ("labelled", {"text": "t", "label": "l", "id": "i", "ts": "2026-11-22T09:30:00.123456+05:30", "split": "heldout"}),
+    ("chat", {"messages": [{"role": "tool", "content": None, "weight": -(2**31), "tool_calls": [
+        {"function": {"name": "f", "arguments": {"x": [1, None]}}}]}], "tools": [{}], "subject": "s", "origin": "model:m"}),
+    ("tokens", {"tokens": [0, 2**31 - 1]}),
+    (Odd, {"number": -(2**63), "share": math.nan, "flags": [True, False]}),
+    (Odd, {"number": 2**63 - 1, "share": -math.inf}),
+    (Odd, {"number": 1, "share": 5e-324}),
+    (pa.schema([("x", pa.float32()), ("y", pa.large_string()), ("z", pa.list_(pa.int8(), 2))]), {"x": 0.1, "y": "y", "z": [1, 2]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "record"), ODD)
+def test_a_record_that_is_kept_as_json_has_the_columns_that_validation_gives_it(
+    spec: Any, record: dict[str, Any]
+) -> None:
+    kind = RecordType.of(spec)
+    row = kind.row(record)
+    assert row is not None
+    text = encode_row(1, row)
+    columns = pa.array([json.loads(text)["row"]], pa.struct(list(kind.schema))).flatten()
+    wanted = kind.validate([record]).batch
+    # As text: NaN equals itself there.
+    assert repr(pa.RecordBatch.from_arrays(columns, schema=wanted.schema).to_pylist()) == repr(wanted.to_pylist())
+
+
+@pytest.mark.parametrize(
+    ("spec", "record"),
+    [
+        ("labelled", {"text": "t"}),
+        ("labelled", {"text": "t", "label": "l", "ts": "0001-01-01T00:00:00+01:00"}),  # of the year 0 in UTC
+        (Odd, {"number": 2**63}),
+        (pa.schema([("x", pa.binary())]), {"x": b"x"}),
+        (pa.schema([("x", pa.date32())]), {"x": "2026-01-01"}),
+    ],
+)
+def test_what_breaks_a_rule_or_json_cannot_hold_is_no_row(spec: Any, record: dict[str, Any]) -> None:
+    assert RecordType.of(spec).row(record) is None
+
+
+def test_text_that_is_not_unicode_is_no_json() -> None:
+    row = RecordType.of("labelled").row({"text": "\ud800", "label": "l"})
+    with pytest.raises(ValueError, match=r"surrogate|utf-?8"):
+        encode_row(1, row or {"text": "\ud800"})

@@ -13,14 +13,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import compress, groupby
+from itertools import compress, groupby, islice
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic_core import to_json
 
 from treering.capture import quarantine
-from treering.capture.spool import Spool
+from treering.capture.spool import Entry, Spool
 from treering.errors import ConflictError, Problem, StoreError, TreeringError
 from treering.schema import Alignment, Version
 from treering.schema.evolution import SCHEMA_VERSION, History, as_stored
@@ -42,6 +43,7 @@ __all__ = [
     "Committed",
     "comparable",
     "drain",
+    "encode_row",
     "erase_again",
     "look_up",
     "same_content",
@@ -57,6 +59,8 @@ _CAPTURED = b"treering:schema-version"
 #: Rows a commit: large enough to pay for a commit's ~20 ms, small enough to stay a few dozen MB in memory.
 _MAX_ROWS = 65_536
 _MAX_BYTES = 64 << 20
+#: Rows that stood alone in a spool and become one batch: as Python objects they take ten times their bytes.
+_GATHERED = 4_096
 #: ids an index look-up; 4 ms a thousand.
 _LOOK_UP = 1_000
 
@@ -108,6 +112,33 @@ def _captured(batch: pa.RecordBatch) -> int:
     return int((batch.schema.metadata or {}).get(_CAPTURED, b"1"))
 
 
+def encode_row(number: int, row: dict[str, Any]) -> bytes:
+    """A spooled record of one schema version as JSON; `row` has all columns of its spool schema that aren't null.
+
+    Making Arrow data of one record takes longer than a sync of it: `drain` does so for thousands. An Arrow stream begins
+    otherwise than with `{`. Raises ValueError for text that isn't Unicode.
+    """
+    return b'{"version":%d,"row":%b}' % (number, to_json(row, inf_nan_mode="constants"))
+
+
+def _is_row(entry: Entry) -> bool:
+    return isinstance(entry.payload, bytes) and entry.payload.startswith(b"{")
+
+
+def _batches(corpus: BaseCorpus, entries: Sequence[Entry]) -> Iterator[pa.RecordBatch]:
+    """What was spooled, in order: rows that stand alone are gathered."""
+    for are_rows, group in groupby(entries, _is_row):
+        if not are_rows:
+            for entry in group:
+                yield from pa.ipc.open_stream(entry.payload)
+            continue
+        while some := [json.loads(entry.payload) for entry in islice(group, _GATHERED)]:
+            for number, rows in groupby(some, lambda one: int(one["version"])):
+                schema = spool_schema(corpus.known_versions(number)[number - 1])
+                columns = pa.array([one["row"] for one in rows], pa.struct(list(schema))).flatten()
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
     """Move what the spool holds now to the table or to quarantine, and add up in `done` what became of it.
 
@@ -127,8 +158,7 @@ def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
         spool.trim("refused", entries[-1].seq)
     last = spool.last("batches")
     while entries := spool.read("batches", last, _MAX_ROWS, _MAX_BYTES):
-        batches = [batch for e in entries for batch in pa.ipc.open_stream(e.payload)]
-        for number, group in groupby(batches, _captured):
+        for number, group in groupby(_batches(corpus, entries), _captured):
             version = corpus.known_versions(number)[number - 1]
             _commit_or_refuse(corpus, pa.Table.from_batches(group, spool_schema(version)), version, done)
         spool.trim("batches", entries[-1].seq)
@@ -167,7 +197,9 @@ def _commit(corpus: BaseCorpus, rows: pa.Table, version: Version, done: Committe
     while True:
         denied = denylist(corpus, look=False)  # `_commit_allowed` looks, once the table is open
         hit = pa.array(denied.denies(rows.column("id"), rows.column("subject")))
-        dropped, allowed = rows.filter(hit), rows.filter(pc.invert(hit))
+        dropped, allowed = rows.filter(hit), rows
+        if len(dropped):  # filtering copies
+            allowed = rows.filter(pc.invert(hit))
         try:
             _commit_allowed(corpus, allowed, version, done, denied)
         except _DenylistGrewError:
@@ -313,7 +345,9 @@ def same_content(row: dict[str, Any], known: dict[str, Any], history: History) -
 def _sorted_by_split(rows: pa.Table) -> pa.Table:
     """Training rows first: then they are one run a commit, and finding them takes no list of positions."""
     train = pc.fill_null(pc.equal(rows.column("split"), "train"), False)
-    return pa.concat_tables([rows.filter(train), rows.filter(pc.invert(train))]).combine_chunks()
+    if pc.all(train).as_py():
+        return rows
+    return pa.concat_tables([rows.filter(train), rows.filter(pc.invert(train))])
 
 
 def _sealed_with(

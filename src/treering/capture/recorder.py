@@ -10,12 +10,12 @@ import os
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,16 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from treering.capture import quarantine
-from treering.capture.commit import GIVEN, Committed, comparable, drain, look_up, same_content, spool_schema
+from treering.capture.commit import (
+    GIVEN,
+    Committed,
+    comparable,
+    drain,
+    encode_row,
+    look_up,
+    same_content,
+    spool_schema,
+)
 from treering.capture.redact import Redactor, redaction_kinds
 from treering.capture.spool import Spool, Write, orphans, scrub_file
 from treering.errors import ConflictError, InvalidRecordError, Problem, StoreError, TreeringError, UsageError
@@ -36,6 +45,7 @@ from treering.store.corpus import BaseCorpus
 from treering.store.denylist import denylist
 from treering.store.documents import CorpusRecord
 from treering.store.erase import note, noted
+from treering.store.memory import give_back
 from treering.store.table import RECENT_VERSIONS, TARGET_ROWS_PER_FRAGMENT
 
 __all__ = ["Receipt", "Receipts", "Recorder", "adopt_orphans", "assign_splits", "flush_spools"]
@@ -50,6 +60,8 @@ FLUSH_ROWS = 24_576
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
 FLUSH_BYTES = 64 << 20
+#: Bytes from which a commit is worth giving back the memory that it took.
+_LARGE_COMMIT = 8 << 20
 #: How much a power cut may take of what was acknowledged with durability="batch".
 SYNC_EVERY_S = 0.1
 #: Capture pauses while this many bytes wait for their commit, so that a fast producer can't fill the disk with spool.
@@ -58,8 +70,6 @@ MAX_BACKLOG_BYTES = 512 << 20
 #: record is rewritten once a tier, and few fragments lie about, however small the commits.
 _FRAGMENTS_A_TIER = 8
 _TIERS = (0, 8, 64, 512, 4_096, TARGET_ROWS_PER_FRAGMENT)
-#: Bytes that an Arrow stream has beside its schema and its batches: markers and padding.
-_FRAME = 1_024
 #: Ids remembered, to tell a resent record at once.
 _REMEMBERED = 200_000
 
@@ -155,7 +165,10 @@ class Recorder:
         every = sync_every_s if durability == "batch" else None
         self._spool = Spool.new(spool_directory(corpus), sync_every_s=every)
         self._denied = denylist(corpus)
+        self._denies = bool(self._denied)
+        self._group_by, self._is_heldout = corpus.record.group_by, _draw(corpus.record)
         self._known: dict[str, None] = {}
+        self._unread: deque[pa.Array] = deque()  # ids that came with many others: read only when somebody asks
         self._draining = threading.Lock()
         # Entering a Condition is Python code: an interrupt can hit between its acquiring and the block, and the lock is
         # never let go. Entering a Lock can't be split so. Hence callers' threads enter the lock itself.
@@ -179,6 +192,8 @@ class Recorder:
         is in quarantine then), StoreError when it can't be made durable.
         """
         self._check_usable()
+        if self._redactor is None and (receipt := self._add_row(record)) is not None:
+            return receipt
         checked = self._without_secrets(self._record_type.validate([record]))
         if self._denied and self._allowed(checked, lambda _: record)[1]:
             return Receipt(_given_id(record), "erased")
@@ -189,11 +204,44 @@ class Recorder:
                 f"the record was refused: {'; '.join(map(str, problems))}", problems, hint="it waits in quarantine"
             )
         given = checked.batch.column("id")[0].as_py()
-        if given is not None and given in self._known and self._is_duplicate(given, checked.batch):
+        if given is not None and self._remembers(given) and self._is_duplicate(given, checked.batch):
             return Receipt(given, "duplicate")
         batch = self._filled(checked.batch)
         self._spool_batches([batch], [])
         return Receipt(batch.column("id")[0].as_py(), "stored")
+
+    def _add_row(self, record: Any) -> Receipt | None:
+        """`add`, for a record that breaks no rule and that JSON can hold; None when it has to go the longer way.
+
+        Few steps: after each sync the processor's caches are cold.
+        """
+        row = self._record_type.row(record)
+        if row is None:
+            return None
+        record_id: str = row.get("id") or os.urandom(16).hex()
+        if is_named := row.get("id") is not None:
+            if self._remembers(record_id):
+                return None
+        else:
+            row["id"] = record_id
+        if self._denies and self._denied.denies_record(record_id, row.get("subject")):
+            return None
+        row["_ts_given"] = row.get("ts") is not None
+        if not row["_ts_given"]:
+            row["ts"] = time.time_ns() // 1_000
+        row["_split_given"] = row.get("split") is not None
+        if not row["_split_given"]:
+            group = row.get(self._group_by)
+            row["split"] = "heldout" if self._is_heldout(record_id if group is None else group) else "train"
+        try:
+            payload = encode_row(self._version.number, row)
+        except ValueError:
+            return None
+        self._spool.append_one(payload)
+        if is_named:
+            self._known[record_id] = None
+        self._settle(1, 0, len(payload))
+        return Receipt(record_id, "stored")
 
     def extend(
         self,
@@ -336,11 +384,7 @@ class Recorder:
     def _filled(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with id, ts and split filled in, and a note on which of them were given."""
         ids, ts = batch.column("id"), batch.column("ts")
-        if ids.null_count < len(ids):
-            self._known.update(dict.fromkeys(ids.drop_null().to_pylist()))
-            if len(self._known) > _REMEMBERED:
-                for old in list(islice(self._known, len(self._known) - _REMEMBERED)):
-                    self._known.pop(old, None)
+        self._remember(ids)
         if ids.null_count:
             raw = os.urandom(16 * len(ids)).hex()
             ids = pc.coalesce(ids, pa.array([raw[i : i + 32] for i in range(0, len(raw), 32)], pa.string()))
@@ -358,30 +402,53 @@ class Recorder:
 
     def _begin(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> _Writing:
         """Hand batches and refused records to the spool."""
-        rows = sum(map(len, batches))
-        payloads = [(rows, _to_ipc(batches))] if batches else []
         aside = []
         if refused:
             entries = [self._entry(record, problems, source) for record, problems, source in refused]
             aside = [(len(entries), quarantine.encode(entries))]
-        return _Writing(self._spool.append(payloads, aside), rows, len(refused), sum(len(data) for _, data in payloads))
+        size = sum(batch.nbytes for batch in batches)
+        return _Writing(self._spool.append(batches, aside), sum(map(len, batches)), len(refused), size)
 
     def _acknowledge(self, writing: _Writing) -> int:
         """Wait until they are on disk, and while too much waits for its commit. Returns the rows."""
         writing.write.wait()
+        self._settle(writing.rows, writing.refused, writing.size)
+        return writing.rows
+
+    def _settle(self, rows: int, refused: int, size: int) -> None:
+        """Count what is on disk now; wait while too much waits for its commit."""
         with self._lock:
-            self.counts.acknowledged += writing.rows
-            self.counts.refused += writing.refused
-            self._backlog = self._backlog[0] + writing.rows, self._backlog[1] + writing.size
+            self.counts.acknowledged += rows
+            self.counts.refused += refused
+            self._backlog = self._backlog[0] + rows, self._backlog[1] + size
             if self._oldest is None:
                 self._oldest = time.monotonic()
-            if self._due_in() == 0.0:
+            if self._is_full():
                 self._wake.notify_all()
         while self._backlog[1] > MAX_BACKLOG_BYTES and self._error is None and not self._closing:
             time.sleep(0.02)
         if self._durability == "store":
             self.flush()
-        return writing.rows
+
+    def _remember(self, ids: pa.Array) -> None:
+        """Remember the newest given ids."""
+        ids = ids.filter(pc.is_valid(ids))  # a copy: what is kept must not keep the caller's data
+        if not len(ids):
+            return
+        with self._lock:
+            self._unread.append(ids)
+            while sum(map(len, self._unread)) - len(self._unread[0]) >= _REMEMBERED:
+                self._unread.popleft()
+
+    def _remembers(self, record_id: str) -> bool:
+        """Whether a record of this id was acknowledged lately."""
+        if self._unread or len(self._known) > 2 * _REMEMBERED:
+            with self._lock:
+                while self._unread:
+                    self._known.update(dict.fromkeys(self._unread.popleft().to_pylist()))
+                for old in list(islice(self._known, max(0, len(self._known) - _REMEMBERED))):
+                    del self._known[old]
+        return record_id in self._known
 
     # --- out -----------------------------------------------------------------------------------------------------
 
@@ -399,6 +466,7 @@ class Recorder:
                 return 0
             with self._lock:
                 self._oldest = None
+                large = self._backlog[1] >= _LARGE_COMMIT
             try:
                 drain(self.corpus, self._spool, done)
             except BaseException:
@@ -413,6 +481,8 @@ class Recorder:
                 self.counts.erased += done.erased
                 self.conflicts += done.conflicts
                 self._take_denylist()
+                if large:
+                    give_back()
             with self._lock:
                 self._backlog = self._spool.backlog()
                 if self._backlog[0] and self._oldest is None:
@@ -427,7 +497,7 @@ class Recorder:
             denied = denylist(self.corpus, look=False)  # each commit has looked
             if denied.known != self._denied.known:
                 self._spool.scrub()
-                self._denied = denied
+                self._denied, self._denies = denied, bool(denied)
 
     def close(self) -> None:
         """Commit what is left and let go. Records that can't be committed now stay in the spool for the next opener.
@@ -467,9 +537,12 @@ class Recorder:
         if self._closing:
             raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
 
+    def _is_full(self) -> bool:
+        return self._backlog[0] >= FLUSH_ROWS or self._backlog[1] >= FLUSH_BYTES
+
     def _due_in(self) -> float | None:
         """Seconds until the next commit is due; None when nothing waits. Called with `_wake` held."""
-        if self._backlog[0] >= FLUSH_ROWS or self._backlog[1] >= FLUSH_BYTES:
+        if self._is_full():
             return 0.0
         return None if self._oldest is None else max(0.0, self._oldest + FLUSH_AFTER_S - time.monotonic())
 
@@ -521,17 +594,28 @@ def assign_splits(record: CorpusRecord, columns: Mapping[str, Any]) -> pa.Array:
     if split.null_count == 0:
         return split
     groups = pc.coalesce(columns[record.group_by], columns["id"]).dictionary_encode()
-    key = hashlib.blake2b(record.split_key.encode(), digest_size=32).digest()
-    limit = int(record.heldout * 2**64)
-    drawn = np.array(
-        [
-            int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8, key=key).digest(), "big") < limit
-            for group in groups.dictionary.to_pylist()
-        ],
-        dtype=bool,
-    )
+    drawn = np.fromiter(map(_draw(record), groups.dictionary.to_pylist()), bool, len(groups.dictionary))
     heldout = pa.array(drawn[np.asarray(groups.indices)])
     return pc.coalesce(split, pc.if_else(heldout, "heldout", "train"))
+
+
+def _draw(record: CorpusRecord) -> Callable[[str], bool]:
+    """Whether a group is held out; see `assign_splits`."""
+    return _drawing(record.split_key, record.heldout)
+
+
+@lru_cache(maxsize=64)
+def _drawing(split_key: str, share: float) -> Callable[[str], bool]:
+    key = hashlib.blake2b(split_key.encode(), digest_size=32).digest()
+    keyed = hashlib.blake2b(digest_size=8, key=key)
+    limit = int(share * 2**64).to_bytes(8, "big")
+
+    def is_heldout(group: str) -> bool:
+        one = keyed.copy()  # half the time of taking in the key anew
+        one.update(group.encode())
+        return one.digest() < limit
+
+    return is_heldout
 
 
 def _given_id(record: Any) -> str:
@@ -545,17 +629,6 @@ def _raw_row(table: pa.Table, position: int) -> Any:
         return table.slice(position, 1).to_pylist()[0]
     except (ArithmeticError, ValueError):
         return table.slice(position, 1).to_string()
-
-
-def _to_ipc(batches: Sequence[pa.RecordBatch]) -> memoryview:
-    """An Arrow IPC stream of the batches, written once: what is spooled in a second are some hundred MB."""
-    room = sum(map(pa.ipc.get_record_batch_size, batches)) + len(batches[0].schema.serialize()) + _FRAME
-    buffer = pa.allocate_buffer(room)
-    sink = pa.FixedSizeBufferWriter(buffer)
-    with pa.ipc.new_stream(sink, batches[0].schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-    return memoryview(buffer)[: sink.tell()]
 
 
 def spool_directory(corpus: BaseCorpus) -> Path:

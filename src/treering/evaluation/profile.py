@@ -159,7 +159,8 @@ class Profile:
 
 
 def _counts(column: Any) -> dict[Any, int]:
-    return {item["values"]: item["counts"] for item in _plain(column).value_counts().to_pylist()}
+    values, times = _plain(column).value_counts().flatten()
+    return dict(zip(values.to_pylist(), times.to_pylist(), strict=True))
 
 
 def _plain(column: Any) -> pa.Array:

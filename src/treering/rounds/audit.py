@@ -23,6 +23,7 @@ from treering.evaluation.templates import Template, commonest, has_miner
 from treering.registry import Registry
 from treering.rounds.records import counted, counted_in, load_fresh
 from treering.store.measure import hash_texts
+from treering.store.memory import giving_back
 from treering.store.table import ROW_ID
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _SAMPLED = pa.schema(
 )
 
 
+@giving_back()
 def audit(
     store: BaseStore,
     ref: str | Source,

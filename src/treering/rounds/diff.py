@@ -31,6 +31,7 @@ from treering.evaluation.near import COMPARED_CHARS, NEARLY, NearIndex, Sketches
 from treering.evaluation.profile import Profile
 from treering.rounds.records import counted, excluded_rows, load_fresh
 from treering.schema.evolution import Alignment
+from treering.store.memory import giving_back
 from treering.store.ref import Ref
 from treering.store.source import Source
 
@@ -104,6 +105,7 @@ class Diff(_Model):
     records: list[NewRecord] | None = Field(description="Given only when asked for.")
 
 
+@giving_back()
 def diff(
     store: BaseStore,
     before: str | Source,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias
 
@@ -293,6 +293,35 @@ class RecordType:
             batch = self._to_batch([value for _, value in kept])
         return Validated(batch, positions, sorted(refused.items()))
 
+    def row(self, record: Mapping[str, Any] | BaseModel) -> dict[str, Any] | None:
+        """One record as its columns hold it, with `ts` in microseconds since 1970; all its values are ones JSON has.
+
+        None when it breaks a rule, which `validate` names, or when JSON can't hold it. Takes a tenth of the time that
+        `validate` takes to make columns of one record.
+        """
+        if not self._is_json:
+            return None
+        given = record.model_dump(exclude_none=True) if isinstance(record, BaseModel) else record
+        try:
+            (value,) = self._adapter.validate_python([given], strict=True)
+            if self._typed is None:
+                value = _to_storage(value.model_dump(), self._struct)
+            if self.model is not BUILT_IN.get(self.name):
+                self._to_batch([value])  # an integer that is too large for its column
+        except (ValidationError, pa.ArrowException, UnicodeError, OverflowError):
+            return None
+        row: dict[str, Any] = value
+        if row.get("ts") is not None:
+            row["ts"] = (row["ts"] - _EPOCH) // _MICROSECOND
+            if not _FIRST <= row["ts"] <= _LAST:  # its year isn't one in UTC
+                return None
+        return row
+
+    @cached_property
+    def _is_json(self) -> bool:
+        """Whether JSON has all values of the record type, but for `ts`."""
+        return all(_is_json_type(field.type) for field in self.schema if field.name != "ts")
+
     def _to_batch(self, values: list[dict[str, Any]]) -> pa.RecordBatch:
         columns = pa.array(values, self._struct).flatten()
         return pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
@@ -420,6 +449,10 @@ def _restored(name: str, schema: bytes, given: type[BaseModel] | None) -> Record
     return stored if given is None else stored.with_rules_of(RecordType.of(given))
 
 
+_EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+
 _BY_COLUMNS = frozenset({"labelled", "tokens"})  # built-in types whose rules _bad_rows knows in full
 
 
@@ -466,6 +499,14 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_json_type(kind: pa.DataType) -> bool:
+    t = pa.types
+    if pa.types.is_nested(kind):
+        return all(_is_json_type(kind.field(i).type) for i in range(kind.num_fields))
+    plain = (t.is_string, t.is_large_string, t.is_boolean, t.is_integer, t.is_float32, t.is_float64)
+    return any(is_one(kind) for is_one in plain)
 
 
 def _holds_times(kind: pa.DataType) -> bool:

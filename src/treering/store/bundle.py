@@ -56,6 +56,7 @@ from treering.store.documents import (
 )
 from treering.store.durable import sync_directory
 from treering.store.landing import land
+from treering.store.memory import giving_back
 from treering.store.place import sealed_in
 from treering.store.ref import Ref, check_corpus_name
 from treering.store.schemas import version_path
@@ -531,6 +532,7 @@ def _header(data: bytes) -> str:
 # --- unpacking --------------------------------------------------------------------------------------------------
 
 
+@giving_back()
 def unpack(store: BaseStore, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
     """Take the snapshot of a bundle in: the next one of the corpus `to` (by default its own name), same content digest.
 

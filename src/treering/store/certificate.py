@@ -22,6 +22,7 @@ from treering.errors import AlreadyExistsError, NotFoundError, StoreError
 from treering.store.digest import ContentDigest, aligned
 from treering.store.documents import Certificate, SnapshotRecord
 from treering.store.idfilter import FilterBuilder, IdFilter
+from treering.store.memory import giving_back
 from treering.store.place import Place, sealed_in
 from treering.store.runs import Runs, join_runs, runs_of
 from treering.store.table import ROW_ID
@@ -121,8 +122,9 @@ def read_content(
         digest.update(batch)
         rows += len(batch)
         for name, counter in list(counts.items()):
-            for item in batch.column(name).value_counts().to_pylist():
-                counter["" if item["values"] is None else str(item["values"])] += item["counts"]
+            values, times = batch.column(name).value_counts().flatten()
+            for value, n in zip(values.to_pylist(), times.to_pylist(), strict=True):
+                counter["" if value is None else str(value)] += n
             if len(counter) > _MOST_VALUES:
                 del counts[name]
         if builder is not None:
@@ -156,6 +158,7 @@ def block_hashes(certificate: Certificate) -> np.ndarray[Any, np.dtype[np.uint64
     return np.frombuffer(base64.b64decode(certificate.blocks), "<u8")
 
 
+@giving_back()
 def build_certificate(
     corpus: BaseCorpus, record: SnapshotRecord, *, progress: Callable[[int], object] | None = None
 ) -> Certificate:

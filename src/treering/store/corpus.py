@@ -15,6 +15,7 @@ from treering.schema.evolution import History
 from treering.store.annotations import AnnotationLog
 from treering.store.documents import CorpusRecord, PruneRecord, SeenBy
 from treering.store.lease import Lease
+from treering.store.memory import giving_back
 from treering.store.runs import RowIds
 from treering.store.schemas import newer_versions
 from treering.store.snapshot import Snapshot, finish_pending, list_records, listed
@@ -136,6 +137,7 @@ class BaseCorpus:
         self.table.check_floor(head)
         return self.table.count(head, created_after(records[-1].boundary) if records else None)
 
+    @giving_back()
     def compact(self, *, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, wait_s: float = 30.0) -> None:
         """Join small fragments of live and bring its id index up to date. Snapshots stay as they are.
 

@@ -46,6 +46,7 @@ from treering.store.documents import (
     check_document,
 )
 from treering.store.heldout import clear_heldout, find_heldout, folder_of, keep_heldout_without
+from treering.store.memory import giving_back
 from treering.store.place import Place, head_of, sealed_in
 from treering.store.runs import RowIds
 from treering.store.snapshot import Snapshot, finish_pending, list_records, listed, settle_tag
@@ -154,6 +155,7 @@ class _Done:
 # --- asking --------------------------------------------------------------------------------------------------------
 
 
+@giving_back()
 def erase(corpus: BaseCorpus, wanted: Wanted, scrub: Scrub | None = None) -> EraseReceipt:
     """Erase records by id or subject and return the receipt; see `Corpus.erase`.
 

@@ -236,12 +236,13 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
     def attempt() -> bool:
         nonlocal changed
         head = table.head()
-        if table.count(head, created_up_to(boundary)) == 0:
-            return True
-        changed = True
         # A fragment that V held is old as a whole. One that V didn't hold may mix old rows and new: compaction did that.
         sealed = {fragment.fragment_id for fragment in table.at(boundary).get_fragments()}
         old = [f.fragment_id for f in head.get_fragments() if f.fragment_id in sealed]
+        # Counting looks at every row: first what takes no look.
+        if not old and table.count(head, created_up_to(boundary)) == 0:
+            return True
+        changed = True
         if old:
             table.drop_fragments(head, old)
             corpus.step("after-drop")

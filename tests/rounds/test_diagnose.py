@@ -235,6 +235,15 @@ def test_a_canary_in_training_ends_the_run_and_keeps_what_was_good(store: treeri
     assert json.loads(run.adapter.model_dump_json())["stats"]["stopped"]
 
 
+def test_a_run_that_had_dropped_by_the_first_look_keeps_what_it_began_with(store: treering.Store, base: str) -> None:
+    seal(store, "account")
+    late = config(base, strategy="naive", eval_every=100, steps=200)
+    run = treering.train(store, store.mix("support@v3"), late, parent="support:2")
+    assert run.stopped is not None
+    before = {name: Registry(store, "support").get("support:2").scores[name] for name in ("support@v1", "support@v2")}
+    assert all(run.scores[name] >= score - 1e-9 for name, score in before.items())
+
+
 def test_looking_does_not_change_what_is_trained(store: treering.Store, base: str) -> None:
     mix = store.mix("support@v1..v2")
     plain = treering.train(store, mix, config(base, steps=20), parent="support:2")

@@ -91,10 +91,9 @@ def test_the_gate_judges_the_test_sets_of_its_policy(store, tmp_path: Path) -> N
         gate(store, ref, policy)
 
 
-@pytest.mark.parametrize("metric", ["f2", "loss"])
-def test_a_policy_of_a_metric_that_no_line_can_be_drawn_for_is_refused(metric: str) -> None:
-    with pytest.raises(UsageError, match=metric):
-        GatePolicy(metric=metric)
+def test_a_policy_of_a_metric_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(UsageError, match="f2"):
+        GatePolicy(metric="f2")
 
 
 @pytest.mark.parametrize(

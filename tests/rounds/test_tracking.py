@@ -80,7 +80,7 @@ def test_a_run_tells_its_tracker_and_so_does_a_round(support: treering.Corpus, t
     assert isinstance(mine, Tracker)
     settings = treering.RoundConfig.of(config).train
     run = treering.train(support.store, support.store.mix("support@v1"), settings, track=mine)
-    assert mine.told[0] == ("start", "support replay", run.config.model_dump(mode="json"))
+    assert mine.told[0] == ("start", f"support {run.config.strategy}", run.config.model_dump(mode="json"))
     assert mine.told[1][1] == 0
     assert mine.told[1][2]["loss"] > mine.told[2][2]["loss"]
     assert mine.told[2][1] == settings.steps

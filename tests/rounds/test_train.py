@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -276,3 +277,41 @@ def test_the_activation_cache_may_be_dropped_at_any_time(grown: treering.Store, 
     first = train(grown, mix, config, parent=None)
     shutil.rmtree(grown.cache_dir)
     assert train(grown, mix, config, parent=None).adapter.digest == first.adapter.digest
+
+
+def test_a_source_of_which_nothing_was_forgotten_gets_even_shares_of_a_budget_by_importance(
+    grown: treering.Store, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(grown, grown.mix("support@v1"), config)
+    train(grown, grown.mix("support@v1", "support@v2", weights=[0.5, 0.5]), config, parent="support:1")
+    monkeypatch.setattr(sys.modules["treering.rounds.train"], "_forgetting", lambda *_: {"billing": 0.5})
+    bounded = config.changed(strategy="replay", replay_rows=12, replay_by="importance")
+    mix = grown.mix("support@v1", "support@v2", "support@v3", weights=[0.2, 0.2, 0.6])
+    run = train(grown, mix, bounded, parent="support:2")
+    assert len(grown.corpus("support").selections()) == 2
+    assert run.adapter.parent == "support:2"
+
+
+def test_a_gate_with_a_line_for_bwt_judges_what_has_none(support: treering.Corpus, config: TrainConfig) -> None:
+    with support.capture() as live:
+        live.extend([{**record, "split": "train"} for record in records("billing")])
+    support.snapshot()
+    train(support.store, support.store.mix("support@v1"), config)
+    with pytest.raises(UsageError, match="no slice"):
+        gate(support.store, "support:1", {"min_bwt": -0.05, "max_p99_ms": False})
+    grow(support, "shipping", seal=False)
+    train(support.store, support.store.mix("support@live"), config, parent="support:1")
+    assert gate(support.store, "support:2", {"min_bwt": -0.05}).rows
+
+
+def test_a_canary_sees_what_the_lineage_has_lost_and_passes_over_an_empty_live(
+    grown: treering.Store, config: TrainConfig
+) -> None:
+    train(grown, grown.mix("support@v1"), config)
+    train(grown, grown.mix("support@v2"), config.changed(strategy="naive", steps=200), parent="support:1")
+    looked = evaluate(grown, "support:2", on=["support@v1", "support@v2", "support@live"], tolerance=0.02)
+    assert looked.before["support@v1"] == grown.adapters("support")[0].scores["support@v1"]
+    assert looked.dropped == ["support@v1"]
+    assert looked.skipped == ["support@live"]
+    with pytest.raises(UsageError, match="no labelled held-out records"):
+        evaluate(grown, "support:2", on=["support@live"], tolerance=0.02)

@@ -91,20 +91,19 @@ def train(
     say(f"next: treering gate {view.ref}")
 
 
-# What an adapter and those that continue from it have in common whatever the strategy.
-_SHAPE = ("base", "kind", "bottleneck", "rank", "lora_scale", "targets", "adapt_layers", "feature_layers", "gates", "router", "precision",
-          "max_tokens")  # fmt: skip
+# What an adapter and those that continue from it have in common whatever the strategy; its shape follows from its weights.
+_COMMON = ("base", "precision", "max_tokens")
 
 
 def _inherited(store: Store, parent: str, chosen: str | None) -> dict[str, Any]:
-    """The config that a parent was trained with, as far as its children share it; of another strategy, its shape alone."""
+    """The config that a parent was trained with, as far as its children share it; of another strategy, its base alone."""
     from treering.registry import Registry
     from treering.training import strategy
 
     fields = dict(Registry.of(store, parent).get(parent).config)
     theirs = fields.get("strategy")
     if theirs is None or chosen not in (None, theirs) or not strategy(theirs).continues:
-        return {name: value for name, value in fields.items() if name in _SHAPE}
+        return {name: value for name, value in fields.items() if name in _COMMON}
     return {name: value for name, value in fields.items() if name not in ("only", "eval_every")}
 
 

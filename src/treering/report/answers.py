@@ -114,8 +114,8 @@ def _general(data: ReportData) -> Answer:
     return Answer(
         question=question,
         short="no",
-        says="This mix has no general stream. It guards shared weights of the base; here the base is frozen, and what adapts is "
-        "small. treering.streams adds one (70/30); whether it pays is for the score matrix to say.",
+        says="This mix has no general stream. It guards shared weights, of which a small adapter over a frozen base has few. "
+        "treering.streams adds one (70/30); whether it pays is for the score matrix to say.",
         ok=None,
     )
 
@@ -124,11 +124,11 @@ def _identity(found: Diagnosis | None) -> Answer:
     question = "At inference, how does the system know which task a request belongs to?"
     router = _finding(found, "router-accuracy")
     if router is None or router.figure is None:
-        return _unknown(question, "a learned router picks the domain; its accuracy wasn't measured")
+        return _unknown(question, "how well the model tells domains apart wasn't measured")
     return Answer(
         question=question,
-        short=f"router, {100 * router.figure:.1f} % right",
-        says=f"A learned router on the frozen features; no request is tagged by hand. {_sentence(router.says)}",
+        short=f"from the text, {100 * router.figure:.1f} % right",
+        says=f"The model tells the domain from the text; no request is tagged by hand. {_sentence(router.says)}",
         ok=router.ok,
     )
 

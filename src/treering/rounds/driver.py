@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, JsonValue, TypeAdapter
 
 from treering.capture.sealing import seal_live
-from treering.errors import AlreadyExistsError, CheckFailedError, ConflictError, NotFoundError, UsageError
+from treering.errors import (
+    AlreadyExistsError,
+    CheckFailedError,
+    ConflictError,
+    NotFoundError,
+    TreeringError,
+    UsageError,
+)
 from treering.evaluation.gate import GatePolicy, Verdict
 from treering.mixing import ReplayController, mix
 from treering.mixing.sources import TrainRows
@@ -130,6 +137,9 @@ def next_share(rule: ReplayRule, tolerance: float, verdict: Verdict | None, fres
     if verdict is None:
         return controller.share, "no verdict yet"
     new = set(fresh)
+    worse = [row for row in verdict.rows if row.unit != "points" and row.previous is not None and not row.passed]
+    if any(row.what not in new for row in worse):  # nats, say, which the controller's thresholds aren't about
+        return rule.on_regression, f"{worse[0].what} was refused"
     rows = [row for row in verdict.rows if row.unit == "points" and row.previous is not None and row.score is not None]
     past = [row for row in rows if row.what not in new]
     learnt = [row for row in rows if row.what in new]
@@ -375,7 +385,13 @@ class _Round:
         for name, make in work.items():
             if failed and name != "end":
                 continue
-            self._step(name, make)
+            try:
+                self._step(name, make)
+            except TreeringError as exc:
+                if exc.code != "lease-lost":  # who holds it goes on
+                    again = "then call again; to begin anew with another config: treering round --abandon"
+                    exc.hint = f"{exc.hint}; {again}" if exc.hint else f"mend that, {again}"
+                raise
             failed = failed or (name == "train" and self._data("train")["adapter"] is None)
         notified = self.tell()
         result = _result(self.store, self.journal, resumed=self.resumed)
@@ -493,8 +509,8 @@ class _Round:
         except NotFoundError as exc:
             return exc.message, {"average": None, "bwt": None}
         found = matrix.summary()
-        text = matrix.table().splitlines()[-1]
-        return text, {
+        text = ", ".join(f"{name} {_figure(value)}" for name, value in found.items())
+        return f"{text} ({matrix.metric})", {
             "average": found["average"],
             "bwt": found["bwt"],
             "matrix": matrix.to_model().model_dump(mode="json"),
@@ -621,3 +637,7 @@ def _json(data: dict[str, Any]) -> dict[str, JsonValue]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def _figure(value: float | None) -> str:
+    return "not told" if value is None else f"{value:.3f}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -75,9 +76,11 @@ class Evaluation(BaseModel):
     scores: dict[str, float]
     rows: dict[str, int]
     before: dict[str, float] = Field(
-        default_factory=dict, description="right after training, else when last measured; a new slice has none"
+        default_factory=dict,
+        description="the best right after a training of its lineage, else when last looked at; a new slice has none",
     )
     tolerance: float | None = None
+    skipped: list[str] = Field(default_factory=list, description="of a canary's slices, those that hold no records now")
     dropped: list[str] = Field(default_factory=list, description="slices worse than before by more than the tolerance")
     created_at: datetime
 
@@ -128,8 +131,9 @@ def evaluate(
     extra: test sets from elsewhere, {name: path, URL or `HeldoutSlice`}; see `evaluation.file_slice`.
     predictions: a file (JSONL, CSV, Parquet) of what a model that was trained elsewhere says of just these records: id,
         predicted and perhaps probability. It is kept, so that score matrix and gate find it too.
-    tolerance: look as a canary does: measure anew, and compare each slice with its score right after training, else with
-        the last one that was measured. What is worse by more than this is `.dropped`. The look is remembered.
+    tolerance: look as a canary does: measure anew, and compare each slice with the best score that it had right after a
+        training of the adapter's lineage, else with the last look. What is worse by more than this is `.dropped`; slices
+        without records are `.skipped` as long as there are others. The look is remembered.
 
     Raises NotFoundError for an adapter, ref or file that isn't there, UsageError for an unknown metric, unlabelled records
     or a slice without records, InvalidRecordError for predictions with missing, doubled or unknown ids.
@@ -148,6 +152,9 @@ def evaluate(
         slices = [slice_of(store.heldout(ref) if isinstance(ref, str) else _source(ref)) for ref in refs]
     slices += extra_slices(extra)
     _check_names(slices)
+    # A canary is asked every day, also on the day after a seal, when live is empty.
+    skipped = [s.name for s in slices if not s.rows] if tolerance is not None and any(s.rows for s in slices) else []
+    slices = [s for s in slices if s.name not in skipped]
     if not slices:
         raise UsageError(
             f"{record.corpus} has no sealed held-out records to evaluate {record.ref} on",
@@ -166,6 +173,7 @@ def evaluate(
         rows={s.name: s.rows for s in slices},
         before=before,
         tolerance=None if tolerance is None else float(tolerance),
+        skipped=skipped,
         dropped=[
             name for name, was in before.items() if worse * (scores[name] - was) > (tolerance or 0.0) + NOISE
         ],
@@ -311,7 +319,8 @@ def gate(
     previous = scorer.scores(baseline, slices) if baseline is not None else {}
     bwt = None
     if rules.min_bwt is not None:
-        bwt = score_matrix(store, candidate.corpus, adapter=candidate.ref, metric=rules.metric).bwt
+        with suppress(NotFoundError):  # nothing held out in what its lineage learnt: no BWT, and no line to miss
+            bwt = score_matrix(store, candidate.corpus, adapter=candidate.ref, metric=rules.metric).bwt
     budget = None
     serves_here = candidate.external is None  # what serving a model from elsewhere takes is measured where it is served
     if serves_here and (rules.max_p99_ms is not None or rules.max_memory_gb is not None):
@@ -488,17 +497,24 @@ def _take_predictions(
 def _before(
     store: BaseStore, record: AdapterRecord, slices: Sequence[HeldoutSlice], metric: Metric
 ) -> dict[str, float]:
-    """What each slice scored right after training, else when it was last measured, else looked at."""
-    after_training = record.scores if record.metric == metric.name else {}
-    stored = {one.slice: one.score for one in every_score(store, record) if one.metric == metric.name}
+    """What each slice scored right after training, the best of the lineage; else when it was last looked at.
+
+    Of each adapter of the lineage: what it scored when it was trained, else what was measured of it later.
+    """
+    known: dict[str, list[float]] = {}
+    for one in Registry.of(store, record.ref).lineage(record.ref):
+        after_training = one.scores if one.metric == metric.name else {}
+        stored = {score.slice: score.score for score in every_score(store, one) if score.metric == metric.name}
+        for piece in slices:
+            was = after_training.get(piece.name, stored.get(piece.name) if piece.key else None)
+            if was is not None:
+                known.setdefault(piece.name, []).append(was)
+    best = min if metric.better == "lower" else max
+    found = {name: best(scores) for name, scores in known.items()}
     looks = CanaryLog(store, record)
-    found: dict[str, float] = {}
     for piece in slices:
-        known = [after_training.get(piece.name), stored.get(piece.name) if piece.key else None]
-        was = next((score for score in known if score is not None), None)
-        was = looks.last(piece.name, metric.name) if was is None else was
-        if was is not None:
-            found[piece.name] = was
+        if piece.name not in found and (last := looks.last(piece.name, metric.name)) is not None:
+            found[piece.name] = last
     return found
 
 

@@ -316,7 +316,13 @@ def _drawn(
         if draw.weight and (draw.rows is not None or draw.mb is not None):
             by = {"balanced": "label", "importance": "domain"}.get(draw.by)
             forgetting = _forgetting(store, before) if draw.by == "importance" else None
-            one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting=forgetting)
+            try:
+                one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting=forgetting)
+            except UsageError as exc:
+                if exc.code != "bad-forgetting":
+                    raise
+                # Nothing of this source's own domains was forgotten, only of others': even shares.
+                one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting={})
         chosen.append(one.balanced(draw.balance) if draw.weight and draw.balance else one)
     share_by: Literal["rows", "tokens"] = "rows" if by_rows else like.share_by
     weights = [draw.weight for draw in draws]

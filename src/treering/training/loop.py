@@ -105,7 +105,7 @@ def fit(
     optimizer = _optimizer(weights, config)
     losses: list[float] = []
     stopped: str | None = None
-    looked: _Kept | None = None  # the weights at the last look that found nothing
+    looked = _Kept(weights)  # the weights at the last look that found nothing; at first those that it starts from
     good = _Kept(weights)  # the last weights that are known to give a finite loss, once there is one
     round_ = Round(
         net=net,
@@ -142,10 +142,8 @@ def fit(
             if on_step is not None and config.eval_every and (number + 1) % config.eval_every == 0:
                 stopped = on_step(number + 1, Adapter(header, net.tensors(), base=base, cache_dir=cache_dir))
                 if stopped is not None:
-                    if looked is not None:
-                        looked.tensors(net)
+                    looked.tensors(net)
                     break
-                looked = looked or _Kept(weights)
                 looked.keep()
         tensors = net.tensors()
         if not _finite(tensors):

@@ -124,7 +124,7 @@ def fit_chat(
     losses: list[float] = []
     last: list[Rendered] = []
     stopped: str | None = None
-    looked: Mapping[str, Tensor] | None = None  # the weights at the last look that found nothing
+    looked: Mapping[str, Tensor] = good  # the weights at the last look that found nothing; at first what it starts from
     number_of_passes, positions, seconds_read, started = 0, 0, 0.0, time.perf_counter()
     with _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -160,7 +160,7 @@ def fit_chat(
                 if (stopped := on_step(number + 1, now)) is not None:
                     break
                 looked = now.tensors
-        if stopped is not None and looked is not None:
+        if stopped is not None:
             load_lora(net, looked)
         tensors = _copied(net)
         if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):

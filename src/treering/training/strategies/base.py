@@ -176,7 +176,7 @@ class Strategy:
 
     def classify(self, step: Step, logits: Tensor) -> Tensor:
         """Cross-entropy of class logits (n, classes), the class shares of the mix taken into account."""
-        return functional.cross_entropy(logits + step.log_prior, step.labels, ignore_index=-1)
+        return _cross_entropy(logits + step.log_prior, step.labels)
 
     def routing(self, step: Step) -> Tensor:
         """The loss of what mixes the gates: the head on frozen features, or a learned router. 0 where nothing does."""
@@ -184,7 +184,7 @@ class Strategy:
         if step.out.frozen is not None:
             total = total + self.classify(step, step.out.frozen)
         if step.out.domains is not None:
-            total = total + functional.cross_entropy(step.out.domains, step.domains, ignore_index=-1)
+            total = total + _cross_entropy(step.out.domains, step.domains)
         return total
 
     def regulariser(self, round_: Round) -> Tensor | None:
@@ -194,6 +194,14 @@ class Strategy:
     def after(self, round_: Round) -> dict[str, Tensor]:
         """What the next round has to know, by name: finite tensors, kept in the adapter's file. Never texts."""
         return {}
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the rows that have a target; 0 when none has one, as in a small batch of the general stream alone."""
+    some = targets >= 0
+    if bool(some.all()):
+        return functional.cross_entropy(logits, targets)
+    return functional.cross_entropy(logits[some], targets[some]) if bool(some.any()) else 0.0 * logits.sum()
 
 
 _STRATEGIES: dict[str, Strategy] = {}

@@ -97,8 +97,9 @@ def groups_of(domains: dict[str, list[str]], size: int) -> dict[str, list[str]]:
 
 
 def long_tailed(stream: Stream, number: int) -> Stream:
-    """The same with 100 down to 5 training sentences an intent, by domain; which domain is how large, and which of its
-    sentences those are, chance says: the first ones of an intent are paraphrases of each other.
+    """The same with 100 down to 5 training sentences an intent, by domain; chance says which domain has how many, and which.
+
+    Not the first ones: those of an intent are paraphrases of each other.
     """
     sizes = np.geomspace(MOST, FEWEST, len(stream.rounds)).round().astype(int).tolist()
     chance = random.Random(1000 + number)

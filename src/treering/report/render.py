@@ -73,7 +73,11 @@ def _headline(data: ReportData, matrices: Sequence[tuple[str, ScoreMatrix]]) -> 
     worst = min(_slopes(matrix), key=lambda one: one.now - one.then)
     says = (
         f"After {len(matrix.rounds)} rounds, what was learnt before the last one scores {lost} right after it was learnt. "
-        f"The largest change for the worse: {worst.name}, {points(worst.then)} → {points(worst.now)}."
+        + (
+            f"The largest change for the worse: {worst.name}, {points(worst.then)} → {points(worst.now)}."
+            if points(worst.now) != points(worst.then) and worst.now < worst.then
+            else "No slice scores less than it did then."
+        )
     )
     if matrix.bwt < data.lines.severe:
         return "severe", f"{name} forgets", says

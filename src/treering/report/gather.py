@@ -189,9 +189,8 @@ def gather_report(
     if quick:
         missing.append("diagnosis, drift and audit: left out, as asked")
     else:
-        diagnose = getattr(rounds, "diagnose", None)
-        if chosen is not None and diagnose is not None:
-            diagnosis = tried("diagnosis", lambda: diagnose(store, chosen.ref))
+        if chosen is not None:
+            diagnosis = tried("diagnosis", lambda: rounds.diagnose(store, chosen.ref))
         status = tried("status", lambda: rounds.status(store, corpus))
         readable = [one for one in snapshots if not one.pruned]
         if readable:

@@ -519,11 +519,8 @@ class _Round:
     def _diagnose(self) -> tuple[str, dict[str, Any]]:
         if not self.config.diagnose:
             return "not asked for", {"checked": 0, "findings": []}
-        from treering import rounds
+        from treering.rounds.diagnose import diagnose
 
-        diagnose = getattr(rounds, "diagnose", None)
-        if diagnose is None:
-            return "not there", {"checked": 0, "findings": []}
         try:
             found = diagnose(self.store, self._adapter)
         except (UsageError, NotFoundError) as exc:  # what can't be looked at isn't wrong, and a round has to end

@@ -5,6 +5,7 @@ The one place that tells them apart; everything else of a round is the same for 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,20 +25,21 @@ if TYPE_CHECKING:
 __all__ = ["Form", "form_of", "load_weights"]
 
 
-class Form:
+class Form(ABC):
     """How records of one form are trained on."""
 
     columns: ClassVar[Sequence[str]]  # to read of each record, where the corpus has them
     metric: ClassVar[str]  # what an adapter is scored by right after training
 
+    @abstractmethod
     def strategy(self, config: TrainConfig) -> Strategy:
         """The config's strategy. Raises UsageError for one that isn't there, or isn't for these."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settled(self, config: TrainConfig, parent: Any) -> TrainConfig:
         """The config with every field given, for a run that goes on from `parent` (None: from scratch)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fit(
         self,
         loader: Loader,
@@ -50,7 +52,6 @@ class Form:
         on_step: Any,
     ) -> Any:
         """The trained adapter; see `training.fit` and `training.chat.fit_chat`."""
-        raise NotImplementedError
 
 
 class Labelled(Form):

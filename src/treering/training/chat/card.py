@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from treering.errors import StoreError, UsageError
-from treering.training.card import BaseCard, Finite, Sha256, _Document
+from treering.training.card import BaseCard, Card, Finite, Sha256, _Document
 from treering.training.config import TrainConfig
 from treering.training.lora import LoraShape
 
@@ -66,7 +65,7 @@ class ChatStats(_Document):
     stopped: str | None = Field(default=None, description="why it ended before its last update")
 
 
-class ChatCard(_Document):
+class ChatCard(Card):
     """`card.json` of a chat adapter."""
 
     format: Literal["treering.chat-card/1"] = "treering.chat-card/1"
@@ -78,17 +77,3 @@ class ChatCard(_Document):
     lock_digest: Sha256 | None = Field(default=None, description="of the mix lock; null when trained without a store")
     scores: dict[str, Finite] = Field(default_factory=dict, description="loss by held-out slice, nats per token")
     stats: ChatStats | None = None
-
-    @classmethod
-    def parse(cls, data: dict[str, Any] | bytes) -> ChatCard:
-        """The card of a JSON document. Raises StoreError when it isn't one."""
-        from pydantic_core import to_json
-
-        try:
-            return cls.model_validate_json(data if isinstance(data, bytes) else to_json(data))
-        except UsageError as exc:
-            raise StoreError(f"not a model card: {exc.message}", code="bad-card") from exc
-        except ValidationError as exc:
-            first = exc.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "document"
-            raise StoreError(f"not a model card: {where}: {first['msg']}", code="bad-card") from exc

@@ -392,14 +392,7 @@ def _diverged(
 
 def _card(adapter: ChatAdapter, config: TrainConfig, base: ChatBase, stats: ChatStats | None) -> ChatCard:
     return ChatCard(
-        base=BaseCard(
-            name=base.name,
-            digest=base.digest,
-            precision=base.precision,
-            max_tokens=base.max_tokens,
-            width=base.width,
-            layers=base.layers,
-        ),
+        base=BaseCard.of(base),
         config=config,
         weights_digest=adapter.digest,
         stats=stats,

@@ -200,8 +200,20 @@ class Loader:
         Raises TypeError when endless.
         """
         if self._total is None:
-            raise TypeError("an endless loader (epochs=None) has no length")
+            raise TypeError("an endless loader (epochs=None) has no length: iterate it, and stop after a number of batches")
         return self._total
+
+    def __getitem__(self, number: object) -> Any:
+        """Refused: whoever picks rows out of a dataset by number would shuffle, batch and shard a second time.
+
+        A torch `DataLoader` and the Trainers that make one end here, instead of training on some of the rows.
+        """
+        raise UsageError(
+            "a treering loader gives batches in their order, and is no dataset to pick rows from",
+            code="not-a-dataset",
+            hint="iterate it as it is, without a DataLoader around it; for trainers: treering.plugins.hf.TreeringTrainer"
+            "(loader=…), .trl.TreeringSFTTrainer(loader=…), .lightning.TreeringDataModule, .torchdata.TreeringDataLoader",
+        )
 
     def __iter__(self) -> Iterator[Any]:
         if self._closed:
@@ -794,6 +806,12 @@ def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
             rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         except ValueError as exc:
             raise UsageError(f"RANK and WORLD_SIZE in the environment aren't numbers: {exc}", code="bad-rank") from exc
+        if world_size > 1 and "RANK" not in os.environ:  # as Lightning starts its processes: all would be rank 0
+            raise UsageError(
+                f"WORLD_SIZE is {world_size} in the environment, and RANK isn't set: every process would get the same rows",
+                code="no-rank",
+                hint="give rank= and world_size=; under Lightning, treering.plugins.lightning.TreeringDataModule does",
+            )
     if rank is None or world_size is None:
         raise UsageError("rank and world_size are given together, or neither", code="bad-rank")
     _whole("rank", rank)

@@ -16,15 +16,20 @@ Any other Trainer class takes the mixin: `class MyTrainer(TreeringMixin, SomeTra
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import ExportableState
 
 from treering.errors import ConflictError, UsageError
 from treering.mixing.loader import Loader
+from treering.plugins import missing
+
+try:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_callback import ExportableState
+except ImportError as exc:
+    raise missing("transformers and accelerate", "'treering[train]'") from exc
 
 __all__ = ["TreeringCallback", "TreeringMixin", "TreeringTrainer"]
 
@@ -39,21 +44,41 @@ class TreeringMixin:
     def __init__(self, *args: Any, loader: Loader, **kwargs: Any) -> None:
         if not isinstance(loader, Loader):
             raise UsageError(f"loader is {loader!r}, not a treering loader", code="not-a-loader", hint="mix.loader(…)")
-        for value in (*args, kwargs.get("args")):
-            if isinstance(value, TrainingArguments):  # or the Trainer's throughput would count another batch size
-                value.per_device_train_batch_size = max(1, loader.local_batch_size // max(1, value.n_gpu))
+        if kwargs.get("train_dataset") is not None:
+            raise UsageError("there is a loader, and a train_dataset as well", code="two-sources", hint="give one of them")
+        arguments = next((one for one in (*args, kwargs.get("args")) if isinstance(one, TrainingArguments)), None)
+        if arguments is None:
+            raise UsageError("the Trainer needs args", code="no-arguments", hint='args=TrainingArguments("out")')
+        _check_arguments(arguments, loader)
+        # or the Trainer's throughput would count another batch size
+        arguments.per_device_train_batch_size = max(1, loader.local_batch_size // max(1, arguments.n_gpu))
         self._batches = _Batches(loader)
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs, **self._instead_of_a_dataset(arguments))
         self.add_callback(TreeringCallback())  # type: ignore[attr-defined]
+
+    def _instead_of_a_dataset(self, args: TrainingArguments) -> dict[str, Any]:
+        """Arguments for Trainers that insist on a `train_dataset`."""
+        return {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The loader in the shape of a DataLoader, not prepared by accelerate: it would shard a second time."""
-        trainer: Any = self
-        self._batches.keep = None
-        if trainer.args.remove_unused_columns:
-            trainer._set_signature_columns_if_needed()
-            self._batches.keep = frozenset(trainer._signature_columns)
+        self._batches.finish = self.finish_batch
         return DataLoader(self._batches, batch_sampler=_Positions(self._batches), collate_fn=_the_one)
+
+    def finish_batch(self, batch: Any) -> Any:
+        """What the model gets of a batch of the loader: here, the columns that it takes."""
+        trainer: Any = self
+        if not trainer.args.remove_unused_columns or not isinstance(batch, dict):
+            return batch
+        trainer._set_signature_columns_if_needed()
+        kept = {name: value for name, value in batch.items() if name in trainer._signature_columns}
+        if not kept:
+            raise UsageError(
+                f"the model takes none of the loader's columns ({', '.join(batch)})",
+                code="no-model-inputs",
+                hint="make its inputs in the loader's transform=, or set remove_unused_columns=False",
+            )
+        return kept
 
 
 class TreeringTrainer(TreeringMixin, Trainer):  # type: ignore[misc]  # transformers ships no types we check against
@@ -116,7 +141,7 @@ class _Batches(Dataset[Any]):
         self._rows = loader.local_batch_size
         self.length = len(loader) if loader.lock().epochs is not None else None  # batches of an epoch of the Trainer
         self.epoch = 0
-        self.keep: frozenset[str] | None = None
+        self.finish: Callable[[Any], Any] = _the_same
         self._next = 0
         self._expected: int | None = None
         self._iterator: Iterator[Any] | None = None
@@ -125,6 +150,15 @@ class _Batches(Dataset[Any]):
         if self.length is None:
             raise TypeError("an endless loader has no length")
         return self.length * self._rows  # for the Trainer's log; sampling goes by number
+
+    def first(self) -> Any:
+        """The loader's first batch, for a look at it."""
+        return next(iter(self._loader))
+
+    def steps(self, args: TrainingArguments) -> int:
+        """Updates in `num_train_epochs`, as the Trainer counts them."""
+        assert self.length is not None
+        return math.ceil(args.num_train_epochs * math.ceil(self.length / args.gradient_accumulation_steps))
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._loader.state_dict(), "batch": self._next}
@@ -161,16 +195,7 @@ class _Batches(Dataset[Any]):
                 hint="set num_train_epochs=1, and leave out max_steps",
             ) from None
         self._next = number + 1
-        if self.keep is None or not isinstance(batch, dict):
-            return batch
-        kept = {name: value for name, value in batch.items() if name in self.keep}
-        if not kept:
-            raise UsageError(
-                f"the model takes none of the loader's columns ({', '.join(batch)})",
-                code="no-model-inputs",
-                hint="make its inputs in the loader's transform=, or set remove_unused_columns=False",
-            )
-        return kept
+        return self.finish(batch)
 
 
 class _Positions:
@@ -195,3 +220,22 @@ class _Positions:
 
 def _the_one(items: list[Any]) -> Any:
     return items[0]
+
+
+def _the_same(batch: Any) -> Any:
+    return batch
+
+
+def _check_arguments(args: TrainingArguments, loader: Loader) -> None:
+    """Raise UsageError for a loader of another rank than the Trainer's process, and for a run without an end."""
+    there = (args.process_index, args.world_size)
+    # with tensor or context parallelism several processes share the rows of one rank, which only the caller knows
+    if getattr(args, "parallelism_config", None) is None and (loader.rank, loader.world_size) != there:
+        raise UsageError(
+            f"the loader is of rank {loader.rank} of {loader.world_size}, the Trainer's process of rank "
+            f"{there[0]} of {there[1]}: rows would come twice, or never",
+            code="other-rank",
+            hint="leave out rank= and world_size=, and start the script with torchrun or accelerate launch",
+        )
+    if args.max_steps <= 0 and not loader.lock().once and loader.lock().epochs is None:
+        raise UsageError("an endless loader (epochs=None) needs max_steps", code="no-max-steps", hint="max_steps=1000")

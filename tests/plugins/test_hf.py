@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -181,51 +176,30 @@ def test_restoring_callbacks_from_the_checkpoint_works_too(tmp_path: Path) -> No
     assert resumed.seen == whole.seen[4:]
 
 
+@pytest.mark.parametrize(
+    ("loader", "options", "code"),
+    [
+        ({"epochs": None}, {}, "no-max-steps"),  # the Trainer itself speaks of a dataloader's length
+        ({"rank": 1, "world_size": 2}, {}, "other-rank"),  # half of the rows would never be trained on
+    ],
+)
+def test_what_would_train_on_other_rows_is_refused_before_it_begins(
+    tmp_path: Path, loader: dict[str, Any], options: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        a_trainer(tmp_path, loader=loader, **options)
+    assert refused.value.code == code
+    assert refused.value.hint
+
+
+def test_a_trainer_has_arguments_and_one_source_of_rows(tmp_path: Path) -> None:
+    loader = a_mix().loader(batch_size=8)
+    with pytest.raises(UsageError, match="needs args"):
+        TreeringTrainer(model=Tiny(), loader=loader)
+    with pytest.raises(UsageError, match="train_dataset as well"):
+        TreeringTrainer(model=Tiny(), args=TrainingArguments(str(tmp_path)), loader=loader, train_dataset=[1])
+
+
 def test_only_a_loader_is_a_loader(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         TreeringTrainer(model=Tiny(), loader=[1])  # type: ignore[arg-type]
-
-
-RUN = """
-    import sys
-    from pathlib import Path
-    sys.path.insert(0, sys.argv[2])
-    from tests.plugins.test_hf import a_trainer, StopAt
-    import os, signal
-
-    out, resume, kill = Path(sys.argv[1]), sys.argv[3] == "resume", int(sys.argv[4])
-    trainer = a_trainer(out, num_train_epochs=2, save_steps=3)
-    log = open(out.parent / "ids.txt", "a")
-    inner = trainer.compute_loss
-
-    def noted(model, inputs, *args, **kwargs):
-        step = trainer.state.global_step
-        log.write(f"{step} {','.join(inputs['id'])}\\n"); log.flush()
-        if step == kill:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return inner(model, inputs, *args, **kwargs)
-
-    trainer.compute_loss = noted
-    trainer.train(resume_from_checkpoint=resume)
-"""
-
-
-def test_a_killed_process_goes_on_where_its_checkpoint_stood(tmp_path: Path) -> None:
-    whole = a_trainer(tmp_path / "whole", num_train_epochs=2)
-    whole.train()
-    (tmp_path / "run.py").write_text(textwrap.dedent(RUN))
-    root = str(Path(__file__).parents[2])
-
-    def run(how: str, kill: int) -> int:
-        command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "out"), root, how, str(kill)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, timeout=120).returncode
-
-    (tmp_path / "out").mkdir()
-    assert run("fresh", 14) == -signal.SIGKILL
-    assert run("resume", -1) == 0
-    by_step: dict[int, set[str]] = {}
-    for line in (tmp_path / "ids.txt").read_text().splitlines():
-        step, ids = line.split(" ")
-        by_step.setdefault(int(step), set()).add(ids)
-    assert [by_step[step] for step in range(20)] == [{",".join(ids)} for ids in whole.seen]

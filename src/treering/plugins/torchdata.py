@@ -58,6 +58,10 @@ class TreeringDataLoader(StatefulDataLoader):  # type: ignore[misc]
         """Let the next `iter()` start there. Raises as the loader's does, for the state of another mix."""
         self.dataset.loader.load_state_dict(state_dict)
 
+    def close(self) -> None:
+        """End the loader's threads and worker processes."""
+        self.dataset.loader.close()
+
 
 class _Batches(IterableDataset[Any]):
     def __init__(self, loader: Loader) -> None:

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer

@@ -18,7 +18,7 @@ from treering.mixing import Mix, mix
 from treering.plugins.lightning import TreeringDataModule
 from treering.testing import MemoryStore
 
-from .running import bare, epoch
+from .running import bare
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -131,6 +131,18 @@ def test_epochs_are_fresh_orders_of_the_same_records(tmp_path: Path) -> None:
     assert len(live) == 40
     assert live == {one for one in second if one.startswith("live")}
     assert first != second
+
+
+def test_a_trainer_that_fits_again_goes_on(tmp_path: Path) -> None:
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_epochs=1,
+    )  # fmt: skip
+    model, data = Watching(), TreeringDataModule(a_mix().loader, batch_size=8, columns=["id", "x"])
+    trainer.fit(model, data)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, data)
+    assert model.seen == bare(a_mix(), 20, batch_size=8)
 
 
 def test_a_mix_that_ends_by_itself_is_one_epoch(tmp_path: Path) -> None:

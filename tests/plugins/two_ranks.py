@@ -32,7 +32,7 @@ class Letters(torch.nn.Module):
         super().__init__()
         self.net = torch.nn.EmbeddingBag(256, 2)
 
-    def forward(self, text: list[str], label: list[str], id: list[str]) -> dict[str, Any]:
+    def forward(self, text: list[str], label: list[str], id: list[str]) -> dict[str, Any]:  # noqa: A002
         letters = [torch.frombuffer(bytearray(one, "utf-8"), dtype=torch.uint8) for one in text]
         logits = self.net(torch.nn.utils.rnn.pad_sequence(letters, batch_first=True).long())
         labels = torch.tensor([int(one == "refund") for one in label])

@@ -200,7 +200,9 @@ class Loader:
         Raises TypeError when endless.
         """
         if self._total is None:
-            raise TypeError("an endless loader (epochs=None) has no length: iterate it, and stop after a number of batches")
+            raise TypeError(
+                "an endless loader (epochs=None) has no length: iterate it, and stop after a number of batches"
+            )
         return self._total
 
     def __getitem__(self, number: object) -> Any:

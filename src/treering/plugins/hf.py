@@ -45,7 +45,9 @@ class TreeringMixin:
         if not isinstance(loader, Loader):
             raise UsageError(f"loader is {loader!r}, not a treering loader", code="not-a-loader", hint="mix.loader(…)")
         if kwargs.get("train_dataset") is not None:
-            raise UsageError("there is a loader, and a train_dataset as well", code="two-sources", hint="give one of them")
+            raise UsageError(
+                "there is a loader, and a train_dataset as well", code="two-sources", hint="give one of them"
+            )
         arguments = next((one for one in (*args, kwargs.get("args")) if isinstance(one, TrainingArguments)), None)
         if arguments is None:
             raise UsageError("the Trainer needs args", code="no-arguments", hint='args=TrainingArguments("out")')
@@ -158,7 +160,8 @@ class _Batches(Dataset[Any]):
     def steps(self, args: TrainingArguments) -> int:
         """Updates in `num_train_epochs`, as the Trainer counts them."""
         assert self.length is not None
-        return math.ceil(args.num_train_epochs * math.ceil(self.length / args.gradient_accumulation_steps))
+        updates = math.ceil(self.length / int(args.gradient_accumulation_steps))
+        return math.ceil(float(args.num_train_epochs) * updates)
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._loader.state_dict(), "batch": self._next}

@@ -14,6 +14,7 @@ checkpoint. For a lock: `TreeringDataModule(lock.loader, store, …)`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from treering.errors import ConflictError, UsageError
@@ -45,7 +46,7 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
             )
         if given := {"rank", "world_size"} & set(options):
             raise UsageError(f"{' and '.join(sorted(given))} come from Lightning's trainer", code="rank-given")
-        self._make = lambda **ranks: make(*args, **options, **ranks)
+        self._make: Callable[..., Loader] = partial(make, *args, **options)
         self._stream: _Stream | None = None
         self._resume: dict[str, Any] | None = None
 

@@ -36,7 +36,7 @@ STATE = "treering-loader.json"  # in a checkpoint: where the loader stands
 
 
 def worker_loader(make: Callable[..., Loader], *args: Any, **options: Any) -> Loader:
-    """This worker's loader, standing where the run's newest checkpoint was reported, or at batch 0.
+    """The loader of this worker, standing where the run's newest checkpoint was reported, or at batch 0.
 
     make: `mix.loader`, or `lock.loader` and the store; called with the arguments that follow, and the worker's `rank` and
     `world_size`. Raises UsageError outside a worker, ConflictError for a checkpoint of another mix or not by `report`.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from treering.errors import UsageError
@@ -104,7 +105,7 @@ def rows_of(batch: Any) -> list[dict[str, Any]]:
             columns[name] = [row[:length].tolist() for row, length in zip(column, lengths, strict=True)]
         elif f"{name}.offsets" in batch:
             ends = batch[f"{name}.offsets"].tolist()
-            columns[name] = [column[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+            columns[name] = [column[a:b].tolist() for a, b in pairwise(ends)]
         else:
             columns[name] = column.tolist() if hasattr(column, "tolist") else list(column)
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

@@ -71,6 +71,15 @@ def test_a_loader_handed_to_accelerate_keeps_every_row(found: Found, how: str) -
     assert [one[how] for one in found.ranks] == found.bare()
 
 
+def test_a_loader_takes_its_rank_from_the_process_group_where_the_environment_has_none(found: Found) -> None:
+    assert [one["without environment"] for one in found.ranks] == found.bare()
+
+
+def test_a_loader_made_before_the_processes_were_connected_is_refused(found: Found) -> None:
+    """Both would take themselves for the only one, and train on the same rows."""
+    assert [one["early"] for one in found.ranks] == ["other-rank", "other-rank"]
+
+
 @pytest.mark.parametrize("how", ["dispatched", "sharded twice"])
 def test_accelerate_loses_half_of_what_shards_itself(found: Found, how: str) -> None:
     """The trap that the plug-ins go round: 16 rows, which each rank's dataset has halved already."""

@@ -6,6 +6,7 @@ python -m accelerate.commands.launch --multi_gpu --num_processes 2 two_ranks.py 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, T
 from trl import SFTConfig
 
 import treering
+from treering.errors import UsageError
 from treering.plugins.hf import TreeringTrainer
 from treering.plugins.torchdata import TreeringDataLoader
 from treering.plugins.trl import TreeringSFTTrainer
@@ -116,6 +118,9 @@ def trap(accelerator: Accelerator, dataset: Any, **how: Any) -> Any:
 def main(store: str, chat: str, out: Path) -> None:
     opened = treering.open(store)
     mix, chats = (opened.mix(f"{name}@v1", f"{name}@live", weights=[0.5, 0.5], seed=7) for name in ("support", "chats"))
+    ranks = {name: os.environ.pop(name) for name in ("RANK", "WORLD_SIZE")}
+    early = mix.loader(batch_size=8, columns=["id"])  # as in a notebook, before its processes are connected
+    os.environ.update(ranks)
     found: dict[str, Any] = {"trl": conversations(chats, chat, out / "trl")}
     found["whole"] = huggingface(mix, out / "whole", stop=False)
     found["stopped"] = huggingface(mix, out / "resumed", stop=True)
@@ -125,6 +130,14 @@ def main(store: str, chat: str, out: Path) -> None:
     found["prepared"] = [list(batch["id"]) for batch in loader]
     wrapped = accelerator.prepare(TreeringDataLoader(mix.loader(batch_size=8, columns=["id"])))
     found["prepared torchdata"] = [list(batch["id"]) for batch in wrapped]
+    for name in ranks:
+        del os.environ[name]
+    found["without environment"] = [list(batch["id"]) for batch in mix.loader(batch_size=8, columns=["id"])]
+    os.environ.update(ranks)
+    try:
+        next(iter(early))
+    except UsageError as exc:
+        found["early"] = exc.code
     plain = Accelerator(cpu=True)
     found["dispatched"] = trap(plain, Shard(plain.process_index))
     split = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(dispatch_batches=False))

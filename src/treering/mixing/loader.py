@@ -89,6 +89,7 @@ class Loader:
             if not isinstance(value, bool):
                 raise UsageError(f"{name} is {value!r}; it is True or False", code=f"bad-{name}")
         self.rank, self.world_size = _rank(rank, world_size)
+        self._ranks_given = rank is not None
         if lock.batch_size % self.world_size:
             raise UsageError(
                 f"a batch of {lock.batch_size} rows can't be divided among {self.world_size} ranks",
@@ -180,7 +181,7 @@ class Loader:
     def endless(self) -> Loader:
         """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves."""
         lock = self._lock
-        return Loader(
+        endless = Loader(
             lock if lock.once else lock.model_copy(update={"epochs": None}),
             self._course.sources,
             transform=self._transform,
@@ -193,6 +194,8 @@ class Loader:
             adaptive=self._course.adaptive,
             cache=self._cache is not None,
         )
+        endless._ranks_given = self._ranks_given
+        return endless
 
     def __len__(self) -> int:
         """Batches from the first to the last, as settled by now: a run grows with a source that it follows.
@@ -225,6 +228,14 @@ class Loader:
                 "a loader can't be iterated in another DataLoader's worker: each worker would deliver every batch",
                 code="nested-workers",
                 hint="iterate the loader itself; it takes num_workers",
+            )
+        connected = None if self._ranks_given else _connected()
+        if connected is not None and connected != (self.rank, self.world_size):
+            raise UsageError(
+                f"the loader was made for rank {self.rank} of {self.world_size}, and this process is rank "
+                f"{connected[0]} of {connected[1]} by now: rows would come twice, or never",
+                code="other-rank",
+                hint="make the loader after init_process_group, or give rank= and world_size=",
             )
         self._stop()
         start, self._resume = self._resume or 0, None
@@ -802,8 +813,11 @@ def _whole(name: str, value: object) -> int:
 
 
 def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """(rank, world size): as given, else as torchrun sets them, else (0, 1)."""
+    """(rank, world size): as given, else as torch.distributed or torchrun have them, else (0, 1)."""
     if rank is None and world_size is None:
+        connected = _connected()
+        if connected is not None:
+            return connected
         try:
             rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         except ValueError as exc:
@@ -820,6 +834,15 @@ def _rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
     if _whole("world_size", world_size) < 1 or rank >= world_size:
         raise UsageError(f"rank {rank} of world_size {world_size}: ranks are 0 … world_size - 1", code="bad-rank")
     return rank, world_size
+
+
+def _connected() -> tuple[int, int] | None:
+    """(rank, world size) of this process in torch.distributed; None when it isn't in use."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return None
+    return distributed.get_rank(), distributed.get_world_size()
 
 
 def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> list[Kind]:

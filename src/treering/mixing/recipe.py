@@ -331,7 +331,8 @@ class Mix:
         num_workers: 0 reads in a thread beside the training step; more are processes, for heavy transforms.
         epochs: passes over the live (or new) source, without one over the source with the largest share; None: endless.
             The last batch is filled up from the next pass, so a few records come once more (`replay_ratio`: never).
-        rank, world_size: deliver only this slice of each global batch; RANK and WORLD_SIZE (torchrun) when left out.
+        rank, world_size: deliver only this slice of each global batch; those of torch.distributed, else of torchrun
+                (RANK and WORLD_SIZE), when left out.
         chunk_rows: neighbours that are read together; 1 is a full shuffle, at the price of random reads. When left out,
             it depends on where the sources lie: more on an object store than on a disk (`read_sizes`).
         pool_rows: rows that are shuffled together, over all sources; the same when left out.

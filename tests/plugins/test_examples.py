@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 from .conftest import Shared
-from .running import EXAMPLES, bare, epoch, seen, start, torchrun
+from .running import EXAMPLES, ROOT, bare, epoch, seen, start, torchrun
 
 SCRIPTS = sorted(EXAMPLES.glob("train_*.py"))
 
@@ -18,6 +19,12 @@ def test_an_example_is_shorter_than_thirty_lines(script: Path) -> None:
     text = script.read_text("utf-8")
     assert len(text.splitlines()) < 30
     assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_page_shows_each_example_as_it_is() -> None:
+    page = (ROOT / "docs" / "trainers.md").read_text("utf-8")
+    shown = re.findall(r'^```python no-run="examples/(\w+).py[^\n]*\n(.*?)^```$', page, re.DOTALL | re.MULTILINE)
+    assert dict(shown) == {path.stem: path.read_text("utf-8") for path in SCRIPTS}
 
 
 def killed_and_started_again(command: list[object], watch: Path, *, at: int) -> None:
@@ -77,7 +84,7 @@ def test_a_worker_of_ray_that_dies_is_started_again_where_the_run_stood(shared: 
     (tmp_path / "kills").mkdir()
     done = start(
         [EXAMPLES / "train_ray.py", shared.store, tmp_path / "out"],
-        watch=watch, kill=5, WATCH_KILL_ONCE=str(tmp_path / "kills" / "done"), RAY_USAGE_STATS_ENABLED="0",
+        watch=watch, kill=5, WATCH_KILL_ONCE=str(tmp_path / "kills" / "done"), RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"),
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4_000:]
     assert (tmp_path / "kills" / "done").exists()

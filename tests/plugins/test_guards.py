@@ -99,6 +99,21 @@ def test_processes_without_a_rank_are_refused(monkeypatch: pytest.MonkeyPatch) -
     assert a_mix().loader(batch_size=8, rank=1, world_size=2).rank == 1
 
 
+def test_ranks_that_are_given_hold_whatever_the_processes_are_connected_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With tensor parallelism several processes share the rows of one rank, which only the caller knows."""
+    from treering.mixing import loader as module
+
+    with a_mix().loader(batch_size=8, rank=0, world_size=1) as given, a_mix().loader(batch_size=8) as early:
+        monkeypatch.setattr(module, "_connected", lambda: (1, 2))
+        for loader in (given, given.endless()):
+            assert len(next(iter(loader))["id"]) == 8
+        for loader in (early, early.endless()):
+            with pytest.raises(UsageError, match="rank 1 of 2 by now"):
+                iter(loader)
+    with a_mix().loader(batch_size=8) as late:
+        assert (late.rank, late.world_size) == (1, 2)
+
+
 def test_ranks_that_are_given_beat_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")

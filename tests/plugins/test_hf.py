@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from treering.errors import ConflictError, UsageError
-from treering.mixing import Mix, mix
+from treering.mixing import Loader, Mix, mix
 from treering.plugins.hf import TreeringTrainer
 from treering.testing import MemoryStore
 
@@ -49,7 +49,7 @@ class Watching(TreeringTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def a_trainer(out: Path, *, loader: dict[str, Any] | None = None, seed: int = 3, **options: Any) -> Watching:
+def a_trainer(out: Path, *, loader: Loader | dict[str, Any] | None = None, seed: int = 3, **options: Any) -> Watching:
     torch.manual_seed(0)
     args = TrainingArguments(
         output_dir=str(out),
@@ -60,8 +60,9 @@ def a_trainer(out: Path, *, loader: dict[str, Any] | None = None, seed: int = 3,
         logging_strategy="no",
         **{"save_strategy": "steps", "save_steps": 4, **options},
     )
-    settings = {"batch_size": 8, "transform": rename, **(loader or {})}
-    trainer = Watching(model=Tiny(), args=args, loader=a_mix(seed).loader(**settings))
+    if not isinstance(loader, Loader):
+        loader = a_mix(seed).loader(**{"batch_size": 8, "transform": rename, **(loader or {})})
+    trainer = Watching(model=Tiny(), args=args, loader=loader)
     trainer.seen = []
     return trainer
 
@@ -123,6 +124,41 @@ def test_a_resumed_run_sees_the_batches_of_the_unbroken_one(
     assert (tmp_path / "broken" / f"checkpoint-{at}").is_dir()
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name])
+
+
+class Reweigh(TrainerCallback):
+    """Asks the loader that was given to the trainer for live records alone, after the 20th step."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 20:
+            self.loader.reweigh([0, 1])
+
+
+def test_weights_that_change_during_the_run_change_it_and_its_resumption(tmp_path: Path) -> None:
+    def run(stop: int | None = None, *, resume: bool = False) -> Watching:
+        with a_mix().loader(batch_size=8, transform=rename, epochs=None, adaptive=True) as loader:
+            trainer = a_trainer(tmp_path, loader=loader, max_steps=160, save_steps=100)
+            trainer.add_callback(Reweigh(loader))
+            if stop is None:
+                trainer.train(resume_from_checkpoint=resume)
+                return trainer
+            trainer.add_callback(StopAt(stop))
+            with pytest.raises(KeyboardInterrupt):
+                trainer.train()
+        return trainer
+
+    broken = run(120)
+    again = run(resume=True)
+    seen = broken.seen[:100] + again.seen
+    assert len(seen) == 160
+    assert {one.split("-")[0] for batch in seen[:20] for one in batch} == {"v1", "live"}
+    assert {one.split("-")[0] for batch in seen[100:] for one in batch} == {"live"}
+    assert broken.seen[100:] == again.seen[:20]
+    assert len(again.loader.lock().events) == 1
+    assert again.loader.stats()["batches"] == 160
 
 
 def test_the_trainers_epochs_are_fresh_orders_of_the_same_records(tmp_path: Path) -> None:

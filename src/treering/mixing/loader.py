@@ -90,6 +90,7 @@ class Loader:
                 raise UsageError(f"{name} is {value!r}; it is True or False", code=f"bad-{name}")
         self.rank, self.world_size = _rank(rank, world_size)
         self._ranks_given = rank is not None
+        self._endless: Loader | None = None
         if lock.batch_size % self.world_size:
             raise UsageError(
                 f"a batch of {lock.batch_size} rows can't be divided among {self.world_size} ranks",
@@ -161,6 +162,8 @@ class Loader:
         """
         self._check_adaptive()
         self._course.want(weights)
+        if self._endless is not None:
+            self._endless.reweigh(weights)
 
     def set_replay(self, share: float) -> None:
         """Let what isn't live or new make up this share of each batch, from the next checkpoint on; see `reweigh`.
@@ -169,6 +172,8 @@ class Loader:
         """
         self._check_adaptive()
         self._course.want_replay(share)
+        if self._endless is not None:
+            self._endless.set_replay(share)
 
     def _check_adaptive(self) -> None:
         if not self._course.adaptive:
@@ -179,7 +184,10 @@ class Loader:
             )
 
     def endless(self) -> Loader:
-        """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves."""
+        """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves.
+
+        It is the one that runs, in a trainer: asked for other weights, this loader passes the word on.
+        """
         lock = self._lock
         endless = Loader(
             lock if lock.once else lock.model_copy(update={"epochs": None}),
@@ -195,6 +203,7 @@ class Loader:
             cache=self._cache is not None,
         )
         endless._ranks_given = self._ranks_given
+        self._endless = endless
         return endless
 
     def __len__(self) -> int:

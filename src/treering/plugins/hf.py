@@ -58,6 +58,11 @@ class TreeringMixin:
         super().__init__(*args, **kwargs, **self._instead_of_a_dataset(arguments))
         self.add_callback(TreeringCallback())  # type: ignore[attr-defined]
 
+    @property
+    def loader(self) -> Loader:
+        """The loader that runs, for `stats()` and `lock()`: the one that was given, without an end."""
+        return self._batches.loader
+
     def _instead_of_a_dataset(self, args: TrainingArguments) -> dict[str, Any]:
         """Arguments for Trainers that insist on a `train_dataset`."""
         return {}
@@ -139,7 +144,7 @@ class _Batches(Dataset[Any]):
     """
 
     def __init__(self, loader: Loader) -> None:
-        self._loader = loader.endless()
+        self.loader = loader.endless()
         self._rows = loader.local_batch_size
         self.length = len(loader) if loader.lock().epochs is not None else None  # batches of an epoch of the Trainer
         self.epoch = 0
@@ -155,7 +160,7 @@ class _Batches(Dataset[Any]):
 
     def first(self) -> Any:
         """The loader's first batch, for a look at it."""
-        return next(iter(self._loader))
+        return next(iter(self.loader))
 
     def steps(self, args: TrainingArguments) -> int:
         """Updates in `num_train_epochs`, as the Trainer counts them."""
@@ -164,14 +169,14 @@ class _Batches(Dataset[Any]):
         return math.ceil(float(args.num_train_epochs) * updates)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._loader.state_dict(), "batch": self._next}
+        return {**self.loader.state_dict(), "batch": self._next}
 
     def resume(self, state: dict[str, Any] | None) -> None:
         self.rest()
         self._expected = None
         self._next = 0
         if state is not None:
-            self._loader.load_state_dict(state)
+            self.loader.load_state_dict(state)
             self._expected = self._next = state["batch"]
 
     def rest(self) -> None:
@@ -186,13 +191,13 @@ class _Batches(Dataset[Any]):
             )
         self._expected = None
         if self._iterator is None or number != self._next:
-            self._loader.load_state_dict({**self._loader.state_dict(), "batch": number})
-            self._iterator = iter(self._loader)
+            self.loader.load_state_dict({**self.loader.state_dict(), "batch": number})
+            self._iterator = iter(self.loader)
         try:
             batch = next(self._iterator)
         except StopIteration:
             raise UsageError(
-                f"the Trainer asks for batch {number}, and the run is over after {len(self._loader)}: "
+                f"the Trainer asks for batch {number}, and the run is over after {len(self.loader)}: "
                 "with replay_ratio each new record is drawn once",
                 code="run-over",
                 hint="set num_train_epochs=1, and leave out max_steps",

@@ -62,6 +62,11 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
         self._resume = None
         return self._stream
 
+    @property
+    def loader(self) -> Loader | None:
+        """The loader that runs, for `reweigh()`, `stats()` and `lock()`; None before training."""
+        return None if self._stream is None else self._stream.loader
+
     def teardown(self, stage: str) -> None:
         """Let the loader's threads go."""
         if self._stream is not None:
@@ -93,11 +98,11 @@ class _Stream:
     """
 
     def __init__(self, loader: Loader, trained: Callable[[], int], resume: dict[str, Any] | None) -> None:
-        self._loader = loader.endless()
+        self.loader = loader.endless()
         self._length = None if loader.lock().epochs is None and not loader.lock().once else len(loader)
         self._trained = trained
         if resume is not None:
-            self._loader.load_state_dict(resume)
+            self.loader.load_state_dict(resume)
             if resume["batch"] != trained():
                 raise ConflictError(
                     f"the checkpoint's loader stands at batch {resume['batch']}, Lightning at {trained()}",
@@ -112,17 +117,17 @@ class _Stream:
 
     def __iter__(self) -> Iterator[Any]:
         number = self._trained()
-        self._loader.load_state_dict(self.state(number))
-        yield from self._loader
+        self.loader.load_state_dict(self.state(number))
+        yield from self.loader
         raise UsageError(
-            f"the run is over after {len(self._loader)} batches, and Lightning asks for more: with replay_ratio each new "
+            f"the run is over after {len(self.loader)} batches, and Lightning asks for more: with replay_ratio each new "
             "record is drawn once",
             code="run-over",
             hint="set max_epochs=1, and leave out max_steps",
         )
 
     def state(self, batch: int) -> dict[str, Any]:
-        return {**self._loader.state_dict(), "batch": batch}
+        return {**self.loader.state_dict(), "batch": batch}
 
     def rest(self) -> None:
-        self._loader.close()
+        self.loader.close()

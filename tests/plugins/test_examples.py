@@ -27,50 +27,61 @@ def test_the_page_shows_each_example_as_it_is() -> None:
     assert dict(shown) == {path.stem: path.read_text("utf-8") for path in SCRIPTS}
 
 
-def killed_and_started_again(command: list[object], watch: Path, *, at: int) -> None:
-    first = start(command, watch=watch, kill=at)
-    assert first.returncode != 0
-    assert len(seen(watch)) == at, first.stderr[-3_000:]
-    again = start(command, watch=watch)
-    assert again.returncode == 0, again.stderr[-3_000:]
+def run(command: list[object], watch: Path, *, kill: int | None) -> None:
+    """Run it to its end; with `kill`, after a first start that was killed as it asked for the batch of that number."""
+    if kill is not None:
+        first = start(command, watch=watch, kill=kill)
+        assert first.returncode != 0
+        assert len(seen(watch)) == kill, first.stderr[-3_000:]
+    done = start(command, watch=watch)
+    assert done.returncode == 0, done.stderr[-3_000:]
 
 
-def test_huggingface_goes_on_after_a_kill(shared: Shared, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    mix, out = shared.mix(), tmp_path / "out"
-    killed_and_started_again([EXAMPLES / "train_hf.py", shared.store, shared.bert, out], tmp_path / "watch", at=11)
-    assert seen(tmp_path / "watch") == bare(mix, 2 * epoch(mix, 8), batch_size=8)
-    assert len(list(out.glob("checkpoint-*"))) == 4
+def unbroken_or_killed(at: int) -> pytest.MarkDecorator:
+    """Unbroken by default; killed and started again in the long form. In-process tests resume each trainer by default."""
+    return pytest.mark.parametrize("kill", [None, pytest.param(at, marks=pytest.mark.slow)])
 
 
 def test_fifty_steps_of_trl_that_are_killed_see_the_ids_of_an_unbroken_run(shared: Shared, tmp_path: Path) -> None:
     pytest.importorskip("trl")
     out = tmp_path / "out"
-    killed_and_started_again([EXAMPLES / "train_trl.py", shared.store, shared.chat, out], tmp_path / "watch", at=33)
+    run([EXAMPLES / "train_trl.py", shared.store, shared.chat, out], tmp_path / "watch", kill=33)
     assert seen(tmp_path / "watch") == bare(shared.mix("chats"), 50, batch_size=4)
     assert (out / "checkpoint-50").is_dir()
 
 
 def test_a_loop_written_for_torchdata_goes_on_after_a_kill(shared: Shared, tmp_path: Path) -> None:
     pytest.importorskip("torchdata")
-    command = [EXAMPLES / "train_torchdata.py", shared.store, tmp_path]
-    killed_and_started_again(command, tmp_path / "watch", at=5)
+    run([EXAMPLES / "train_torchdata.py", shared.store, tmp_path], tmp_path / "watch", kill=5)
     assert seen(tmp_path / "watch") == bare(shared.mix(), batch_size=8)
 
 
-def test_two_ranks_of_plain_torch_go_on_after_a_kill(shared: Shared, tmp_path: Path) -> None:
-    command = [*torchrun(), EXAMPLES / "train_torchrun.py", shared.store, tmp_path]
-    killed_and_started_again(command, tmp_path / "watch", at=7)
+@unbroken_or_killed(11)
+def test_huggingface_trains_on_what_the_bare_loader_gives(shared: Shared, tmp_path: Path, kill: int | None) -> None:
+    pytest.importorskip("transformers")
+    mix, out = shared.mix(), tmp_path / "out"
+    run([EXAMPLES / "train_hf.py", shared.store, shared.bert, out], tmp_path / "watch", kill=kill)
+    assert seen(tmp_path / "watch") == bare(mix, 2 * epoch(mix, 8), batch_size=8)
+    assert len(list(out.glob("checkpoint-*"))) == 4
+
+
+@unbroken_or_killed(7)
+def test_two_ranks_of_plain_torch_get_what_the_bare_loader_gives_them(
+    shared: Shared, tmp_path: Path, kill: int | None
+) -> None:
+    run([*torchrun(), EXAMPLES / "train_torchrun.py", shared.store, tmp_path], tmp_path / "watch", kill=kill)
     for rank in range(2):
         expected = bare(shared.mix(), batch_size=8, epochs=2, rank=rank, world_size=2)
         assert seen(tmp_path / "watch", rank) == expected
 
 
-def test_two_ranks_of_lightning_go_on_after_a_kill(shared: Shared, tmp_path: Path) -> None:
+@unbroken_or_killed(7)
+def test_two_ranks_of_lightning_get_what_the_bare_loader_gives_them(
+    shared: Shared, tmp_path: Path, kill: int | None
+) -> None:
     pytest.importorskip("pytorch_lightning")
     mix = shared.mix()
-    command = [EXAMPLES / "train_lightning.py", shared.store, tmp_path / "out"]
-    killed_and_started_again(command, tmp_path / "watch", at=7)
+    run([EXAMPLES / "train_lightning.py", shared.store, tmp_path / "out"], tmp_path / "watch", kill=kill)
     for rank in range(2):
         expected = bare(mix, 2 * epoch(mix, 8), batch_size=8, rank=rank, world_size=2)
         assert seen(tmp_path / "watch", rank) == expected

@@ -77,6 +77,7 @@ def fit(out: Path, *, stop: int | None = None, loader: dict[str, Any] | None = N
         ({}, {}, 12, 10),  # saved after the last batch of an epoch, before its end
         ({"accumulate_grad_batches": 2}, {}, 15, 3),
         ({"limit_train_batches": 6, "max_epochs": 3}, {}, 9, 4),  # goes on where an epoch was cut off
+        ({"reload_dataloaders_every_n_epochs": 1}, {"adaptive": True}, 14, 3),
         ({"max_steps": 17, "max_epochs": -1}, {"epochs": None}, 13, 3),  # no length: Lightning fetches ahead
         ({"max_steps": 17, "max_epochs": -1}, {"epochs": None, "prefetch": 0, "transform": dict}, 13, 3),
     ],
@@ -164,6 +165,34 @@ def test_a_checkpoint_of_another_mix_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, max_epochs=1)
     with pytest.raises(ConflictError, match="seed: 3 there, 4 here"):
         fit(tmp_path, seed=4)
+
+
+class Reweigh(pl.Callback):
+    """Asks for live records alone, in the first epoch."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, number: int) -> None:
+        if trainer.current_epoch == 0 and number == 0:
+            trainer.datamodule.loader.reweigh([0, 1])
+
+
+def test_weights_that_change_hold_in_a_loader_that_lightning_asks_for_anew(tmp_path: Path) -> None:
+    """The new one goes on with the events of the one before; weights change at batch 64, in the seventh epoch."""
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, max_epochs=12, reload_dataloaders_every_n_epochs=1, callbacks=Reweigh(),
+    )  # fmt: skip
+    model = Watching()
+    data = TreeringDataModule(a_mix().loader, batch_size=8, columns=["id", "x"], adaptive=True)
+    trainer.fit(model, data)
+    assert len(model.seen) == 120
+    assert all(any(one.startswith("v1") for one in batch) for batch in model.seen[:20])
+    assert all(one.startswith("live") for batch in model.seen[80:] for one in batch)
+    assert len(data.loader.lock().events) == 1
+
+
+def test_overfitting_a_batch_is_not_for_the_data_module(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="overfit_batches"):
+        fit(tmp_path, overfit_batches=1)
 
 
 def test_the_module_makes_its_loader_itself() -> None:

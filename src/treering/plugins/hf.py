@@ -44,7 +44,7 @@ class TreeringMixin:
     def __init__(self, *args: Any, loader: Loader, **kwargs: Any) -> None:
         if not isinstance(loader, Loader):
             raise UsageError(f"loader is {loader!r}, not a treering loader", code="not-a-loader", hint="mix.loader(…)")
-        if kwargs.get("train_dataset") is not None:
+        if kwargs.pop("train_dataset", None) is not None:
             raise UsageError(
                 "there is a loader, and a train_dataset as well", code="two-sources", hint="give one of them"
             )

@@ -48,6 +48,7 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
             raise UsageError(f"{' and '.join(sorted(given))} come from Lightning's trainer", code="rank-given")
         self._make: Callable[..., Loader] = partial(make, *args, **options)
         self._stream: _Stream | None = None
+        self._of: Any = None  # whose the stream is
         self._resume: dict[str, Any] | None = None
 
     def train_dataloader(self) -> Any:
@@ -55,8 +56,17 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
         trainer = self.trainer
         if trainer is None:
             raise UsageError("the data module isn't in use", code="no-trainer", hint="trainer.fit(model, data)")
+        if trainer.overfit_batches:
+            raise UsageError(
+                "overfit_batches wants the same batches in each epoch, and here each is a fresh order",
+                code="overfit-batches",
+                hint="trainer.fit(model, mix.loader(…)): without the data module each epoch begins at batch 0",
+            )
         if self._stream is not None:
             self._stream.rest()
+            if self._resume is None and self._of is trainer:  # reload_dataloaders_every_n_epochs
+                self._resume = self._stream.state(self._trained())
+        self._of = trainer
         loader = self._make(rank=trainer.global_rank, world_size=trainer.world_size)
         self._stream = _Stream(loader, self._trained, self._resume)
         self._resume = None

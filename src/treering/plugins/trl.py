@@ -63,7 +63,7 @@ class TRLMixin(TreeringMixin):
             raise UsageError(
                 f"none of the {len(self._rows.rows)} records of a batch has a token to learn within max_length",
                 code="empty-batch",
-                hint="raise max_length, or let larger batches be made",
+                hint="raise max_length, or batch_size",
             )
         if len(prepared) < len(self._rows.rows) and not getattr(trainer.args, "packing", False) and not self._told:
             self._told = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import secrets
 from pathlib import Path
 
 import pytest
@@ -95,7 +96,8 @@ def test_a_worker_of_ray_that_dies_is_started_again_where_the_run_stood(shared: 
     (tmp_path / "kills").mkdir()
     done = start(
         [EXAMPLES / "train_ray.py", shared.store, tmp_path / "out"],
-        watch=watch, kill=5, WATCH_KILL_ONCE=str(tmp_path / "kills" / "done"), RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"),
+        watch=watch, kill=5, WATCH_KILL_ONCE=str(tmp_path / "kills" / "done"), RAY_USAGE_STATS_ENABLED="0",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4_000:]
     assert (tmp_path / "kills" / "done").exists()

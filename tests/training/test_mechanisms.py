@@ -452,13 +452,13 @@ def bare_step(round_: Round, answer: Tensor, keys: Any) -> Step:
     zeros = torch.zeros(n, dtype=torch.int64)
     return Step(
         round=round_,
-        out=Out(torch.zeros(n, 4), answer),
+        out=Out(lambda: torch.zeros(n, 4), answer),
         labels=zeros,
         domains=zeros,
         sources=zeros,
         replayed=zeros.bool(),
         texts=np.zeros(n, np.int64),
         keys=keys,
-        pooled=torch.zeros(n, 4),
+        seen=Seen(torch.zeros(n, 4)),
         log_prior=torch.zeros(answer.shape[1]),
     )

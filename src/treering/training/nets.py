@@ -318,7 +318,9 @@ class GatedNet(Net):
             inner = self._inner(features, route, 0)
             up, bias = self.up["weight"][0], self.up["bias"][0]
             change = functional.linear(inner, self.head["weight"] @ up, self.head["weight"] @ bias)
-            return Out(lambda: features + functional.linear(inner, up, bias), frozen + change, on_frozen, domains)
+            return Out(
+                lambda: features + functional.linear(inner.to(up.dtype), up, bias), frozen + change, on_frozen, domains
+            )
         assert seen.states is not None
         assert seen.mask is not None
         wide = route[:, None, :]

@@ -871,6 +871,77 @@ MUTATIONS = [
         "default-src *",
         "tests/report/test_page.py -k network",
     ),
+    # --- plug-ins
+    Mutation(
+        "plug-ins: a DataLoader around a loader is refused",
+        "mixing/loader.py",
+        "def __getitem__(self, number",
+        "def _getitem(self, number",
+        "tests/plugins/test_guards.py -k around",
+    ),
+    Mutation(
+        "plug-ins: a loader made before its processes were connected is refused",
+        "mixing/loader.py",
+        "if connected is not None and connected != (self.rank, self.world_size):",
+        "if False and connected is not None:",
+        "tests/plugins/test_guards.py -k connected",
+    ),
+    Mutation(
+        "plug-ins: processes without a rank are refused",
+        "mixing/loader.py",
+        'if world_size > 1 and "RANK" not in os.environ:',
+        "if False:",
+        "tests/plugins/test_guards.py -k without_a_rank",
+    ),
+    Mutation(
+        "plug-ins: other weights reach the loader that a trainer runs",
+        "mixing/loader.py",
+        "self._endless.reweigh(weights)",
+        "pass",
+        "tests/plugins/test_hf.py -k weights",
+    ),
+    Mutation(
+        "plug-ins: a trainer's loader is of its process's rank",
+        "plugins/hf.py",
+        "(loader.rank, loader.world_size) != there:",
+        "False:",
+        "tests/plugins/test_hf.py -k other_rows",
+    ),
+    Mutation(
+        "plug-ins: TRL learns from the batch that comes next",
+        "plugins/trl.py",
+        "self._rows.rows = rows_of(batch)",
+        "rows_of(batch)",
+        "tests/plugins/test_trl.py -k unbroken",
+    ),
+    Mutation(
+        "plug-ins: TRL isn't given what is not to be learnt",
+        "plugins/trl.py",
+        'message.get("weight") == 0',
+        "False",
+        "tests/plugins/test_trl.py -k not_to_be_learnt",
+    ),
+    Mutation(
+        "plug-ins: Lightning's checkpoint counts what was trained on, not what was fetched",
+        "plugins/lightning.py",
+        'return {"loader": self._stream.state(self._trained())}',
+        'return {"loader": self._stream.loader.state_dict()}',
+        "tests/plugins/test_lightning.py -k unbroken",
+    ),
+    Mutation(
+        "plug-ins: a loader that Lightning asks for anew goes on with the events of the one before",
+        "plugins/lightning.py",
+        "if self._resume is None and self._of is trainer:",
+        "if False:",
+        "tests/plugins/test_lightning.py -k anew",
+    ),
+    Mutation(
+        "plug-ins: accelerate doesn't shard what has its rank's rows",
+        "plugins/torchdata.py",
+        "_is_accelerate_prepared = True",
+        "_is_accelerate_prepared = False",
+        "tests/plugins/test_guards.py -k accelerate_leaves",
+    ),
 ]
 
 

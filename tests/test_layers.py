@@ -16,6 +16,7 @@ PACKAGE = Path(treering.__file__).parent
 LAYERS = [
     "errors",
     "schema",
+    "formats",
     "store",
     "capture",
     "mixing",

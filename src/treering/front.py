@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from treering.capture import Quarantined, Recorder
     from treering.capture.backfill import BackfillSummary
-    from treering.mixing import Mix, Schedule
+    from treering.mixing import Mix, MixLock, Schedule
     from treering.mixing.cache import SnapshotCache
+    from treering.mixing.export import ExportSummary
     from treering.mixing.tokens import CountTokens
     from treering.registry import AdapterRecord, Registry
     from treering.registry.prune import PruneReport
@@ -317,6 +318,60 @@ class Store(BaseStore):
         from treering.store.bundle import pack
 
         return pack(self, ref, path, annotations=annotations, selections=selections)
+
+    def export(
+        self,
+        what: str | os.PathLike[str] | MixLock,
+        to: str | os.PathLike[str] | IO[bytes],
+        *,
+        format: str = "records",  # noqa: A002  (as the command calls it)
+        split: Literal["all", "train", "heldout"] = "all",
+        columns: Sequence[str] | None = None,
+        shard_rows: int | None = None,
+        with_ref: bool = False,
+        epochs: int | Literal["as-locked"] = "as-locked",
+        erased: Literal["refuse", "skip"] = "refuse",
+        skip_unfit: bool = False,
+        force: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> ExportSummary:
+        """Write records to files that other programs read, in bounded memory.
+
+        what: a ref, for every record of it in record order, or a mix lock (or the path of one), for exactly the rows of its
+            batches in their order, repeats and all. Values are as loaders deliver them: corrected ones corrected, excluded
+            records left out and counted.
+        to: a path, any fsspec URL, or a binary stream. A file appears under its name whole, or not at all; .gz and .zst
+            compress. A name that is taken is refused, unless `force`.
+        format: records, openai, trl, parquet, hf (a folder for `datasets.load_from_disk`), or one that a package adds
+            through the entry points `treering.exporters`.
+        split: of a ref, only its training or its held-out records.
+        columns: only these; all that the ref, or every source of the lock, has when left out.
+        shard_rows: begin a new file after so many records: NAME-00000-of-00003.jsonl and so on.
+        with_ref: of a lock, say in a column `_ref` which source each row came from.
+        epochs, erased: of a lock, as `MixLock.loader` takes them.
+        skip_unfit: leave out records that the format can't hold, and count them; else the first one is an error.
+        progress: called with the number of records done, and of all of them (None where that isn't known).
+
+        Raises UsageError, NotFoundError, AlreadyExistsError, ConflictError (what was erased, or isn't what was locked),
+        InvalidRecordError (a record that the format can't hold), StoreError.
+        """
+        from treering.mixing.export import export
+
+        return export(
+            self,
+            what,
+            to,
+            format=format,
+            split=split,
+            columns=columns,
+            shard_rows=shard_rows,
+            with_ref=with_ref,
+            epochs=epochs,
+            erased=erased,
+            skip_unfit=skip_unfit,
+            force=force,
+            progress=progress,
+        )
 
     def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
         """Take the snapshot of a packed file in, all of it or nothing; see `treering.store.bundle.unpack`."""

@@ -20,6 +20,7 @@ __all__ = [
     "columns",
     "counter",
     "facts",
+    "gauge",
     "number",
     "plain",
     "render",
@@ -33,21 +34,25 @@ __all__ = [
 ]
 
 
-def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str]) -> None:
-    """Print `value` on stdout: as JSON (models, dataclasses, dicts and lists of them; NaN becomes null), or its `view`."""
+def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str], *, to_stderr: bool = False) -> None:
+    """Print `value` on stdout: as JSON (models, dataclasses, dicts and lists of them; NaN becomes null), or its `view`.
+
+    to_stderr: stdout carries the data itself, and this is talk about it.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
     if as_json:
         from pydantic_core import to_json
 
         data = to_json(value, indent=2, inf_nan_mode="null", bytes_mode="base64")
-        sys.stdout.write(data.decode() + "\n")
+        stream.write(data.decode() + "\n")
     else:
         shown = view()
-        console = _console(sys.stdout)
+        console = _console(stream)
         if isinstance(shown, str):
             console.print(text(shown), soft_wrap=True)  # lines that the API drew: breaking them would spoil them
         else:
             console.print(shown)
-    sys.stdout.flush()
+    stream.flush()
 
 
 def say(message: str) -> None:
@@ -68,6 +73,21 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
     with Progress(*layout, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def gauge(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives a function that takes (done, of how many) and draws a bar on stderr; silent unless that is a terminal."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    layout = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*layout, console=console, transient=True) as progress:
+        task = progress.add_task(plain(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+"""JSON Lines: a record is one line of JSON, or several."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+
+from treering.errors import InvalidRecordError, Problem
+from treering.formats.writers.base import Exporter, LeftOut
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["JsonLines", "Raw", "one_line"]
+
+_AT_ONCE = 256  # records that are Python values at the same time
+_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+# JSON allows these inside text, but readers that cut a file by `str.splitlines` take them for ends of lines.
+_LINE_ENDS = re.compile("[\u0085\u2028\u2029]")
+
+
+class Raw(str):
+    """JSON text that goes out as it stands: no number and no order of keys is changed by parsing it and writing it anew."""
+
+    __slots__ = ()
+
+
+class JsonLines(Exporter):
+    """An exporter that says in `lines` what becomes of a record."""
+
+    suffix = ".jsonl"
+
+    @abstractmethod
+    def lines(self, record: dict[str, Any]) -> Iterable[Any]:
+        """The JSON values (dicts and lists, of which any part may be `Raw`) of a record, a line each; None is a null column.
+
+        `note` what the format has no place for. Raises InvalidRecordError for a record that it can't hold.
+        """
+
+    def note(self, what: str) -> None:
+        """Say that the record in hand holds something that the format has no place for."""
+        self._noted.add(what)
+
+    @override
+    def encode(self, batch: pa.RecordBatch) -> bytes:
+        held = self.holds
+        unheld = [name for name in batch.schema.names if name not in held]
+        parts: list[str] = []
+        for record in _records(batch):
+            self._noted = {name for name in unheld if record[name] is not None}
+            try:
+                made = [one_line(value) for value in self.lines(record)]
+            except InvalidRecordError as exc:
+                if not self.skip:
+                    raise InvalidRecordError(
+                        f"record {record.get('id')} has no form in {self.name}: {exc.problems[0]}",
+                        exc.problems,
+                        hint="leave such records out, and have them counted: --skip-unfit (skip_unfit=True)",
+                    ) from exc
+                self.left_out.append(LeftOut(str(record.get("id")), exc.problems))
+                continue
+            parts += made
+            self.rows += 1
+            self.dropped.update(self._noted)
+        return "".join(f"{line}\n" for line in parts).encode()
+
+
+def one_line(value: Any) -> str:
+    """JSON text of a value, without line ends. Raises InvalidRecordError for what JSON has no form for: NaN, infinity, bytes."""
+    text = _text(value, ())
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _text(value: Any, loc: tuple[str | int, ...]) -> str:
+    if isinstance(value, Raw):
+        return value
+    if isinstance(value, dict):
+        return "{" + ",".join([f"{_dumps(key)}:{_text(part, (*loc, key))}" for key, part in value.items()]) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join([_text(part, (*loc, n)) for n, part in enumerate(value)]) + "]"
+    if isinstance(value, datetime | date):
+        return _dumps(value.isoformat())
+    try:
+        return _dumps(value)
+    except (ValueError, TypeError) as exc:
+        problem = Problem(loc, "bad-value", f"expected a value that JSON can hold, got {value!r:.40}")
+        raise InvalidRecordError(str(problem), [problem]) from exc
+
+
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(batch), _AT_ONCE):
+        yield from batch.slice(start, _AT_ONCE).to_pylist()

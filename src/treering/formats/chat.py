@@ -145,7 +145,8 @@ def taken(given: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(given, dict):
         return given, {}
     content = given.get("content")
-    if MESSAGE_FIELDS.issuperset(given) and (content is None or isinstance(content, str)) and "tool_calls" not in given:
+    is_plain = MESSAGE_FIELDS.issuperset(given) and "tool_calls" not in given and given.get("role") != "function"
+    if is_plain and (content is None or isinstance(content, str)):
         return given, {}
     ours = {key: value for key, value in given.items() if value is not None and key in MESSAGE_FIELDS}
     kept = {key: value for key, value in given.items() if value is not None and key not in MESSAGE_FIELDS}

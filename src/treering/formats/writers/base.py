@@ -7,30 +7,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, ClassVar
 
 from treering.errors import UsageError
+from treering.formats.known import BROKEN
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from treering.errors import Problem
 
-__all__ = ["GROUP", "Exporter", "LeftOut", "WrittenFile", "exporter_names", "find_exporter"]
+__all__ = ["EXPORTERS", "EXPORTER_GROUP", "Exporter", "LeftOut", "WrittenFile", "exporter_names", "find_exporter"]
 
-GROUP = "treering.exporters"  # entry points: name of the format → class
+EXPORTER_GROUP = "treering.exporters"
 
-#: Ours, by name. They are found without asking which packages are installed.
-OWN = {
-    "records": "treering.formats.writers.records:Records",
-    "openai": "treering.formats.writers.openai:OpenAI",
-    "trl": "treering.formats.writers.trl:Trl",
-    "parquet": "treering.formats.writers.tables:Parquet",
+#: Ours, as pyproject declares them too; nobody else's takes the place of one.
+EXPORTERS: Mapping[str, str] = {
     "hf": "treering.formats.writers.tables:HuggingFace",
+    "openai": "treering.formats.writers.openai:OpenAI",
+    "parquet": "treering.formats.writers.tables:Parquet",
+    "records": "treering.formats.writers.records:Records",
+    "trl": "treering.formats.writers.trl:Trl",
 }
 
 
@@ -96,37 +97,41 @@ class Exporter(ABC):
 
 
 def exporter_names() -> list[str]:
-    """The formats there are, ours first."""
-    return [*OWN, *sorted({found.name for found in entry_points(group=GROUP)} - set(OWN))]
+    """Names of all exporters, sorted. Loads none."""
+    return sorted({*EXPORTERS, *_foreign()})
 
 
 def find_exporter(name: str) -> type[Exporter]:
-    """The exporter of a format. Raises UsageError when there is none, or more than one."""
-    found = {point.value for point in entry_points(group=GROUP, name=name)} | {OWN[n] for n in (name,) if n in OWN}
-    if not found:
+    """The exporter of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
+    if name in EXPORTERS:
+        module, _, attribute = EXPORTERS[name].partition(":")
+        found = getattr(import_module(module), attribute)
+        assert issubclass(found, Exporter)
+        return found
+    point = _foreign().get(name)
+    if point is None:
         raise UsageError(
             f"there is no format {name!r} to export to",
             code="unknown-format",
-            hint=f"formats here: {', '.join(exporter_names())}",
+            hint=f"one of {', '.join(exporter_names())}",
         )
-    if len(found) > 1:
-        raise UsageError(
-            f"the format {name!r} is claimed by {' and by '.join(sorted(found))}",
-            code="ambiguous-format",
-            hint="uninstall one of the packages",
-        )
-    (where,) = found
-    module, _, attribute = where.partition(":")
     try:
-        made: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as exc:
-        raise UsageError(
-            f"the exporter of {name!r} can't be imported: {exc}",
-            code="broken-exporter",
-            hint="reinstall the package that brings it",
-        ) from exc
-    if not (isinstance(made, type) and issubclass(made, Exporter)):
-        raise UsageError(
-            f"{where} isn't an exporter", code="broken-exporter", hint="subclass treering.formats.writers.Exporter"
-        )
-    return made
+        found = point.load()
+    except Exception as exc:  # whatever a package raises when it is imported
+        raise _broken(point, f"{type(exc).__name__}: {exc}") from exc
+    if not (isinstance(found, type) and issubclass(found, Exporter)):
+        raise _broken(point, f"{point.value} is not a subclass of treering.formats.writers.Exporter")
+    return found
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=EXPORTER_GROUP) if point.name not in EXPORTERS}
+
+
+def _broken(point: EntryPoint, why: str) -> UsageError:
+    package = point.dist.name if point.dist is not None else point.value
+    return UsageError(
+        f"the format {point.name} of the package {package} can't be loaded: {why}",
+        code=BROKEN,
+        hint=f"repair or remove {package}; the other formats go on working",
+    )

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from treering.errors import InvalidRecordError, Problem, UsageError
+from treering.formats.chat import KEPT, original
 from treering.formats.writers.json_lines import Raw
 from treering.schema.strict_json import parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "Shape", "as_array", "as_object", "messages_of", "question_and_answer", "refuse", "shape_of"]
+__all__ = [
+    "COLUMNS",
+    "Shape",
+    "about",
+    "as_array",
+    "as_object",
+    "lay_over",
+    "messages_of",
+    "question_and_answer",
+    "refuse",
+    "shape_of",
+]
 
 Shape = Literal["chat", "preference", "labelled", "tokens"]
 Loc = tuple[str | int, ...]
@@ -88,6 +101,39 @@ def messages_of(
             check(kept, (where, number))
         made.append(kept)
     return made
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What importers left in `meta` for exporters."""
+
+    kept: dict[str, Any]  # what the file said beyond our fields: `treering.formats.chat`
+    form: dict[str, Any]  # of TRL's forms, where the record doesn't show it
+    all_of_it: bool  # nothing else stands in `meta`
+
+
+def about(record: dict[str, Any]) -> About:
+    """What a record's `meta` says of the file that it was captured from."""
+    meta = record.get("meta")
+    if not meta or (f'"{KEPT}"' not in meta and '"trl"' not in meta):
+        return About({}, {}, all_of_it=False)
+    told = parse_json(meta)
+    kept, form = (one if isinstance(one := told.get(name), dict) else {} for name in (KEPT, "trl"))
+    return About(kept, form, all_of_it=told.keys() <= {KEPT, "trl"})
+
+
+def lay_over(
+    messages: list[dict[str, Any]], kept: Any, note: Callable[[str], None], *, keeps: Collection[str] | None = None
+) -> list[dict[str, Any]]:
+    """The messages as they were captured: with what was kept of them, as far as the format `keeps` it (None: anything)."""
+    made: Any = original(messages, kept) if isinstance(kept, dict) else messages
+    if not all(isinstance(message, dict) for message in made):
+        return messages  # a `meta` of the caller's own that merely looks like ours
+    for message in made if keeps is not None else ():
+        for key in message.keys() - keeps:
+            note(f"messages.{key}")
+            del message[key]
+    return list(made)
 
 
 def _call(call: dict[str, Any], loc: Loc, arguments: Callable[[str, Loc], Any]) -> dict[str, Any]:

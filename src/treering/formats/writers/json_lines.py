@@ -47,6 +47,10 @@ class JsonLines(Exporter):
         """Say that the record in hand holds something that the format has no place for."""
         self._noted.add(what)
 
+    def unnote(self, what: str) -> None:
+        """Say that a column of the record in hand comes back out of the file after all."""
+        self._noted.discard(what)
+
     @override
     def encode(self, batch: pa.RecordBatch) -> bytes:
         held = self.holds

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from treering.formats.writers.conversation import COLUMNS, as_array, messages_of, question_and_answer, refuse, shape_of
+from treering.formats.writers.conversation import (
+    COLUMNS,
+    about,
+    as_array,
+    lay_over,
+    messages_of,
+    question_and_answer,
+    refuse,
+    shape_of,
+)
 from treering.formats.writers.json_lines import JsonLines
 
 if TYPE_CHECKING:
@@ -19,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["OpenAI"]
 
 _KEEPS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "weight"})
+#: Of what an importer kept: members of a message, and of what stands beside the messages, that the service knows.
+_BEYOND = frozenset({"refusal", "function_call", "audio"})
+_OFFERED = frozenset({"tools", "parallel_tool_calls", "functions"})
 
 
 class OpenAI(JsonLines):
@@ -42,24 +54,33 @@ class OpenAI(JsonLines):
 
     @override
     def lines(self, record: dict[str, Any]) -> Iterable[Any]:
-        tools = record.get("tools")
-        offered = {} if tools is None else {"tools": as_array(tools, ("tools",))}
-        if self.shape == "chat":
-            yield {"messages": self._messages(record["messages"], "messages"), **offered}
-        elif self.shape == "preference":
-            yield {
-                "input": {"messages": self._messages(record["prompt"], "prompt"), **offered},
-                "preferred_output": self._messages(record["chosen"], "chosen"),
-                "non_preferred_output": self._messages(record["rejected"], "rejected"),
-            }
-        else:
+        if self.shape == "labelled":
             question, answer = question_and_answer(record)
             yield {"messages": question + answer}
+            return
+        told = about(record)
+        kept = told.kept
+        beyond = kept.get("input", {}) if self.shape == "preference" else kept
+        offered = {} if record.get("tools") is None else {"tools": as_array(record["tools"], ("tools",))}
+        offered |= {key: value for key, value in beyond.items() if key in _OFFERED}
+        for name in kept.keys() - COLUMNS[self.shape] - _OFFERED - {"input"}:
+            self.note(name)
+        if told.all_of_it and not told.form:
+            self.unnote("meta")
+        if self.shape == "chat":
+            yield {"messages": self._messages(record, "messages", kept), **offered}
+        else:
+            yield {
+                "input": {"messages": self._messages(record, "prompt", kept), **offered},
+                "preferred_output": self._messages(record, "chosen", kept),
+                "non_preferred_output": self._messages(record, "rejected", kept),
+            }
 
-    def _messages(self, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-        return messages_of(
-            messages, where, keeps=_KEEPS, arguments=lambda text, _: text, note=self.note, check=self._check
+    def _messages(self, record: dict[str, Any], where: str, kept: dict[str, Any]) -> list[dict[str, Any]]:
+        made = messages_of(
+            record[where], where, keeps=_KEEPS, arguments=lambda text, _: text, note=self.note, check=self._check
         )
+        return lay_over(made, kept.get(where), self.note, keeps=_KEEPS | _BEYOND)
 
     def _check(self, message: dict[str, Any], loc: tuple[str | int, ...]) -> None:
         if "weight" in message and not (message["role"] == "assistant" and message["weight"] in (0, 1)):

@@ -14,6 +14,7 @@ from treering.formats.writers.conversation import (
     COLUMNS,
     as_array,
     as_object,
+    lay_over,
     messages_of,
     question_and_answer,
     shape_of,
@@ -31,7 +32,7 @@ _KEEPS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "re
 class Trl(JsonLines):
     """chat → `messages`, `tools`; preference → `prompt`, `chosen`, `rejected`, `tools`; labelled → `prompt`, `completion`.
 
-    A text and its label become a question and an answer (one message each): joined as bare texts, the label would be read
+    A conversation that was captured as prompt and completion goes out as such again. A text and its label become a question and an answer (one message each): joined as bare texts, the label would be read
     as the text's last word. tokens → `input_ids`. Not held: everything else of the record, and `weight`. Refused:
     arguments that aren't a JSON object.
     """
@@ -56,11 +57,36 @@ class Trl(JsonLines):
             question, answer = question_and_answer(record)
             yield {"prompt": question, "completion": answer}
             return
+        told = about(record)
         names = ("messages",) if self.shape == "chat" else ("prompt", "chosen", "rejected")
-        line: dict[str, Any] = {name: self._messages(record[name], name) for name in names}
+        line: dict[str, Any] = {name: self._messages(record, name, told.kept) for name in names}
+        if told.form:
+            line = _in_form(line, told.form)
         if record.get("tools") is not None:
             line["tools"] = as_array(record["tools"], ("tools",))
+        line |= {key: value for key, value in told.kept.items() if key not in COLUMNS[self.shape] or key == "tools"}
+        if told.all_of_it:
+            self.unnote("meta")
         yield line
 
-    def _messages(self, messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-        return messages_of(messages, where, keeps=_KEEPS, arguments=as_object, note=self.note)
+    def _messages(self, record: dict[str, Any], where: str, kept: dict[str, Any]) -> list[dict[str, Any]]:
+        made = messages_of(record[where], where, keeps=_KEEPS, arguments=as_object, note=self.note)
+        return lay_over(made, kept.get(where), self.note)
+
+
+def _in_form(line: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
+    """The line in the form that it was captured in: see `treering.formats.trl`."""
+    made = dict(line)
+    cut = form.get("prompt")
+    if "messages" in line and isinstance(cut, int):
+        messages = made.pop("messages")
+        made = {"prompt": messages[:cut], "completion": messages[cut:]}
+        if isinstance(form.get("label"), bool):
+            made["label"] = form["label"]
+    if form.get("implicit_prompt") is True and "chosen" in line:
+        prompt = made.pop("prompt")
+        made |= {name: [*prompt, *made[name]] for name in ("chosen", "rejected")}
+    for name in form.get("text", ()):
+        if len(made.get(name, ())) == 1:
+            made[name] = made[name][0].get("content")
+    return made

@@ -105,7 +105,7 @@ def find_exporter(name: str) -> type[Exporter]:
     """The exporter of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
     if name in EXPORTERS:
         module, _, attribute = EXPORTERS[name].partition(":")
-        found = getattr(import_module(module), attribute)
+        found: type = getattr(import_module(module), attribute)
         assert issubclass(found, Exporter)
         return found
     point = _foreign().get(name)

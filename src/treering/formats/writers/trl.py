@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from treering.formats.writers.conversation import (
     COLUMNS,
+    about,
     as_array,
     as_object,
     lay_over,

@@ -58,7 +58,10 @@ def test_a_lock_gives_exactly_the_mix(sealed: Run, where: Path) -> None:
 def test_records_that_a_format_has_no_form_for_are_named_or_left_out(run: Run, where: Path) -> None:
     run("init")
     run("create", "chats", "--schema", "chat")
-    good, silent = {"id": "g", "messages": [{"role": "user", "content": "hi"}]}, {"id": "s", "messages": [{"role": "user"}]}
+    good, silent = (
+        {"id": "g", "messages": [{"role": "user", "content": "hi"}]},
+        {"id": "s", "messages": [{"role": "user"}]},
+    )
     run("capture", "chats", jsonl(where / "c.jsonl", [good, silent]))
     done = run("export", "chats@live", "-f", "openai", "-o", "o.jsonl")
     assert done.code == 3

@@ -42,7 +42,11 @@ def conversations(draw: st.DrawFn, arguments: st.SearchStrategy[str], *, thought
         called = draw(st.integers(0, 2))
         if called:
             said["tool_calls"] = [
-                {"id": f"call_{turn}_{n}", "type": "function", "function": {"name": "look", "arguments": draw(arguments)}}
+                {
+                    "id": f"call_{turn}_{n}",
+                    "type": "function",
+                    "function": {"name": "look", "arguments": draw(arguments)},
+                }
                 for n in range(called)
             ]
         if not called or draw(st.booleans()):

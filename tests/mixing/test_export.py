@@ -93,9 +93,7 @@ def test_the_splits_of_a_ref_are_disjoint_and_together_all_of_it(
 ) -> None:
     store.load("support@v1").select(rows=20, name="some")
     corpus.annotate("a004", exclude=True)
-    ids = {
-        split: [one["id"] for one in exported(store, ref, split=split)] for split in ("all", "train", "heldout")
-    }
+    ids = {split: [one["id"] for one in exported(store, ref, split=split)] for split in ("all", "train", "heldout")}
     assert sorted(ids["train"] + ids["heldout"]) == sorted(ids["all"])
     assert set(ids["train"]).isdisjoint(ids["heldout"])
     assert sorted(ids["heldout"]) == sorted(store.load(ref).heldout().to_table(["id"]).column(0).to_pylist())
@@ -210,7 +208,7 @@ def test_a_lock_is_read_from_its_file_and_without_torch(
         assert not {{"torch", "datasets"}} & set(sys.modules)
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
-    with pytest.raises(NotFoundError, match="no mix lock at other.json"):
+    with pytest.raises(NotFoundError, match=r"no mix lock at other\.json"):
         store.export("other.json", io.BytesIO())
 
 
@@ -263,9 +261,7 @@ def test_a_name_that_is_taken_is_refused_unless_forced(
     assert left_in(tmp_path) == ["out.jsonl"]
 
 
-def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(
-    store: treering.Store, tmp_path: Path
-) -> None:
+def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(store: treering.Store, tmp_path: Path) -> None:
     chats = store.create("chats", "chat")
     with chats.capture() as live:
         live.extend({"id": f"r{n}", "messages": [{"role": "user", "content": "hi"}]} for n in range(50))
@@ -325,7 +321,8 @@ def test_shards_are_numbered_of_how_many_and_older_ones_give_way(
     names = [f"out-{n:05d}-of-00003.jsonl.gz" for n in range(3)]
     assert left_in(tmp_path) == names == [file.name for file in summary.files]
     assert [file.rows for file in summary.files] == [25, 25, 10]
-    assert [json.loads(line) for name in names for line in gzip.open(tmp_path / name)] == whole
+    lines = b"".join(gzip.decompress((tmp_path / name).read_bytes()) for name in names).splitlines()
+    assert [json.loads(line) for line in lines] == whole
     for file in summary.files:
         assert (tmp_path / file.name).stat().st_size == file.bytes
     with pytest.raises(AlreadyExistsError, match="and 2 more"):
@@ -434,7 +431,9 @@ def test_datasets_opens_the_folder_with_the_features_it_names(store: treering.St
     assert found.features["messages"].feature["tool_calls"].feature["function"]["arguments"].dtype == "string"
     assert found.features["ts"].dtype == "timestamp[us, tz=UTC]"
     assert found.features == datasets.Features.from_arrow_schema(table.schema.remove_metadata())
-    assert found.filter(lambda row: row["id"] == "r007")[0]["messages"][1]["tool_calls"] == [call]  # leaves a cache there
+    assert found.filter(lambda row: row["id"] == "r007")[0]["messages"][1]["tool_calls"] == [
+        call
+    ]  # leaves a cache there
     again = datasets.load_dataset("arrow", data_files=str(tmp_path / "hf" / "data-*.arrow"), split="train", cache_dir=str(tmp_path / "cache"))  # fmt: skip
     assert again.features == found.features
     with pytest.raises(AlreadyExistsError):

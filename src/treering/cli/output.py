@@ -5,6 +5,7 @@ Knows terminals. Does not know stores. Text from records is never taken for mark
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "columns",
+    "counted",
     "counter",
     "facts",
     "gauge",
+    "indented",
+    "natural",
     "number",
     "plain",
     "render",
@@ -29,9 +33,13 @@ __all__ = [
     "size",
     "stages",
     "text",
+    "tied",
     "waiting",
     "when",
 ]
+
+
+_TIE = "\ue000"  # of the private use area: nobody breaks a line at it, and `render` makes it a space again
 
 
 def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str], *, to_stderr: bool = False) -> None:
@@ -51,7 +59,10 @@ def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str], 
         if isinstance(shown, str):
             console.print(text(shown), soft_wrap=True)  # lines that the API drew: breaking them would spoil them
         else:
-            console.print(shown)
+            with console.capture() as captured:
+                console.print(shown)
+            # A table fills its cells with spaces; who cuts or compares lines should not meet them.
+            stream.write(re.sub(r" +$", "", captured.get().replace(_TIE, " "), flags=re.MULTILINE))
     stream.flush()
 
 
@@ -149,6 +160,13 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
     return table
 
 
+def indented(line: Any, by: int) -> RenderableType:
+    """A line that stays in its column when it has to be wrapped."""
+    from rich.padding import Padding
+
+    return Padding(text(line), (0, 0, 0, by))
+
+
 def text(value: Any) -> Text:
     """A value as text that is neither markup nor a terminal command; None is a dot."""
     from rich.text import Text
@@ -162,9 +180,26 @@ def plain(value: str) -> str:
     return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\ufffd" for c in kept)
 
 
+def tied(words: str) -> str:
+    """Words that stay on one line of a table, such as a name and its number."""
+    return words.replace(" ", _TIE)
+
+
+def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """A key that sorts `support@v2` before `support@v10`."""
+    return tuple(
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)
+    )
+
+
 def number(value: int | None) -> str:
     """12,345; a dot for None."""
     return "·" if value is None else f"{value:,}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 snapshot`, `12 snapshots`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def size(count: int) -> str:

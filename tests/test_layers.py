@@ -15,6 +15,7 @@ PACKAGE = Path(treering.__file__).parent
 # Left to right. A layer may import itself and what stands left of it.
 LAYERS = [
     "errors",
+    "notebook",
     "schema",
     "formats",
     "store",

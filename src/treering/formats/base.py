@@ -69,6 +69,8 @@ class TextIds:
         key = hashlib.blake2b(self._origin + text.strip(), digest_size=16).digest()
         copy = self._copies[key]
         self._copies[key] = copy + 1
+        if not copy:
+            return key.hex()
         return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
 
     def __bool__(self) -> bool:

@@ -301,6 +301,16 @@ def test_a_record_that_a_format_cant_hold_is_named_or_left_out_and_counted(
     assert (data.count(b"\n"), exporter.rows, [one.id for one in exporter.left_out]) == (1, 1, ["r1"])
 
 
+def test_no_text_steers_a_terminal_or_ends_a_line() -> None:
+    said = "a\x9b31m red\u2028b\x85c\x1b]0;title\x07d\x7fe"
+    call = {"id": "c", "function": {"name": "f", "arguments": json.dumps({"x": said}, ensure_ascii=False)}}
+    record = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "tool_calls": [call]}]}
+    for name in ("records", "openai", "trl"):
+        text = written(name, batch_of(CHAT, [record]))[0].decode()
+        assert not [c for c in text.rstrip("\n") if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u2028\u2029"]
+        assert json.loads(text)["messages"][0]["content"] == said
+
+
 def test_weights_that_openai_doesnt_know_are_named() -> None:
     said = [{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b", "weight": 7}]
     data, exporter = written("openai", batch_of(CHAT, [{"messages": said}]))

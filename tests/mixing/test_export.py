@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 import treering
@@ -279,6 +279,15 @@ def test_an_export_that_fails_leaves_what_was_there_and_nothing_else(store: tree
     assert len(rows_of(out)) == 50
 
 
+def test_a_name_that_is_taken_while_it_is_being_written_is_left_to_whoever_took_it(
+    store: treering.Store, corpus: treering.Corpus, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(AlreadyExistsError):
+        store.export("support@v1", out, progress=lambda done, total: out.write_text("theirs") and None)
+    assert (left_in(tmp_path), out.read_text()) == (["out.jsonl"], "theirs")
+
+
 def test_a_killed_export_leaves_no_file_under_the_final_name(
     store: treering.Store, corpus: treering.Corpus, tmp_path: Path
 ) -> None:
@@ -340,7 +349,7 @@ def test_a_suffix_compresses_and_the_same_records_make_the_same_bytes(
         assert one.sha256 == two.sha256
         assert one.bytes < plain.bytes
     assert gzip.decompress((tmp_path / "a.jsonl.gz").read_bytes()) == (tmp_path / "a.jsonl").read_bytes()
-    with zstandard.open(tmp_path / "a.jsonl.zst", "rb") as file:
+    with pa.input_stream(tmp_path / "a.jsonl.zst", compression="zstd") as file:
         assert file.read() == (tmp_path / "a.jsonl").read_bytes()
 
 

@@ -21,8 +21,9 @@ __all__ = ["JsonLines", "Raw", "one_line"]
 
 _AT_ONCE = 256  # records that are Python values at the same time
 _dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-# JSON allows these inside text, but readers that cut a file by `str.splitlines` take them for ends of lines.
-_LINE_ENDS = re.compile("[\u0085\u2028\u2029]")
+# JSON allows these inside text, but readers that cut a file by `str.splitlines` take some for ends of lines, and terminals
+# take others for commands.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
 class Raw(str):
@@ -78,7 +79,7 @@ class JsonLines(Exporter):
 def one_line(value: Any) -> str:
     """JSON text of a value, without line ends. Raises InvalidRecordError for what JSON has no form for: NaN, infinity, bytes."""
     text = _text(value, ())
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _text(value: Any, loc: tuple[str | int, ...]) -> str:

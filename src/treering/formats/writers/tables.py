@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,7 +48,9 @@ class _Drain:
 
 
 class _Table(Exporter):
-    """Collects batches, and writes them in groups."""
+    """Collects batches, and writes them in groups; or as they come, where a file has no groups."""
+
+    groups: ClassVar[bool] = True
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         super().__init__(schema, skip=skip)
@@ -63,7 +65,7 @@ class _Table(Exporter):
             self._held_rows += len(batch)
             self._held_bytes += batch.get_total_buffer_size()
             self.rows += len(batch)
-        if self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
+        if not self.groups or self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
             self._write_held()
         return self._drain.taken()
 
@@ -113,6 +115,7 @@ class HuggingFace(_Table):
     suffix = ".arrow"
     folder = True
     packed = True
+    groups = False
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         super().__init__(schema, skip=skip)

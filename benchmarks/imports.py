@@ -71,13 +71,16 @@ def write_files(directory: Path, rows: int) -> dict[str, Path]:
         "openai, ids made": directory / "openai.jsonl",
         "trl, ids made": directory / "trl.jsonl",
         "openai, one JSON array": directory / "array.json",
+        "openai, and what our fields don't hold": directory / "more.jsonl",
         "openai, gz": directory / "openai.jsonl.gz",
         "openai, zst": directory / "openai.jsonl.zst",
         "parquet": directory / "records.parquet",
     }
     _write(files["records, with ids"], named)
     _write(files["records, ids made"], [{**record, "domain": "billing"} for record in records])
-    _write(files["openai, ids made"], [{**record, "parallel_tool_calls": False} for record in records])
+    _write(files["openai, ids made"], records)
+    more = [{**record, "parallel_tool_calls": False} for record in records]
+    _write(files["openai, and what our fields don't hold"], more)
     _write(files["trl, ids made"], [as_trl(record) for record in records])
     files["openai, one JSON array"].write_text(json.dumps(records))
     text = files["openai, ids made"].read_bytes()

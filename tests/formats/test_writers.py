@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from treering.errors import InvalidRecordError, UsageError
 from treering.formats.base import Found
 from treering.formats.known import find_importer
 from treering.formats.writers import Exporter, find_exporter
+from treering.formats.writers.base import EXPORTERS
 from treering.schema import RecordType, parse_json
 
 from .chats import conversations, json_texts, objects, texts, tools
@@ -352,3 +355,11 @@ def test_an_empty_export_is_a_file_that_reads_as_no_records() -> None:
     assert written("records", batch)[0] == b""
     assert pq.read_table(io.BytesIO(written("parquet", batch)[0])).num_rows == 0
     assert pa.ipc.open_stream(written("hf", batch)[0]).read_all().num_rows == 0
+
+
+def test_pyproject_declares_the_formats_that_there_are() -> None:
+    declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    points = declared["project"]["entry-points"]["treering.exporters"]
+    assert points == dict(EXPORTERS)
+    for name in EXPORTERS:
+        assert find_exporter(name).name == name

@@ -61,6 +61,7 @@ AUTO = "auto"
 _VALUES = 8_192  # rows, or refused values, that are spooled at a time
 _BYTES = 16 << 20  # bytes of lines that wait for it when a file is followed
 _KEPT = 1_000_000  # bytes that quarantine keeps of a line that doesn't parse
+_HANDED = 64  # records that pass from the format to the recorder at a time
 _OBJECTS = 200_000  # new ones after which Python may look for garbage: more than a thousand records have
 _SHOWN = 20  # problems that a summary holds
 _LOOKED_AT = 1_000  # values that `auto` looks at before it gives up …
@@ -168,12 +169,13 @@ class _Flow:
                 if not going.push(piece):
                     self.goes_on, self.is_same = False, False
                     return
-                if job.waiting:
+                if job.waiting >= _HANDED:
                     yield from job.hand_on(lines)
                 if count % 1024 == 0 and (job.is_due or time.monotonic() >= until):
-                    return
-            self.goes_on = False
-            self.is_same = going.end()
+                    break
+            else:
+                self.goes_on = False
+                self.is_same = going.end()
         except Exception as exc:
             self.goes_on, self.error = False, exc
         yield from job.hand_on(lines)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
@@ -20,16 +23,17 @@ if TYPE_CHECKING:
 __all__ = ["JsonLines", "Raw", "one_line"]
 
 _AT_ONCE = 256  # records that are Python values at the same time
-_dumps = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_PLACE = secrets.token_hex(16)  # stands where `Raw` goes, while the rest is written: text that nobody else can have
 # JSON allows these inside text, but readers that cut a file by `str.splitlines` take some for ends of lines, and terminals
 # take others for commands.
 _CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029]")
 
 
-class Raw(str):
+@dataclass(frozen=True, slots=True)
+class Raw:
     """JSON text that goes out as it stands: no number and no order of keys is changed by parsing it and writing it anew."""
 
-    __slots__ = ()
+    text: str
 
 
 class JsonLines(Exporter):
@@ -78,24 +82,36 @@ class JsonLines(Exporter):
 
 def one_line(value: Any) -> str:
     """JSON text of a value, without line ends. Raises InvalidRecordError for what JSON has no form for: NaN, infinity, bytes."""
-    text = _text(value, ())
+    raw: list[str] = []
+
+    def spelt(part: Any) -> str:
+        if isinstance(part, Raw):
+            raw.append(part.text)
+            return _PLACE
+        if isinstance(part, datetime | date):
+            return part.isoformat()
+        raise TypeError
+
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=spelt)
+    except (ValueError, TypeError) as exc:
+        problem = _unspeakable(value, ())
+        raise InvalidRecordError(str(problem), [problem]) from exc
+    if raw:
+        pieces = text.split(f'"{_PLACE}"')
+        text = "".join([part for pair in zip_longest(pieces, raw, fillvalue="") for part in pair])
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _text(value: Any, loc: tuple[str | int, ...]) -> str:
-    if isinstance(value, Raw):
-        return value
-    if isinstance(value, dict):
-        return "{" + ",".join([f"{_dumps(key)}:{_text(part, (*loc, key))}" for key, part in value.items()]) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join([_text(part, (*loc, n)) for n, part in enumerate(value)]) + "]"
-    if isinstance(value, datetime | date):
-        return _dumps(value.isoformat())
-    try:
-        return _dumps(value)
-    except (ValueError, TypeError) as exc:
-        problem = Problem(loc, "bad-value", f"expected a value that JSON can hold, got {value!r:.40}")
-        raise InvalidRecordError(str(problem), [problem]) from exc
+def _unspeakable(value: Any, loc: tuple[str | int, ...]) -> Problem:
+    """What in a value JSON has no form for, and where."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inside:
+        try:
+            one_line(part)
+        except InvalidRecordError:
+            return _unspeakable(part, (*loc, key))
+    return Problem(loc, "bad-value", f"expected a value that JSON can hold, got {value!r:.40}")
 
 
 def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

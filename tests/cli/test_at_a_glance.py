@@ -107,6 +107,13 @@ def test_a_name_and_its_number_stay_together(run: Run, tmp_path: Path, monkeypat
         assert len(re.findall(r"a label \d 10\b", done.out)) == 7, columns
 
 
+def test_a_digest_stays_on_one_line_beside_every_fact_of_an_adapter(run: Run, tmp_path: Path) -> None:
+    treering.open(tmp_path / "store").create("support", "labelled")
+    done = run("--store", str(tmp_path / "store"), "adapters", "add", "support", "--external", "ft:hosted:1")
+    assert re.search(r"^digest +[0-9a-f]{64}$", done.out, re.MULTILINE)
+    assert re.search(r"^elsewhere +ft:hosted:1$", done.out, re.MULTILINE)
+
+
 def test_slices_are_in_the_order_of_their_numbers(grown: Run, where: Path) -> None:
     from treering.cli.output import natural
 

@@ -231,7 +231,7 @@ def adapter_facts(view: AdapterView) -> Table:
             ("parent", view.parent or "none"),
             ("strategy", view.strategy),
             ("base", view.base),
-            ("trained elsewhere", view.external),
+            ("elsewhere", view.external),
             ("trained on", ", ".join(view.trained_on) or "live only"),
             (view.metric, scores or None),
             (

@@ -203,8 +203,10 @@ def counted(count: int, noun: str) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in MiB."""
-    return f"{count / (1 << 20):,.1f} MiB"
+    """Bytes in MiB; few of them in KiB, or as they are."""
+    if count < 1 << 10:
+        return f"{count} B"
+    return f"{count / (1 << 10):,.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):,.1f} MiB"
 
 
 def short(digest: str | None) -> str:

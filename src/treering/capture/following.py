@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
-from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary, members_of
+from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary, is_value, members_of
 from treering.capture.sources import (
     Piece,
     Source,
@@ -133,7 +133,7 @@ class _Following:
             return file.read(len(head)) == head
 
     def _begin(self, path: str) -> _Tail | None:
-        if _can_grow(path, self._job.format):
+        if _can_grow(self._job, path):
             return _Tail(self._job, path, self._left)
         try:
             self._job.read(path)
@@ -324,13 +324,14 @@ def _follow_stream(job: ImportJob, stream: IO[bytes], stop: threading.Event) -> 
     going.end()
 
 
-def _can_grow(path: str, format_: str) -> bool:
+def _can_grow(job: ImportJob, path: str) -> bool:
     """Whether a file holds lines as they are, so that appending to it means something."""
     if compression_of(path) is not None:
         return False
     _, stream = opened(path)
     with stream:
-        return shape_of(path, stream, members_of(format_))[0] == "lines"
+        known = is_value(job.format, job.corpus.record_type)
+        return shape_of(path, stream, members_of(job.format), known)[0] == "lines"
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:

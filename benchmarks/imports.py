@@ -5,7 +5,7 @@ one JSON array, gz, zst and Parquet. Every contender has a store of its own, and
 is also imported by a fresh process that reports the most memory it had beyond what it started with. Prints medians and ratios as
 Markdown.
 
-    python benchmarks/imports.py [--rows 100000] [--rounds 3] [--dir DIR] [--json]
+    python benchmarks/imports.py [--rows 100000] [--rounds 3] [--dir DIR] [--only TEXT …] [--json]
 """
 
 from __future__ import annotations
@@ -157,6 +157,9 @@ def main() -> None:
     parser.add_argument(
         "--dir", type=Path, default=None, help="where files and stores go, instead of the system's temporary directory"
     )
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="TEXT", help="only forms whose names hold one of these"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     seconds: dict[str, list[float]] = {}
@@ -164,6 +167,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         root = Path(name)
         files = write_files(root, options.rows)
+        if options.only:
+            files = {what: path for what, path in files.items() if any(text in what for text in options.only)}
         records = [{"id": f"r{i:09d}", **conversation(i)} for i in range(options.rows)]
         gc.collect()
         gc.freeze()  # what is held here for `extend` must not cost the others anything

@@ -180,6 +180,30 @@ def test_new_files_of_a_glob_join_in_and_what_cant_grow_is_taken_once(
     assert sorted(Path(one.source).name for one in done.files) == ["a.jsonl", "b.jsonl", "old.jsonl.gz"]
 
 
+def test_a_file_of_no_known_format_ends_no_other_s_following(
+    follow: Callable[..., Follower], support: treering.Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"foo": 1}\n')
+    (tmp_path / "b.jsonl").write_text(lines(1))
+    (tmp_path / "c.jsonl.gz").write_bytes(b"no archive")
+    one = follow(str(tmp_path / "*.jsonl*"))
+    one.has_read(2)
+    append(tmp_path / "b.jsonl", lines(2))
+    one.has_read(3)
+    done = one.end()
+    assert done.stored == 2
+    errors = {Path(file.source).name: file.error for file in done.files}
+    assert isinstance(errors["a.jsonl"], UsageError)
+    assert errors["b.jsonl"] is None
+    assert isinstance(errors["c.jsonl.gz"], treering.StoreError)
+    (tmp_path / "c.jsonl.gz").unlink()
+    alone = follow(str(tmp_path / "a.jsonl"))
+    alone.stop.set()
+    wait_for(lambda: alone.error is not None)
+    assert "no format known" in str(alone.error)
+    alone.error = None
+
+
 def test_a_changed_file_is_begun_anew_at_the_next_start(
     follow: Callable[..., Follower], support: treering.Corpus, tmp_path: Path
 ) -> None:

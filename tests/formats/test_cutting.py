@@ -115,4 +115,5 @@ def test_depth_costs_no_stack() -> None:
 )
 def test_a_document_is_told_from_lines(head: bytes, expected: bool) -> None:
     assert is_document(head, ["data"]) is expected
+    assert not is_document(b'{"data": [1], "mine": 2}\n', ["data"], lambda value: "mine" in value)
     assert strict_json.MOST_BYTES == 64 << 20

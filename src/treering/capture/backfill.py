@@ -27,6 +27,7 @@ from treering.capture.importer import (
     ImportSummary,
     annotate_found,
     bad_json,
+    is_value,
     members_of,
 )
 from treering.capture.recorder import Recorder, flush_spools
@@ -142,7 +143,7 @@ def _holds_records(corpus: BaseCorpus, source: Source, format_: str) -> bool:
     members = members_of(format_)
     _, stream = opened(source)
     with stream:
-        shape, stream = shape_of(source, stream, members)
+        shape, stream = shape_of(source, stream, members, is_value(format_, corpus.record_type))
         if shape != "lines":
             return False
         with stream, _Turned(corpus, format_) as looked_at:
@@ -183,7 +184,7 @@ class _Turned:
         going = FileImport(self, source, summary, resume=False)
         _, stream = opened(source)
         with stream:
-            shape, stream = shape_of(source, stream, members)
+            shape, stream = shape_of(source, stream, members, is_value(self.format, self.corpus.record_type))
             with stream:
                 for piece in pieces(source, stream, shape, members):
                     going.push(piece)

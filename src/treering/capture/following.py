@@ -13,11 +13,11 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary, members_of
+from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary, is_value, members_of
 from treering.capture.sources import (
     Piece,
     Source,
@@ -29,7 +29,7 @@ from treering.capture.sources import (
     reading,
     shape_of,
 )
-from treering.errors import NotFoundError, TreeringError, UsageError
+from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 from treering.schema.strict_json import MOST_BYTES
 from treering.store.corpus import BaseCorpus
 
@@ -97,18 +97,40 @@ class _Following:
                 self._look_for_files()
                 news = False
                 for tail in self._growing():
-                    news |= tail.read_on()
+                    with self._alone(tail.path):
+                        news |= tail.read_on()
                 self._job.take()
                 if last and not news:
                     break
                 if not news:
                     stop.wait(_POLL_S)
             for tail in self._growing():
-                tail.finish()
+                with self._alone(tail.path):
+                    tail.finish()
             self._job.settle()
         finally:
             for tail in self._growing():
                 tail.close()
+
+    @contextmanager
+    def _alone(self, path: str) -> Iterator[None]:
+        """What is wrong with one file ends that file's following; of the only one it is an error."""
+        try:
+            yield
+        except (UsageError, InvalidRecordError, StoreError) as exc:
+            if (isinstance(exc, StoreError) and exc.code != "read-failed") or not self._is_of_many(path):
+                raise
+            summary = next((one for one in reversed(self._job.files) if one.source == path), None)
+            if summary is None:
+                summary = FileSummary(path)
+                self._job.files.append(summary)
+            summary.error = exc
+            if (tail := self._tails.get(path)) is not None:
+                tail.close()
+            self._tails[path] = None
+
+    def _is_of_many(self, path: str) -> bool:
+        return self._patterns != [path]
 
     def _growing(self) -> list[_Tail]:
         return [tail for tail in self._tails.values() if tail is not None]
@@ -118,7 +140,7 @@ class _Following:
             with suppress(NotFoundError):  # a glob that matches nothing yet
                 for path in expand(pattern):
                     if isinstance(path, str) and path not in self._tails:
-                        with suppress(FileNotFoundError):
+                        with suppress(FileNotFoundError), self._alone(path):
                             self._tails[path] = None if self._is_renamed(path) else self._begin(path)
 
     def _is_renamed(self, path: str) -> bool:
@@ -133,12 +155,9 @@ class _Following:
             return file.read(len(head)) == head
 
     def _begin(self, path: str) -> _Tail | None:
-        if _can_grow(path, self._job.format):
+        if _can_grow(self._job, path):
             return _Tail(self._job, path, self._left)
-        try:
-            self._job.read(path)
-        except TreeringError as exc:
-            self._job.files[-1].error = exc
+        self._job.read(path)
         return None
 
 
@@ -147,7 +166,7 @@ class _Tail:
 
     def __init__(self, job: ImportJob, path: str, left: dict[tuple[int, int], bytes]) -> None:
         self._job = job
-        self._path = path
+        self.path = path
         self._left = left
         self._summary = FileSummary(path)
         job.files.append(self._summary)
@@ -168,7 +187,7 @@ class _Tail:
 
     def read_on(self) -> bool:
         """Take what has come; whether anything has. Raises UsageError, StoreError."""
-        with reading(self._path):
+        with reading(self.path):
             if self._file is None and not self._open():
                 return False
             assert self._file is not None
@@ -191,7 +210,7 @@ class _Tail:
 
     def _open(self) -> bool:
         try:
-            self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115  (kept open)
+            self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115  (kept open)
         except FileNotFoundError:
             return False
         self.key = _key(os.fstat(self._file.fileno()))
@@ -203,7 +222,7 @@ class _Tail:
     def _start(self, *, resume: bool) -> None:
         assert self._file is not None
         size = os.fstat(self._file.fileno()).st_size
-        self._going = FileImport(self._job, self._path, self._summary, resume=resume, size=size)
+        self._going = FileImport(self._job, self.path, self._summary, resume=resume, size=size)
         self._finished_at = None
         self._job.keep_up(self._going)
 
@@ -213,7 +232,7 @@ class _Tail:
 
     def _was_replaced(self) -> bool:
         try:
-            return _key(os.stat(self._path)) != self.key
+            return _key(os.stat(self.path)) != self.key
         except FileNotFoundError:
             return False  # the next one isn't there yet; whoever still writes into this one is heard
 
@@ -324,13 +343,14 @@ def _follow_stream(job: ImportJob, stream: IO[bytes], stop: threading.Event) -> 
     going.end()
 
 
-def _can_grow(path: str, format_: str) -> bool:
+def _can_grow(job: ImportJob, path: str) -> bool:
     """Whether a file holds lines as they are, so that appending to it means something."""
     if compression_of(path) is not None:
         return False
     _, stream = opened(path)
     with stream:
-        return shape_of(path, stream, members_of(format_))[0] == "lines"
+        known = is_value(job.format, job.corpus.record_type)
+        return shape_of(path, stream, members_of(job.format), known)[0] == "lines"
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:

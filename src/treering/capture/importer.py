@@ -37,7 +37,7 @@ from treering.errors import InvalidRecordError, Problem, StoreError, TreeringErr
 from treering.formats import Found, Importer, Outcome, Passed, Unfit
 from treering.formats.known import find_importer, importer_names, recognise
 from treering.formats.records import ParquetImporter, RecordsImporter
-from treering.schema import parse_json
+from treering.schema import RecordType, parse_json
 from treering.schema.fields import dump_json
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import ImportPosition
@@ -52,6 +52,7 @@ __all__ = [
     "annotate_found",
     "bad_json",
     "import_file",
+    "is_value",
     "members_of",
 ]
 
@@ -281,7 +282,7 @@ class ImportJob:
         members = members_of(self.format)
         _, stream = opened(source)
         with stream:
-            shape, stream = shape_of(source, stream, members)
+            shape, stream = shape_of(source, stream, members, is_value(self.format, self.corpus.record_type))
             with stream:
                 if shape == "parquet" and going.takes_columns(self, stream):
                     return True
@@ -736,6 +737,15 @@ def _few_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
+
+
+def is_value(format: str, target: RecordType) -> Callable[[Any], bool] | None:  # noqa: A002
+    """What tells, for `auto`, that an object is a value as it stands, though it has a list under a name that files have, too."""
+
+    def stands_alone(value: Any) -> bool:
+        return any(not set(one.elements) & set(value) for one in recognise(value, target)[0])
+
+    return stands_alone if format == AUTO else None
 
 
 def _parsed(piece: Piece) -> Any:

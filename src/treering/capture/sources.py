@@ -14,7 +14,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
@@ -258,10 +258,12 @@ class _Ahead(io.RawIOBase):
         return len(data)
 
 
-def shape_of(source: Source, stream: IO[bytes], members: Collection[str]) -> tuple[Shape, IO[bytes]]:
+def shape_of(
+    source: Source, stream: IO[bytes], members: Collection[str], is_value: Callable[[Any], bool] | None = None
+) -> tuple[Shape, IO[bytes]]:
     """How a file holds its values, by its first bytes and the ending of its name, and a stream that still begins with them.
 
-    Of a pipe only what is there already is looked at.
+    Of a pipe only what is there already is looked at. `members` and `is_value` as for `is_document`.
     """
     name = name_of(source).lower()
     is_seekable = stream.seekable() and compression_of(name) is None
@@ -281,7 +283,7 @@ def shape_of(source: Source, stream: IO[bytes], members: Collection[str]) -> tup
         return "parquet", stream
     if name.removesuffix(compression_of(name) or "").endswith(".csv"):
         return "csv", stream
-    return ("document" if is_document(head.removeprefix(codecs.BOM_UTF8), members) else "lines"), stream
+    return ("document" if is_document(head.removeprefix(codecs.BOM_UTF8), members, is_value) else "lines"), stream
 
 
 def pieces(source: Source, stream: IO[bytes], shape: Shape, members: Collection[str]) -> Iterator[Piece]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 from treering.schema import parse_json
 from treering.schema.strict_json import MOST_BYTES
@@ -154,11 +155,11 @@ class Cutter:
             self._string = (first - keep, end - keep) if first >= keep else (0, 0)
 
 
-def is_document(head: bytes, members: Collection[str] = ()) -> bool:
+def is_document(head: bytes, members: Collection[str] = (), is_value: Callable[[Any], bool] | None = None) -> bool:
     """Whether what begins like this is whole-file JSON rather than a value a line.
 
-    An array of objects is; so is an object that goes on over lines, or holds a list under one of `members`. A first line that
-    is merely broken is not, when the second is an object.
+    An array of objects is; so is an object that goes on over lines, or holds a list under one of `members`, unless the first line
+    is known for a value as it stands (`is_value`). A first line that is merely broken is not, when the second is an object.
     """
     text = head.lstrip()
     if text[:1] == b"[":
@@ -166,23 +167,23 @@ def is_document(head: bytes, members: Collection[str] = ()) -> bool:
     if text[:1] != b"{" or text[1:].lstrip()[:1] not in (b'"', b"}", b""):
         return False
     first, newline, rest = text.partition(b"\n")
+    if (value := _object(first)) is not None:
+        holds = any(isinstance(value.get(name), list) for name in members)
+        return holds and (is_value is None or not is_value(value))
     look = Cutter(members)
     for _ in look.feed(first):
         pass
     if look._opened or look._level:
         return True
     if not newline or not look.is_inside:
-        return bool(members) and _holds_list(first, members)
+        return False
     second = next((line for line in rest.split(b"\n") if line.strip()), b"")
-    try:
-        return not isinstance(parse_json(second), dict)
-    except ValueError:
-        return True
+    return _object(second) is None
 
 
-def _holds_list(line: bytes, members: Collection[str]) -> bool:
+def _object(line: bytes) -> dict[str, Any] | None:
     try:
         value = parse_json(line)
     except ValueError:
-        return False
-    return isinstance(value, dict) and any(isinstance(value.get(name), list) for name in members)
+        return None
+    return value if isinstance(value, dict) else None

@@ -941,6 +941,41 @@ MUTATIONS = [
         "_is_accelerate_prepared = True",
         "_is_accelerate_prepared = False",
         "tests/plugins/test_guards.py -k accelerate_leaves",
+    # --- export
+    Mutation(
+        "what annotations exclude isn't exported",
+        "mixing/export.py",
+        'if split == "all" and len(dropped):',
+        "if False:",
+        "tests/mixing/test_export.py -k every_record",
+    ),
+    Mutation(
+        "the schedule of a lock is settled as a loader settles it",
+        "mixing/export.py",
+        "if course.adaptive and course.settle(batch, None, leads=True):",
+        "if False:",
+        "tests/mixing/test_export.py -k schedule",
+    ),
+    Mutation(
+        "an export looks once more before it takes its name",
+        "mixing/target.py",
+        "        self._check_free()  # somebody",
+        "        # somebody",
+        "tests/mixing/test_export.py -k while_it_is",
+    ),
+    Mutation(
+        "no folder that holds more than a dataset is replaced",
+        "mixing/target.py",
+        "if strange and self._force:",
+        "if False:",
+        "tests/mixing/test_export.py -k more_than_a_dataset",
+    ),
+    Mutation(
+        "exported text ends no line and steers no terminal",
+        "formats/writers/json_lines.py",
+        "return _CONTROLS.sub",
+        "return text or _CONTROLS.sub",
+        "tests/formats/test_writers.py -k steers",
     ),
 ]
 

@@ -15,7 +15,9 @@ PACKAGE = Path(treering.__file__).parent
 # Left to right. A layer may import itself and what stands left of it.
 LAYERS = [
     "errors",
+    "notebook",
     "schema",
+    "formats",
     "store",
     "capture",
     "mixing",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from treering.evaluation.due import RoundPolicy
     from treering.front import Corpus, Store, open  # noqa: A004
     from treering.mixing import Loader, Mix, MixLock, ReplayController, Schedule, mix, streams
+    from treering.mixing.export import ExportSummary
     from treering.registry.trace import lineage
     from treering.rounds.audit import audit
     from treering.rounds.diagnose import diagnose
@@ -49,6 +50,7 @@ _HOMES = {
     "Diagnosis": "rounds",
     "Diff": "rounds",
     "EraseReceipt": "store",
+    "ExportSummary": "mixing.export",
     "GatePolicy": "evaluation",
     "InvalidRecordError": "errors",
     "Loader": "mixing",
@@ -98,6 +100,7 @@ __all__ = [
     "Diagnosis",
     "Diff",
     "EraseReceipt",
+    "ExportSummary",
     "GatePolicy",
     "InvalidRecordError",
     "Loader",

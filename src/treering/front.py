@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
+    from threading import Event
 
     import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
     from treering.capture.backfill import BackfillSummary
-    from treering.mixing import Mix, Schedule
+    from treering.capture.importer import ImportSummary
+    from treering.mixing import Mix, MixLock, Schedule
     from treering.mixing.cache import SnapshotCache
+    from treering.mixing.export import ExportSummary
     from treering.mixing.tokens import CountTokens
     from treering.registry import AdapterRecord, Registry
     from treering.registry.prune import PruneReport
@@ -198,21 +201,52 @@ class Corpus(BaseCorpus):
 
         return list_selections(self)
 
+    def capture_file(
+        self,
+        source: str | IO[bytes] | Sequence[str | IO[bytes]],
+        *,
+        format: str = "auto",  # noqa: A002  (as the option is called)
+        redact: bool | Sequence[str] | None = None,
+        follow: bool = False,
+        stop: Event | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ImportSummary:
+        """Capture what files hold: a path, any fsspec URL, a glob, a binary stream, or several of them.
+
+        format: "auto" looks at the first values, or one of records, openai, trl, parquet, … (`treering capture --help`). What
+        doesn't fit goes to quarantine with its file and line and never blocks the rest. A record without an id gets one from
+        the file's path and its text, so that a file captured twice adds nothing; one from a stream a fresh one. An import that
+        was cut short is continued where it stood; a file that has changed since is begun anew. follow: go on with what is
+        appended to local files, and with new files of a glob, until `stop` is set. redact: as for `capture`. progress: is
+        called with the number of values read so far. Returns what became of everything.
+
+        Raises NotFoundError (no such file), UsageError (a format that isn't known, or can't fill the corpus' record type),
+        InvalidRecordError (columns of a Parquet file that don't fit), StoreError; what came before is captured then.
+        """
+        if follow:
+            from treering.capture.following import follow_files
+
+            return follow_files(self, source, format=format, redact=redact, stop=stop, progress=progress)
+        from treering.capture.importer import import_file
+
+        return import_file(self, source, format=format, redact=redact, progress=progress)
+
     def backfill(
         self,
-        source: str | IO[bytes],
+        source: str | IO[bytes] | Sequence[str | IO[bytes]],
         *,
         as_of: str,
         snapshot_by: Literal["day", "week", "month"],
+        format: str = "auto",  # noqa: A002
         progress: Callable[[int], None] | None = None,
     ) -> BackfillSummary:
-        """Turn a JSONL file of history into snapshots, one per period of its records' times, oldest first.
+        """Turn files of history into snapshots, one per period of their records' times, oldest first.
 
         Running it again adds nothing, also after a kill. See `treering.capture.backfill.backfill`.
         """
         from treering.capture.backfill import backfill
 
-        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, progress=progress)
+        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, format=format, progress=progress)
 
     def prune(
         self,
@@ -317,6 +351,60 @@ class Store(BaseStore):
         from treering.store.bundle import pack
 
         return pack(self, ref, path, annotations=annotations, selections=selections)
+
+    def export(
+        self,
+        what: str | os.PathLike[str] | MixLock,
+        to: str | os.PathLike[str] | IO[bytes],
+        *,
+        format: str = "records",  # noqa: A002  (as the command calls it)
+        split: Literal["all", "train", "heldout"] = "all",
+        columns: Sequence[str] | None = None,
+        shard_rows: int | None = None,
+        with_ref: bool = False,
+        epochs: int | Literal["as-locked"] = "as-locked",
+        erased: Literal["refuse", "skip"] = "refuse",
+        skip_unfit: bool = False,
+        force: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> ExportSummary:
+        """Write records to files that other programs read, in bounded memory.
+
+        what: a ref, for every record of it in record order, or a mix lock (or the path of one), for exactly the rows of its
+            batches in their order, repeats and all. Values are as loaders deliver them: corrected ones corrected, excluded
+            records left out and counted.
+        to: a path, any fsspec URL, or a binary stream. A file appears under its name whole, or not at all; .gz and .zst
+            compress. A name that is taken is refused, unless `force`.
+        format: records, openai, trl, parquet, hf (a folder for `datasets.load_from_disk`), or one that a package adds
+            through the entry points `treering.exporters`.
+        split: of a ref, only its training or its held-out records.
+        columns: only these; all that the ref, or every source of the lock, has when left out.
+        shard_rows: begin a new file after so many records: NAME-00000-of-00003.jsonl and so on.
+        with_ref: of a lock, say in a column `_ref` which source each row came from.
+        epochs, erased: of a lock, as `MixLock.loader` takes them.
+        skip_unfit: leave out records that the format can't hold, and count them; else the first one is an error.
+        progress: called with the number of records done, and of all of them (None where that isn't known).
+
+        Raises UsageError, NotFoundError, AlreadyExistsError, ConflictError (what was erased, or isn't what was locked),
+        InvalidRecordError (a record that the format can't hold), StoreError.
+        """
+        from treering.mixing.export import export
+
+        return export(
+            self,
+            what,
+            to,
+            format=format,
+            split=split,
+            columns=columns,
+            shard_rows=shard_rows,
+            with_ref=with_ref,
+            epochs=epochs,
+            erased=erased,
+            skip_unfit=skip_unfit,
+            force=force,
+            progress=progress,
+        )
 
     def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
         """Take the snapshot of a packed file in, all of it or nothing; see `treering.store.bundle.unpack`."""

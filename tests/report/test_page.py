@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from treering.errors import StoreError, UsageError
 from treering.evaluation import ScoreMatrix
+from treering.evaluation.colour import contrast, ramp, step_of, text_on
 from treering.report import render_matrices, write_matrices
-from treering.report.colour import contrast, ramp, step_of, text_on
 
 calm = settings(deadline=None)  # two busy cores make any time limit flaky
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, render, say, when
+from treering.cli.output import columns, facts, natural, render, say, tied, when
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -210,7 +210,7 @@ def _shown(view: ShownAdapter) -> RenderableType:
     heads = ["held-out of", view.ref, str(view.parent), "change"]
     rows = [
         (row.slice, shown(row.score, better), shown(row.parent, better), shown(row.change, better, signed=True))
-        for row in view.against_parent
+        for row in sorted(view.against_parent, key=lambda row: natural(row.slice))
     ]
     unit = " in points of 100" if better == "higher" else ""
     title = Text(f"against its parent, {view.metric}{unit}:")
@@ -222,7 +222,8 @@ def adapter_facts(view: AdapterView) -> Table:
     from treering.evaluation.matrix import shown
     from treering.evaluation.metrics import better_of
 
-    scores = ", ".join(f"{name} {shown(score, better_of(view.metric))}" for name, score in view.scores.items())
+    better = better_of(view.metric)
+    scores = ", ".join(tied(f"{name} {shown(view.scores[name], better)}") for name in sorted(view.scores, key=natural))
     return facts(
         [
             ("adapter", view.ref),
@@ -230,7 +231,7 @@ def adapter_facts(view: AdapterView) -> Table:
             ("parent", view.parent or "none"),
             ("strategy", view.strategy),
             ("base", view.base),
-            ("trained elsewhere", view.external),
+            ("elsewhere", view.external),
             ("trained on", ", ".join(view.trained_on) or "live only"),
             (view.metric, scores or None),
             (

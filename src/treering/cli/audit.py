@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, plain, render, say, waiting
+from treering.cli.output import columns, indented, number, plain, render, say, waiting
 from treering.errors import CheckFailedError, StoreError
 
 if TYPE_CHECKING:
@@ -116,11 +116,13 @@ def _shown(found: Audit) -> RenderableType:
             continue
         parts += [Text(), Text(check.check, "bold")]
         for finding in over[:_SHOWN]:
-            parts.append(Text(plain(f"  {finding.where}: {finding.says}")))
+            parts.append(indented(f"{finding.where}: {finding.says}", 2))
             if check.check != "leaks" or finding is over[0]:
-                parts.append(Text(plain(f"    → {finding.remedy}"), "dim"))
+                parts.append(indented(Text(plain(f"→ {finding.remedy}"), "dim"), 4))
         if check.findings > _SHOWN:
-            parts.append(Text(f"  and {check.findings - _SHOWN:,} more; --json lists them"))
+            parts.append(indented(f"and {check.findings - _SHOWN:,} more; --json lists them", 2))
         if check.check == "leaks":
-            parts.append(Text("    → or all of them: --exclusions FILE, then treering annotate --from FILE", "dim"))
+            parts.append(
+                indented(Text("→ or all of them: --exclusions FILE, then treering annotate --from FILE", "dim"), 4)
+            )
     return Group(*parts)

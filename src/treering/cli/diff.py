@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, plain, render, waiting, when
+from treering.cli.output import columns, number, plain, render, tied, waiting, when
 from treering.errors import CheckFailedError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _shown(found: Diff) -> RenderableType:
     if b.captured_under != a.captured_under:
         rows.append(("schema version", _versions(b.captured_under), _versions(a.captured_under), ""))
     rows.append(
-        ("first of them", when(b.first_ts) if b.first_ts else None, when(a.first_ts) if a.first_ts else None, "")
+        ("earliest of them", when(b.first_ts) if b.first_ts else None, when(a.first_ts) if a.first_ts else None, "")
     )
     for length in found.lengths:
         cells = [f"{q.p5:.0f} · {q.p50:.0f} · {q.p95:.0f}" if q else None for q in (length.before, length.after)]
@@ -132,7 +132,7 @@ def drift_table(drift: Sequence[ColumnDrift]) -> RenderableType:
             f"{d.score:.3f}",
             f"{d.line:.3f}{'*' if d.chance else ' '}",
             Text("drift", "yellow") if d.drifted else Text("no"),
-            ", ".join(d.telling[:5]),
+            ", ".join(map(tied, d.telling[:5])),
         )
         for d in drift
     ]

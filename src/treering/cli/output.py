@@ -5,6 +5,7 @@ Knows terminals. Does not know stores. Text from records is never taken for mark
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "columns",
+    "counted",
     "counter",
     "facts",
+    "gauge",
+    "indented",
+    "natural",
     "number",
     "plain",
     "render",
@@ -28,26 +33,37 @@ __all__ = [
     "size",
     "stages",
     "text",
+    "tied",
     "waiting",
     "when",
 ]
 
 
-def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str]) -> None:
-    """Print `value` on stdout: as JSON (models, dataclasses, dicts and lists of them; NaN becomes null), or its `view`."""
+_TIE = "\ue000"  # of the private use area: nobody breaks a line at it, and `render` makes it a space again
+
+
+def render(value: Any, as_json: bool, view: Callable[[], RenderableType | str], *, to_stderr: bool = False) -> None:
+    """Print `value` on stdout: as JSON (models, dataclasses, dicts and lists of them; NaN becomes null), or its `view`.
+
+    to_stderr: stdout carries the data itself, and this is talk about it.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
     if as_json:
         from pydantic_core import to_json
 
         data = to_json(value, indent=2, inf_nan_mode="null", bytes_mode="base64")
-        sys.stdout.write(data.decode() + "\n")
+        stream.write(data.decode() + "\n")
     else:
         shown = view()
-        console = _console(sys.stdout)
+        console = _console(stream)
         if isinstance(shown, str):
             console.print(text(shown), soft_wrap=True)  # lines that the API drew: breaking them would spoil them
         else:
-            console.print(shown)
-    sys.stdout.flush()
+            with console.capture() as captured:
+                console.print(shown)
+            # A table fills its cells with spaces; who cuts or compares lines should not meet them.
+            stream.write(re.sub(r" +$", "", captured.get().replace(_TIE, " "), flags=re.MULTILINE))
+    stream.flush()
 
 
 def say(message: str) -> None:
@@ -68,6 +84,21 @@ def counter(what: str) -> Iterator[Callable[[int], None]]:
     with Progress(*layout, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def gauge(what: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Gives a function that takes (done, of how many) and draws a bar on stderr; silent unless that is a terminal."""
+    console = _console(sys.stderr)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    layout = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*layout, console=console, transient=True) as progress:
+        task = progress.add_task(plain(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager
@@ -129,6 +160,13 @@ def columns(heads: Sequence[str], rows: Sequence[Sequence[Any]], *, right: Seque
     return table
 
 
+def indented(line: Any, by: int) -> RenderableType:
+    """A line that stays in its column when it has to be wrapped."""
+    from rich.padding import Padding
+
+    return Padding(text(line), (0, 0, 0, by))
+
+
 def text(value: Any) -> Text:
     """A value as text that is neither markup nor a terminal command; None is a dot."""
     from rich.text import Text
@@ -142,14 +180,33 @@ def plain(value: str) -> str:
     return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\ufffd" for c in kept)
 
 
+def tied(words: str) -> str:
+    """Words that stay on one line of a table, such as a name and its number."""
+    return words.replace(" ", _TIE)
+
+
+def natural(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """A key that sorts `support@v2` before `support@v10`."""
+    return tuple(
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", name)
+    )
+
+
 def number(value: int | None) -> str:
     """12,345; a dot for None."""
     return "·" if value is None else f"{value:,}"
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 snapshot`, `12 snapshots`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def size(count: int) -> str:
-    """Bytes in MiB."""
-    return f"{count / (1 << 20):,.1f} MiB"
+    """Bytes in MiB; few of them in KiB, or as they are."""
+    if count < 1 << 10:
+        return f"{count} B"
+    return f"{count / (1 << 10):,.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):,.1f} MiB"
 
 
 def short(digest: str | None) -> str:

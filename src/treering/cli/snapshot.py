@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import facts, number, plain, render, say, waiting, when
+from treering.cli.output import counted, facts, number, plain, render, say, waiting, when
 from treering.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from treering import Snapshot
 
 __all__ = ["log", "snapshot"]
+
+_LONGEST = 120  # characters of a message in the line of snapshots
 
 
 @dataclass(frozen=True)
@@ -146,20 +148,38 @@ def log(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
 
 
 def _drawing(found: Log) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
     from rich.text import Text
 
-    newest = found.snapshots[0] if found.snapshots else None
-    names = max(4, len(newest.name) if newest else 0)
-    width = max(len(number(n)) for n in [found.live_rows, *(s.rows for s in found.snapshots)])
-    lines = [Text(f"{found.corpus}", "bold")]
-    lines.append(Text(f"○ {'live':{names}}  {number(found.live_rows):>{width}} records, not sealed yet"))
-    for entry in found.snapshots:
-        lines.append(Text("│"))
-        sign = "◌" if entry.pruned_at else "●"
-        line = Text(f"{sign} {entry.name:{names}}  {number(entry.rows):>{width}} records  {when(entry.created_at)}")
-        line.append(f"  {plain(' '.join(entry.message.split()))}" if entry.message else "")
-        line.append(f"  ← {found.production}" if entry.trained else "", "green")
+    sealed = sum(entry.rows for entry in found.snapshots)
+    head = Text(plain(found.corpus), "bold")
+    head.append(f"  {number(sealed)} records in {counted(len(found.snapshots), 'snapshot')}", "default")
+    if found.production:
+        head.append(f", {found.production} in production", "default")
+    # What a snapshot is called, holds and is used for stays in columns; a message may be of any length, and folds.
+    line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_column(no_wrap=True)
+    line.add_column(justify="right", no_wrap=True)
+    line.add_column(no_wrap=True)
+    line.add_column(overflow="fold")
+    line.add_row("○ live", number(found.live_rows), "not sealed yet", "")
+    for place, entry in enumerate(found.snapshots):
+        if not place:
+            line.add_row("│", "", "", "")
+        sign = Text("◌" if entry.pruned_at else "●", "yellow" if entry.pruned_at else "green" if entry.trained else "")
+        said = Text()
+        if entry.trained:
+            said.append(f"← {found.production}", "green")
         if entry.pruned_at:
-            line.append(f"  pruned {when(entry.pruned_at)} ({entry.pruned_by})", "yellow")
-        lines.append(line)
-    return Text("\n").join(lines)
+            said.append(f"{'  ' if said else ''}pruned {when(entry.pruned_at)} ({entry.pruned_by})", "yellow")
+        if entry.message:
+            said.append(f"{'  ' if said else ''}{_brief(entry.message)}")
+        line.add_row(sign + Text(f" {entry.name}", "default"), number(entry.rows), when(entry.created_at), said)
+    return Group(head, line)
+
+
+def _brief(message: str) -> str:
+    """A message on one line; the rest of a long one is for `show`."""
+    line = plain(" ".join(message.split()))
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, plain, render, say, short, waiting, when
+from treering.cli.output import columns, facts, number, plain, render, say, short, tied, waiting, when
 from treering.errors import UsageError
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def _details(view: SourceView) -> RenderableType:
 
 
 def _most(values: dict[str, int]) -> str:
-    shown = [f"{name or '(none)'} {number(n)}" for name, n in islice(values.items(), _SHOWN_VALUES)]
+    shown = [tied(f"{name or '(none)'} {number(n)}") for name, n in islice(values.items(), _SHOWN_VALUES)]
     rest = len(values) - len(shown)
     return ", ".join(shown) + (f", and {rest:,} more" if rest > 0 else "")
 

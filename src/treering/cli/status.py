@@ -9,7 +9,7 @@ import typer
 
 from treering.cli.diff import drift_table
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render, waiting, when
+from treering.cli.output import columns, counted, facts, number, render, tied, waiting, when
 from treering.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
@@ -91,11 +91,12 @@ def _details(found: Status) -> RenderableType:
         due.append(
             f", {number(new.training_rows)} new training records; {found.policy.fewest:,} are the fewest", "default"
         )
-    files = f" in {found.live_fragments:,} {'file' if found.live_fragments == 1 else 'files'}"
+    files = f" in {counted(found.live_fragments, 'file')}"
     pairs: list[tuple[str, Any]] = [
         ("corpus", f"{found.corpus}, {found.record_type} records"),
+        ("round due", due),
         ("live", f"{number(found.live_rows)} records" + (files if found.live_rows else "")),
-        ("sealed", f"{number(found.sealed_rows)} records in {found.snapshots:,} snapshots"),
+        ("sealed", f"{number(found.sealed_rows)} records in {counted(found.snapshots, 'snapshot')}"),
         ("newest snapshot", f"{found.newest}, sealed {when(found.newest_at)}" if found.newest_at else None),
         ("quarantine", f"{number(found.quarantined)} records"),
         ("production", f"{found.production}, {_days(found.production_days)} old" if found.production else "none"),
@@ -103,7 +104,6 @@ def _details(found: Status) -> RenderableType:
         ("new", f"{number(new.rows)} records, {number(new.training_rows)} of them training" + _oldest(found)),
         *(_unseen(found, column) for column in ("label", "domain")),
         ("table", found.uri),
-        ("round due", due),
     ]
     parts.append(facts(pairs))
     if new.drift:
@@ -124,12 +124,15 @@ def _oldest(found: Status) -> str:
 def _days(days: float | None) -> str:
     if days is None:
         return "·"
-    return f"{days:.1f} days" if days >= 1 else f"{24 * days:.0f} hours"
+    if days >= 1:
+        return f"{days:.1f} days"
+    hours = 24 * days
+    return counted(round(hours), "hour") if hours >= 1 else counted(round(60 * hours), "minute")
 
 
 def _unseen(found: Status, column: str) -> tuple[str, str | None]:
     values = [u for u in found.new.unseen or [] if u.column == column]
-    shown = ", ".join(f"{u.value} {number(u.rows)}" for u in values[:_SHOWN])
+    shown = ", ".join(tied(f"{u.value} {number(u.rows)}") for u in values[:_SHOWN])
     rest = len(values) - _SHOWN
     return f"unseen {column}s", f"{shown}{f', and {rest:,} more' if rest > 0 else ''}" if values else None
 

@@ -146,6 +146,20 @@ class Verdict(BaseModel):
     baseline: str | None = None
     budget: Budget | None = None  # what was measured of serving it, if it was
 
+    def _repr_html_(self) -> str:
+        from treering.notebook import card, table
+
+        def told(value: float | None, unit: Unit) -> str | None:
+            return None if value is None else points(value) if unit == "points" else f"{value:.4g} {unit}"
+
+        rows = [
+            (row.what, told(row.previous, row.unit), told(row.score, row.unit), "ok" if row.passed else row.reason)
+            for row in self.rows
+        ]
+        heads = ["slice", "before", "now", "verdict"]
+        facts = [("verdict", "passed" if self.passed else "refused"), ("against", self.baseline)]
+        return card("gate", self.candidate or "candidate", facts, body=table(heads, rows, right=heads[1:3]))
+
 
 def check(
     scores: Mapping[str, float],

@@ -310,6 +310,11 @@ class ScoreMatrix:
         """One score as the table prints it: in points of 100, a loss in nats; `·` for None and NaN."""
         return shown(score, self.better, signed=signed)
 
+    def _repr_html_(self) -> str:
+        from treering.evaluation.heatmap import notebook_card
+
+        return notebook_card(self)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScoreMatrix):
             return NotImplemented

@@ -17,7 +17,7 @@ import pyarrow as pa
 from treering.errors import UsageError
 from treering.mixing.permute import Int64Array
 
-__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "drop_rows", "kind_of", "token_count"]
+__all__ = ["ArrowColumn", "Columns", "Kind", "Part", "Ragged", "arrow_kind", "drop_rows", "kind_of", "token_count"]
 
 Ragged = Literal["pad", "values"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -127,6 +127,11 @@ def kind_of(name: str, arrow: Any, *, ragged: Ragged, pad_value: float) -> Kind:
     if (pa.types.is_list(arrow) or pa.types.is_large_list(arrow)) and _dtype(arrow.value_type) is not None:
         return _Ragged(name, arrow, ragged, pad_value)
     return _Nested(name, arrow)
+
+
+def arrow_kind(name: str, arrow: Any) -> Kind:
+    """The kind of a column that stays what it is in Arrow, nulls and all: gathered, it is an ArrowColumn of this type."""
+    return _Kept(name, arrow)
 
 
 def drop_rows(columns: Columns, gone: Any) -> Columns:
@@ -457,3 +462,15 @@ class _Nested(_Arrow):
 
     def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
         return {self.name: ArrowColumn(_picked(number, parts, self.type).take(pa.array(order)))}
+
+
+class _Kept(_Nested):
+    """Anything, as it is."""
+
+    def block(self, rows: int, spare: Any = None) -> Block:
+        # Texts of a window may be more than 32-bit offsets reach.
+        return _Strings(self.type, rows, spare) if _is_text(self.type) else _Chunks(self.type)
+
+    def gather(self, number: int, parts: Sequence[Part], order: Int64Array) -> Columns:
+        picked = _picked(number, parts, self.type).take(pa.array(order))
+        return {self.name: ArrowColumn(picked if picked.type == self.type else picked.cast(self.type))}

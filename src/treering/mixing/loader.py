@@ -27,9 +27,10 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from treering.errors import ConflictError, NotFoundError, TreeringError, UsageError
+from treering.errors import ConflictError, TreeringError, UsageError
 from treering.mixing.cache import Job, LoaderCache
 from treering.mixing.columns import Columns, Kind, drop_rows, kind_of, token_count
+from treering.mixing.delivered import delivered_types
 from treering.mixing.events import Agree, Course, Stretch, asked_for, compact, expand, same_course
 from treering.mixing.helpers import end_helpers, note_helpers
 from treering.mixing.lock import MixLock
@@ -37,7 +38,6 @@ from treering.mixing.permute import Int64Array
 from treering.mixing.plan import MixPlan
 from treering.mixing.reader import REF, SPAN, BatchReader, Share
 from treering.mixing.sources import SourceLike, TrainRows
-from treering.schema.evolution import widens
 
 __all__ = ["Loader", "Transform"]
 
@@ -856,56 +856,8 @@ def _connected() -> tuple[int, int] | None:
 
 def _kinds(lock: MixLock, sources: Sequence[SourceLike], *, adaptive: bool) -> list[Kind]:
     """The columns to deliver, one type each over all sources that are, or may be, drawn from."""
-    may_change = adaptive or lock.schedule is not None or bool(lock.events)
-    drawn = [source for source, units in zip(sources, lock.units, strict=True) if units or may_change]
-    _check_same_schema(drawn)
-    shared = [name for name in drawn[0].schema.names if all(name in source.schema.names for source in drawn)]
-    names = shared if lock.columns is None else list(dict.fromkeys(lock.columns))
-    kinds = []
-    for name in names:
-        for source in drawn:
-            if name == REF:
-                raise UsageError(f"{REF!r} is the loader's own: leave it out of columns", code="reserved-column")
-            if name not in source.schema.names:
-                raise NotFoundError(
-                    f"{source.ref} has no column {name!r}",
-                    code="no-column",
-                    hint="it has " + ", ".join(source.schema.names),
-                )
-        types = {source.ref: source.schema.field(name).type for source in drawn}
-        if len(set(types.values())) > 1:
-            listed = ", ".join(f"{kind} in {ref}" for ref, kind in types.items())
-            raise UsageError(
-                f"column {name!r} has several types: {listed}", code="column-types", hint=_way_out(name, drawn)
-            )
-        kinds.append(kind_of(name, next(iter(types.values())), ragged=lock.ragged, pad_value=lock.pad_value))
-    return kinds
-
-
-def _check_same_schema(sources: Sequence[SourceLike]) -> None:
-    """Sources of one corpus that were loaded before and after it evolved: a renamed column would be in none of the batches."""
-    read_as: dict[str, tuple[int, str]] = {}
-    for source in sources:
-        version = int(getattr(source, "schema_version", 1))
-        other, ref = read_as.setdefault(source.corpus, (version, source.ref))
-        if other != version:
-            raise ConflictError(
-                f"{source.corpus} evolved meanwhile: {ref} is read as schema version {other}, {source.ref} as {version}",
-                code="schema-changed",
-                hint="load the sources again, then mix them",
-            )
-
-
-def _way_out(name: str, sources: Sequence[SourceLike]) -> str:
-    """What to do about a column that has several types."""
-    without = f"leave {name} out with columns=[…]"
-    types = [(source.corpus, source.schema.field(name).type) for source in sources]
-    for _, kind in types:
-        if all(widens(other, kind) for _, other in types):
-            narrow = list(dict.fromkeys(corpus for corpus, other in types if other != kind))
-            which = "the corpus" if len(narrow) == 1 else "the corpora"
-            return f"evolve {which} {', '.join(narrow)} so that {name} is {kind} (treering schema … --evolve), or {without}"
-    return f"no type here holds the values of all of them: {without}, or rename it in one of the corpora"
+    types = delivered_types(lock, sources, adaptive=adaptive)
+    return [kind_of(name, found, ragged=lock.ragged, pad_value=lock.pad_value) for name, found in types.items()]
 
 
 def _contents(lock: MixLock) -> dict[str, Any]:

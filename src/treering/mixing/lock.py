@@ -242,6 +242,26 @@ class MixLock(_Document):
         """The digest without the events: what a run was begun with, and what its states are known by."""
         return _sha256(self.model_dump(mode="json", exclude={*_DELIVERY, "events"}))
 
+    def _repr_html_(self) -> str:
+        from treering.notebook import bar, card, table
+
+        rows = [
+            (source.pin.ref, bar(share), f"{source.train_rows:,}")
+            for source, share in zip(self.sources, self.shares, strict=True)
+        ]
+        return card(
+            "mix lock",
+            " + ".join(self.refs),
+            [
+                ("digest", self.digest),
+                ("batches of", f"{self.batch_size:,}"),
+                ("epochs", "without end" if self.epochs is None else self.epochs),
+                ("seed", self.seed),
+                ("events", len(self.events) or None),
+            ],
+            body=table(["source", "share of a batch", "training records"], rows, right=["training records"]),
+        )
+
     def with_events(self, events: Sequence[Event], decided: int) -> MixLock:
         """The same mix with these events, settled up to batch `decided`."""
         return self.model_copy(update={"events": tuple(events), "decided": decided})

@@ -220,6 +220,27 @@ class Mix:
         growing = [n for n, source in enumerate(self._sources) if self._units[n] and is_growing(source.ref)]
         return max(growing or range(len(self._units)), key=lambda n: self._units[n])
 
+    def _repr_html_(self) -> str:
+        from treering.notebook import bar, card, table
+
+        rows = [
+            (source.ref, f"{weight:g}", bar(share), f"{rows.size:,}")
+            for source, weight, share, rows in zip(self._sources, self._weights, self.shares, self._rows, strict=True)
+        ]
+        heads = ["source", "weight", "share of a batch", "training records"]
+        return card(
+            "mix",
+            " + ".join(source.ref for source in self._sources),
+            [
+                ("seed", self._seed),
+                ("an epoch is", f"one pass over {self._sources[self.anchor].ref}"),
+                ("shares count", "tokens" if self.share_by == "tokens" else None),
+                ("replay", "each new record once" if self._once else None),
+                ("schedule", None if self._schedule is None else f"{len(self._schedule.points)} points"),
+            ],
+            body=table(heads, rows, right=["weight", "training records"]),
+        )
+
     def __repr__(self) -> str:
         parts = ", ".join(f"{s.ref}={share:.4g}" for s, share in zip(self._sources, self.shares, strict=True))
         return f"Mix({parts}, seed={self._seed})"

@@ -10,10 +10,9 @@ from html import escape
 from pathlib import Path
 
 from treering.errors import StoreError, UsageError
+from treering.evaluation.colour import ramp, text_on
+from treering.evaluation.heatmap import heatmap, legend, table
 from treering.evaluation.matrix import ScoreMatrix, points
-
-from .colour import ramp, text_on
-from .heatmap import heatmap, legend, table
 
 __all__ = ["HOW_TO_READ", "document", "fact_list", "figure", "render_matrices", "write_matrices", "write_page"]
 

@@ -12,11 +12,11 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from treering.evaluation.gate import CheckedRow
+from treering.evaluation.heatmap import heatmap, legend, short_names
 from treering.evaluation.matrix import ScoreMatrix, points
 from treering.store.ref import shortened
 
 from .charts import Bar, Level, Node, Part, Slope, bars, curve, lineage, slopes
-from .heatmap import heatmap, legend, short_names
 from .page import HOW_TO_READ, document
 
 if TYPE_CHECKING:

@@ -38,6 +38,8 @@ __all__ = [
 #: Records, each with what says that its snapshot was pruned.
 Listed = list[tuple[SnapshotRecord, PruneRecord | None]]
 
+_SHOWN_VALUES = 6  # of a column, in a notebook
+
 
 class Snapshot:
     """What live held when it was sealed; immutable."""
@@ -71,6 +73,33 @@ class Snapshot:
     def digest(self) -> str:
         """Content digest (SHA-256, hex) over the records in order; waits for the certificate."""
         return self.certificate.digest
+
+    def _repr_html_(self) -> str:
+        from treering.notebook import bar, card, table
+
+        found = find_certificate(
+            self._corpus, self.record
+        )  # what takes a pass over the data is shown where it is known
+        counts = {} if found is None else found.counts
+        heldout = counts.get("split", {}).get("heldout", 0)
+        shown = [
+            (column, value or "(none)", f"{rows:,}", bar(rows / max(1, self.rows)))
+            for column, values in counts.items()
+            if column != "split" and set(values) != {""}
+            for value, rows in sorted(values.items(), key=lambda one: -one[1])[:_SHOWN_VALUES]
+        ]
+        return card(
+            "snapshot",
+            self.ref,
+            [
+                ("records", f"{self.rows:,}" + (f", {heldout:,} held-out" if found is not None else "")),
+                ("sealed", f"{self.created_at:%Y-%m-%d %H:%M} UTC"),
+                ("message", self.message or None),
+                ("after", self.parent),
+                ("digest", "not certified yet" if found is None else found.digest),
+            ],
+            body=table(["column", "value", "records", "share"], shown, right=["records"]) if shown else "",
+        )
 
     def __repr__(self) -> str:
         return f"Snapshot({self.ref!r}, rows={self.rows}, created_at={self.created_at:%Y-%m-%dT%H:%M:%SZ})"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from html import escape
 
 import numpy as np
 
+from treering.evaluation.colour import STEPS, ramp, step_of, text_on
 from treering.evaluation.matrix import ScoreMatrix, points
 
-from .colour import step_of
-
-__all__ = ["heatmap", "legend", "short_names", "table"]
+__all__ = ["heatmap", "legend", "notebook_card", "short_names", "table"]
 
 # In SVG units, which are CSS pixels when nothing has to be scaled down.
 CELL_H = 46
@@ -97,6 +97,51 @@ def table(matrix: ScoreMatrix, caption: str) -> str:
         f"<table><caption>{escape(caption)}</caption><thead><tr><th scope='col'>after round</th>{head}</tr></thead>\n"
         f"<tbody>{body}</tbody></table>"
     )
+
+
+def notebook_card(matrix: ScoreMatrix) -> str:
+    """The matrix as HTML that stands by itself: figures, heatmap, scale. A loss has no scale: its numbers stand in a table."""
+    from treering.notebook import card
+    from treering.notebook import table as plain_table
+
+    higher = matrix.better == "higher"
+    figures = [
+        ("average", matrix.shown(matrix.average)),
+        ("BWT", matrix.shown(matrix.bwt, signed=True)),
+        ("forgetting", matrix.shown(matrix.forgetting)),
+        *(("note", note) for note in matrix.notes),
+    ]
+    told = f"{matrix.metric}{', in points of 100' if higher else ''}"
+    counts = [(len(matrix.rounds), "round"), (len(matrix.slices), "slice")]
+    name = " by ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+    if not higher:
+        rows = [
+            (round_, *(matrix.shown(value) for value in values))
+            for round_, values in zip(matrix.rounds, matrix.values.tolist(), strict=True)
+        ]
+        heads = ["after", *matrix.slices]
+        return card(f"score matrix, {told}", name, figures, body=plain_table(heads, rows, right=heads[1:]))
+    # Ids and classes are the page's: a notebook holds many outputs, of which none may colour another.
+    key = (
+        "treering-"
+        + hashlib.sha256(repr((matrix.rounds, matrix.slices)).encode() + matrix.values.tobytes()).hexdigest()[:12]
+    )
+    drawn = f'<div class="treering-matrix">{heatmap(matrix, key=key)}{legend()}</div>'
+    light, dark = (
+        ";".join(f"--s{k}:{colour};--i{k}:{text_on(colour)}" for k, colour in enumerate(ramp(dark=is_dark)))
+        for is_dark in (False, True)
+    )
+    rules = _NOTEBOOK_RULES + "".join(
+        f".treering-matrix .s{k}{{fill:var(--s{k})}}.treering-matrix .i{k}{{fill:var(--i{k})}}" for k in range(STEPS)
+    )
+    return card(f"score matrix, {told}", name, figures, body=drawn, light=light, dark=dark, rules=rules)
+
+
+_NOTEBOOK_RULES = """.treering-matrix{margin-top:10px;width:560px;max-width:100%}.treering-matrix svg{display:block;width:100%;height:auto}
+.treering-matrix svg.legend{width:228px;margin-top:8px}
+.treering-matrix text{font-family:inherit}.treering-matrix .axis{font-size:13px;fill:var(--soft)}
+.treering-matrix .n{font-size:15px;font-weight:560}.treering-matrix .none{fill:none;stroke:var(--line);stroke-dasharray:3 3}
+.treering-matrix .ring{fill:none;stroke:var(--card);stroke-width:1.5}"""
 
 
 def short_names(names: Sequence[str]) -> list[str]:

@@ -1,0 +1,137 @@
+"""The seam of exporters: records in, the bytes of one file out, and what became of everything that doesn't fit.
+
+Knows no format. Choosing rows, compressing, and writing files whole or not at all is mixing's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, ClassVar
+
+from treering.errors import UsageError
+from treering.formats.known import BROKEN
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from treering.errors import Problem
+
+__all__ = ["EXPORTERS", "EXPORTER_GROUP", "Exporter", "LeftOut", "WrittenFile", "exporter_names", "find_exporter"]
+
+EXPORTER_GROUP = "treering.exporters"
+
+#: Ours, as pyproject declares them too; nobody else's takes the place of one.
+EXPORTERS: Mapping[str, str] = {
+    "hf": "treering.formats.writers.tables:HuggingFace",
+    "openai": "treering.formats.writers.openai:OpenAI",
+    "parquet": "treering.formats.writers.tables:Parquet",
+    "records": "treering.formats.writers.records:Records",
+    "trl": "treering.formats.writers.trl:Trl",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A record that the format can't hold."""
+
+    id: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file of an export: its name without folders, and what it holds."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str  # hex, over the bytes of the file as it lies there
+
+
+class Exporter(ABC):
+    """Turns records into the bytes of one file; each file of a sharded export gets an exporter of its own.
+
+    The bytes are a function of the records and their order alone (no clock, no chance).
+    """
+
+    name: ClassVar[str]  # as --format says it
+    suffix: ClassVar[str]  # of its files: ".jsonl"
+    #: Whether it writes a folder of such files, with what `beside` gives, and not a file.
+    folder: ClassVar[bool] = False
+    #: Whether its files are compressed inside, so that a suffix .gz or .zst makes no sense.
+    packed: ClassVar[bool] = False
+
+    def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
+        """For records of these columns. skip: leave out records that the format can't hold, into `left_out`.
+
+        Raises UsageError when the format can't hold such records at all.
+        """
+        self.schema = schema
+        self.skip = skip
+        self.rows = 0  # records that were written
+        #: What the format has no place for, a column or `messages.weight`, → in how many written records it said something.
+        self.dropped: Counter[str] = Counter()
+        self.left_out: list[LeftOut] = []
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """The columns that come back out of its files."""
+        return frozenset(self.schema.names)
+
+    @abstractmethod
+    def encode(self, batch: pa.RecordBatch) -> bytes:
+        """The bytes of these records, as far as they are ready. Raises InvalidRecordError for one it can't hold."""
+
+    def finish(self) -> bytes:
+        """The last bytes of the file."""
+        return b""
+
+    def beside(self, files: Sequence[WrittenFile]) -> dict[str, bytes]:
+        """Of a folder: further files, name → content. They are written last, in this order: with them it is complete."""
+        return {}
+
+
+def exporter_names() -> list[str]:
+    """Names of all exporters, sorted. Loads none."""
+    return sorted({*EXPORTERS, *_foreign()})
+
+
+def find_exporter(name: str) -> type[Exporter]:
+    """The exporter of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
+    if name in EXPORTERS:
+        module, _, attribute = EXPORTERS[name].partition(":")
+        found: type = getattr(import_module(module), attribute)
+        assert issubclass(found, Exporter)
+        return found
+    point = _foreign().get(name)
+    if point is None:
+        raise UsageError(
+            f"there is no format {name!r} to export to",
+            code="unknown-format",
+            hint=f"one of {', '.join(exporter_names())}",
+        )
+    try:
+        found = point.load()
+    except Exception as exc:  # whatever a package raises when it is imported
+        raise _broken(point, f"{type(exc).__name__}: {exc}") from exc
+    if not (isinstance(found, type) and issubclass(found, Exporter)):
+        raise _broken(point, f"{point.value} is not a subclass of treering.formats.writers.Exporter")
+    return found
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=EXPORTER_GROUP) if point.name not in EXPORTERS}
+
+
+def _broken(point: EntryPoint, why: str) -> UsageError:
+    package = point.dist.name if point.dist is not None else point.value
+    return UsageError(
+        f"the format {point.name} of the package {package} can't be loaded: {why}",
+        code=BROKEN,
+        hint=f"repair or remove {package}; the other formats go on working",
+    )

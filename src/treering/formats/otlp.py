@@ -1,19 +1,26 @@
-"""What OpenTelemetry's exporters send, as plain dicts: spans and log records with their attributes flattened.
+"""What OpenTelemetry's exporters send: spans and log records with their attributes flattened, and the importer of them.
 
 Takes protobuf messages and OTLP's JSON form alike, and needs neither protobuf nor an SDK for it. Knows nothing of what
-the attributes mean (genai, openinference).
+the attributes mean (genai).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
 
+from treering.errors import Problem
+from treering.formats.base import Importer, Outcome, Passed, Unfit
+from treering.formats.collapse import Collapse
+from treering.formats.genai import EVALUATION, calls_of, words_of
+from treering.formats.shapes import MisfitError
+from treering.schema import RecordType
 from treering.schema.record_type import safe_repr
 
-__all__ = ["Event", "Signal", "is_otlp", "spans_of"]
+__all__ = ["Event", "Otlp", "Signal", "Telemetry", "is_otlp", "spans_of", "speaks_openinference"]
 
 _RESOURCES = ("resourceSpans", "resource_spans", "resourceLogs", "resource_logs")
 _SCOPES = ("scopeSpans", "scope_spans", "instrumentationLibrarySpans", "scopeLogs", "scope_logs")
@@ -342,3 +349,97 @@ def _bytes(value: Any, where: str) -> bytes:
         return base64.b64decode(value, validate=True)
     except (TypeError, ValueError):
         raise ValueError(f"expected base64 as {where}, got {safe_repr(value)[:80]}") from None
+
+
+# --- the importer ---
+
+
+class Telemetry(Importer):
+    """What importers of spans share: they are fed export requests, or the dicts of `otlp.spans_of` one by one."""
+
+    makes = ("chat",)
+
+    def __init__(self, target: RecordType, origin: str | None) -> None:
+        super().__init__(target, origin)
+        self._collapse = Collapse()
+
+    def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
+        """As `Importer.feed`; `value` is an export request in JSON, a part of one, or a dict of `otlp.spans_of`."""
+        if isinstance(value, Mapping) and value.get("kind") in ("span", "log") and "attributes" in value:
+            yield from self.take(line, value, len(text))  # type: ignore[arg-type]
+            return
+        if not is_otlp(value):
+            problem = Problem((), "bad-value", "expected an OTLP export (resourceSpans or resourceLogs)")
+            yield Unfit(line, (problem,), value)
+            return
+        signals: list[Signal] = []
+        try:
+            signals.extend(spans_of(value))
+        except ValueError as exc:
+            yield Unfit(line, (Problem((), "bad-value", str(exc)),), value)
+            return
+        size = len(text) // max(len(signals), 1)
+        for signal in signals:
+            yield from self.take(line, signal, size)
+
+    def finish(self) -> Iterator[Outcome]:
+        """The conversations that are left."""
+        return self._collapse.finish()
+
+    def take(self, line: int, signal: Signal, size: int) -> Iterator[Outcome]:
+        """What a span or log record makes; `size` are the bytes of input it stands for."""
+        heard = False
+        for target, word in words_of(signal):
+            heard = True
+            yield from self._collapse.say(target, word, line)
+        try:
+            made = calls_of(signal, line, size)
+        except MisfitError as exc:
+            yield Unfit(line, (exc.problem,), _kept(signal))
+            return
+        if isinstance(made, str):
+            if not (heard and signal["name"] == EVALUATION):
+                yield Passed(line, made)
+            return
+        for call in made:
+            yield from self._collapse.add(call)
+
+
+class Otlp(Telemetry):
+    """Spans and log records of OpenTelemetry, as the OTLP file exporter and collectors write them, one request a line."""
+
+    name = "otlp"
+    elements = ("resourceSpans", "resourceLogs", "resource_spans", "resource_logs")
+
+    @classmethod
+    def recognises(cls, value: Any) -> bool:
+        """An export request, or a resource's part of one, whose spans aren't OpenInference's."""
+        return is_otlp(value) and not speaks_openinference(value)
+
+
+def speaks_openinference(value: Any) -> bool:
+    """Whether the first spans of an export are marked as OpenInference's."""
+    try:
+        for seen, signal in enumerate(spans_of(value)):
+            if "openinference.span.kind" in signal["attributes"]:
+                return True
+            if seen >= 100:
+                break
+    except ValueError:
+        pass
+    return False
+
+
+def _kept(signal: Signal) -> dict[str, Any]:
+    """What quarantine keeps of a span: all but what JSON can't hold."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return value.hex()
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if isinstance(value, Mapping):
+            return {str(key): plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, list) else value
+
+    return {name: plain(value) for name, value in signal.items() if value not in (None, [], {}, "")}

@@ -195,7 +195,7 @@ def test_agents_and_tool_runs_of_the_real_sdk_repeat_nothing(traced: Traced, gen
         with genai.inference("openai", request_model="gpt-5") as call:
             call.input_messages = [t.InputMessage("user", [t.TextPart("hi")])]
             call.output_messages = [t.OutputMessage("assistant", [t.TextPart("hello")])]
-        with genai.tool("lookup", arguments={"a": 1}, tool_call_id="c") as tool:
+        with genai.tool("lookup", tool_call_id="c") as tool:
             tool.tool_result = "x"
         agent.output_messages = [t.OutputMessage("assistant", [t.TextPart("hello")])]
     taken = take(Otlp, [traced.spans_json()])

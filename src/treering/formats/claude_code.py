@@ -26,7 +26,6 @@ TWICE = "lines that stand twice"
 UNANSWERED = "branches without an answer"
 ERRORS = "errors of the API, kept as outcomes"
 
-_LINES = frozenset({"user", "assistant", "system", "summary", "attachment", "file-history-snapshot", "queue-operation"})
 _TITLES = {"summary": "summary", "ai-title": "aiTitle", "custom-title": "customTitle"}
 
 
@@ -81,14 +80,12 @@ class ClaudeCode(Importer):
 
     @classmethod
     def recognises(cls, value: Any) -> bool:
-        """A line with a session and a place in its tree, or one that titles a session."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str) or "hook_event_name" in value:
+        """A line of a session (most have its id), a summary, or a snapshot of files: any may come first."""
+        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str) or "payload" in value:
             return False
-        if value["type"] == "summary":
-            return "leafUuid" in value
-        if isinstance(value.get("sessionId"), str) and ("parentUuid" in value or value["type"] in _LINES):
-            return True
-        return value["type"] == "file-history-snapshot" and "snapshot" in value
+        if isinstance(value.get("sessionId"), str):  # Langfuse's observations have one, too, and an `id` of their own
+            return "id" not in value
+        return ("leafUuid" in value and "summary" in value) or ("messageId" in value and "snapshot" in value)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`. Everything is held until the session has ended: a later line may continue any earlier one."""

@@ -123,7 +123,7 @@ class Hooks(Importer):
         if turn is None:
             name = _turn_id(value)
             known = name is not None and (session, name) in self._done
-            yield Passed(line, TWICE if known else OTHER if event == "SessionEnd" else WITHOUT_PROMPT)
+            yield Passed(line, OTHER if event == "SessionEnd" else TWICE if known else WITHOUT_PROMPT)
             return
         outcome: dict[str, Any] = {}
         if event == "StopFailure":

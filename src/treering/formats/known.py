@@ -49,9 +49,8 @@ def find_importer(name: str) -> type[Importer]:
     """The importer of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
     if name in IMPORTERS:
         module, _, attribute = IMPORTERS[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        assert issubclass(found, Importer)
-        return found
+        ours: type[Importer] = getattr(importlib.import_module(module), attribute)
+        return ours
     point = _foreign().get(name)
     if point is None:
         raise UsageError(

@@ -45,7 +45,7 @@ class Langfuse(Importer):
 
     name = "langfuse"
     makes = ("chat",)
-    elements = ("data", "observations")
+    elements = ("data",)
 
     def __init__(self, target: RecordType, origin: str | None) -> None:
         super().__init__(target, origin)

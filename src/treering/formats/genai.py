@@ -498,6 +498,8 @@ def words_of(signal: Signal) -> Iterator[tuple[str, Word]]:
         if event["name"] == EVALUATION:
             yield from _evaluation(event["attributes"], at)
     attributes = signal["attributes"]
+    if not any("annotations." in name or "evaluations." in name for name in attributes):
+        return
     session = next((found for name in _SESSIONS if (found := named(attributes.get(name)))), None)
     for scope, target in (("", at), ("trace.", f"trace:{signal['trace_id']}"), ("session.", f"session:{session}")):
         for terms, one in (("annotations", "annotation"), ("evaluations", "evaluation")):

@@ -289,7 +289,8 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
             at.is_answered = True
             at = at.parent
     for line in lines.values():  # what the API said instead of an answer belongs to where it was asked
-        if line.value.get("isApiErrorMessage") is True and (above := _above(lines, line)) is not None:
+        is_error = line.value.get("type") == "assistant" and line.value.get("isApiErrorMessage") is True
+        if is_error and (above := _above(lines, line)) is not None:
             told = " ".join(str(one.get("text")) for one in _blocks(line.value) if one.get("type") == "text")
             above.errors.append(told or "unknown")
     return [unit for unit in units if unit.parent is None]

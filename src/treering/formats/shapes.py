@@ -405,7 +405,9 @@ class Turns:
         if kind == "message":
             self._message(item, _role(item, loc, None), loc)
         elif kind == "reasoning":
-            texts = [text for part in (item.get("content") or item.get("summary") or ()) if (text := _thought(part))]
+            given = item.get("content") or item.get("summary")
+            parts = given if isinstance(given, list) else [given]
+            texts = [text for part in parts if (text := _thought(part))]
             self._thought += texts  # encrypted reasoning says nothing to anybody else
         elif kind.endswith("_output"):
             given = item.get("output", item.get("tools", item.get("result")))

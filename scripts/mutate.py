@@ -941,6 +941,7 @@ MUTATIONS = [
         "_is_accelerate_prepared = True",
         "_is_accelerate_prepared = False",
         "tests/plugins/test_guards.py -k accelerate_leaves",
+    ),
     # --- export
     Mutation(
         "what annotations exclude isn't exported",

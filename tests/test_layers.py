@@ -15,6 +15,7 @@ PACKAGE = Path(treering.__file__).parent
 # Left to right. A layer may import itself and what stands left of it.
 LAYERS = [
     "errors",
+    "client",  # needs errors alone: agents import it
     "schema",
     "store",
     "capture",
@@ -24,9 +25,9 @@ LAYERS = [
     "registry",
     "rounds",
     "plugins",
-    "server",
     "report",
     "front",
+    "server",
     "demo",
     "cli",
 ]

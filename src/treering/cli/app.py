@@ -30,6 +30,7 @@ from treering.cli import (
     evaluation,
     gate,
     integrity,
+    keys,
     label,
     lineage,
     mix,
@@ -37,6 +38,7 @@ from treering.cli import (
     report,
     rounds,
     selection,
+    serve,
     snapshot,
     source,
     status,
@@ -163,8 +165,10 @@ for name, command in (
     ("erase", erasure.erase),
     ("round", rounds.run_round),
     ("report", report.report),
+    ("serve", serve.serve),
     ("demo", demo.demo),
 ):
     app.command(name)(command)
 app.add_typer(adapters.app)
 app.add_typer(cache.app)
+app.add_typer(keys.app)

@@ -1,0 +1,377 @@
+"""One writer a corpus: a thread that stores what requests bring, many requests at once, and says what became of each record.
+
+Requests that wait for the disk anyway share validation, a spool write and its sync. Nothing is answered before the
+recorder has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from treering.capture import Recorder
+from treering.errors import InvalidRecordError, Problem, StoreError, TreeringError
+from treering.server.bodies import Given
+from treering.store.denylist import denylist
+
+if TYPE_CHECKING:
+    from treering.capture.recorder import Counts
+    from treering.front import Corpus, Store
+
+__all__ = ["Outcome", "Tally", "Writer", "Writers"]
+
+Found = TypeVar("Found")
+Status = Literal["stored", "duplicate", "refused", "erased"]
+
+#: Records of several requests that are stored at once.
+_TOGETHER = 8_192
+#: Ids remembered with a hash of what they said, so that what is sent again is answered without storing it once more.
+_REMEMBERED = 100_000
+#: How often a writer looks whether its corpus evolved.
+_LOOK_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one record. `stored`: it is on disk; should its id turn out to be taken, commit sees to that."""
+
+    id: str | None
+    status: Status
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass
+class Tally:
+    """Counts of a corpus since the server began."""
+
+    stored: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    erased: int = 0
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Count outcomes."""
+        for one in outcomes:
+            if one.status == "stored":
+                self.stored += 1
+            elif one.status == "duplicate":
+                self.duplicates += 1
+            elif one.status == "refused":
+                self.refused += 1
+            else:
+                self.erased += 1
+
+
+@dataclass(slots=True)
+class _Batch:
+    given: Given
+    source: str
+    future: Future[list[Outcome]]
+
+
+@dataclass(slots=True)
+class _Call:
+    """Something else to be done in the writer's thread, between two batches."""
+
+    work: Callable[[Recorder], Any]
+    future: Future[Any]
+
+
+@dataclass(slots=True)
+class _Joined:
+    """Records of several batches, one after the other, and where each comes from."""
+
+    records: list[Any] = field(default_factory=list)
+    origins: list[tuple[int, int]] = field(default_factory=list)  # batch, position in it
+
+
+class Writer:
+    """Stores what comes for one corpus. `submit` from any thread."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self.tally = Tally()
+        self._waiting: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
+        self._recorder: Recorder | None = None
+        self._seen: dict[str, int] = {}
+        self._denied = denylist(corpus, look=False).known
+        self._looked = time.monotonic()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"treering-writer-{corpus.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def counts(self) -> Counts | None:
+        """What its recorder has done so far; None before the first record."""
+        return self._recorder.counts if self._recorder is not None else None
+
+    def submit(self, given: Given, source: str) -> Future[list[Outcome]]:
+        """Store what a request gives; the outcomes, one a record in order, once all of it is on disk or in quarantine.
+
+        The future raises InvalidRecordError when a table's columns don't fit, StoreError.
+        """
+        future: Future[list[Outcome]] = Future()
+        self._waiting.put(_Batch(given, source, future))
+        return future
+
+    def call(self, work: Callable[[Recorder], Found]) -> Future[Found]:
+        """Do something with the recorder, after what was submitted before."""
+        future: Future[Found] = Future()
+        self._waiting.put(_Call(work, future))
+        return future
+
+    def close(self) -> None:
+        """Store what waits, commit it and let go. Raises StoreError, ConflictError when the spool couldn't be emptied."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            first = self._waiting.get()
+            batches: list[_Batch] = []
+            call: _Call | None = None
+            count = 0
+            one: _Batch | _Call | None = first
+            while True:
+                if one is None:
+                    going_on = False
+                    break
+                if isinstance(one, _Call):
+                    call = one
+                    break
+                batches.append(one)
+                count += one.given.count
+                if count >= _TOGETHER:
+                    break
+                try:
+                    one = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            if batches:
+                self._serve(batches)
+            if call is not None:
+                _settle(call.future, partial(self._done, call))
+        try:
+            if self._recorder is not None:
+                self._recorder.close()
+        except Exception as exc:
+            self._failure = exc
+
+    def _done(self, call: _Call) -> Any:
+        return call.work(self._ready())
+
+    def _ready(self) -> Recorder:
+        """The recorder, of the newest schema."""
+        now = time.monotonic()
+        if self._recorder is not None and now - self._looked > _LOOK_S:
+            self._looked = now
+            with contextlib.suppress(TreeringError):  # if the store can't be asked now, the spool still takes records
+                newest = self.corpus.store.corpus(self.corpus.name)
+                if len(newest.versions) != len(self.corpus.versions):
+                    old, self._recorder, self.corpus = self._recorder, None, newest
+                    old.close()
+        if self._recorder is None:
+            self._recorder = self.corpus.capture()
+        known = denylist(self.corpus, look=False).known
+        if known != self._denied:
+            self._denied = known
+            self._seen.clear()  # what was erased isn't a duplicate when it comes again
+        return self._recorder
+
+    def _serve(self, batches: list[_Batch]) -> None:
+        try:
+            recorder = self._ready()
+        except Exception as exc:
+            for batch in batches:
+                batch.future.set_exception(exc)
+            return
+        plain = [batch for batch in batches if batch.given.table is None]
+        if plain:
+            self._serve_plain(recorder, plain)
+        for batch in batches:
+            if batch.given.table is not None:
+                _settle(batch.future, partial(self._store_table, recorder, batch))
+
+    def _serve_plain(self, recorder: Recorder, batches: list[_Batch]) -> None:
+        try:
+            found = self._store(recorder, batches)
+        except Exception as exc:
+            for batch in batches:
+                batch.future.set_exception(exc)
+            return
+        for batch, outcomes in zip(batches, found, strict=True):
+            self.tally.add(outcomes)
+            batch.future.set_result(outcomes)
+
+    def _store(self, recorder: Recorder, batches: list[_Batch]) -> list[list[Outcome]]:
+        found: list[list[Outcome | None]] = [[None] * batch.given.count for batch in batches]
+        new, again = _Joined(), _Joined()
+        hashes: dict[str, int] = {}
+        later: list[tuple[int, int, str]] = []
+        for b, batch in enumerate(batches):
+            given = batch.given
+            for position, record in zip(given.positions, given.records, strict=True):
+                record_id = record.get("id") if type(record) is dict else None
+                if isinstance(record_id, str):
+                    said = hash(repr(record))
+                    before = self._seen.get(record_id)
+                    if before is None and record_id in hashes:  # twice in what came at once
+                        if hashes[record_id] == said:
+                            later.append((b, position, record_id))
+                            continue
+                        before = hashes[record_id]
+                    if before == said:
+                        found[b][position] = Outcome(record_id, "duplicate")
+                        continue
+                    if before is not None:  # other content, or the same in another form: the recorder knows
+                        again.records.append(record)
+                        again.origins.append((b, position))
+                        continue
+                    hashes[record_id] = said
+                new.records.append(record)
+                new.origins.append((b, position))
+            for line in given.unread:
+                kept = recorder.refuse(line.kept, [line.problem], f"{batch.source}:{line.position + 1}")
+                status: Status = "refused" if kept else "erased"
+                found[b][line.position] = Outcome(None, status, (line.problem,) if kept else ())
+        if new.records:
+            sources = [f"{batches[b].source}:{position + 1}" for b, position in new.origins]
+            self._extend(recorder, new, sources, hashes, found)
+        for b, position, record_id in later:
+            first = next(one for outcomes in found for one in outcomes if one is not None and one.id == record_id)
+            found[b][position] = (
+                Outcome(record_id, "duplicate") if first.status == "stored" else Outcome(*_parts(first))
+            )
+        for (b, position), record in zip(again.origins, again.records, strict=True):
+            found[b][position] = _added(recorder, record)
+        return [[one for one in outcomes if one is not None] for outcomes in found]
+
+    def _extend(
+        self,
+        recorder: Recorder,
+        joined: _Joined,
+        sources: Sequence[str],
+        hashes: Mapping[str, int],
+        found: list[list[Outcome | None]],
+    ) -> None:
+        receipts = recorder.extend(joined.records, sources=sources)
+        refused = dict(receipts.refused)
+        denied = denylist(self.corpus, look=False) if receipts.erased else None
+        for n, ((b, position), record) in enumerate(zip(joined.origins, joined.records, strict=True)):
+            record_id = _id_of(record)
+            if n in refused:
+                found[b][position] = Outcome(record_id, "refused", refused[n])
+            elif denied is not None and (
+                denied.denies_record(record_id, record.get("subject") if isinstance(record, dict) else None)
+                or not self._fits(record)
+            ):
+                found[b][position] = Outcome(record_id, "erased")
+            else:
+                found[b][position] = Outcome(record_id, "stored")
+                if record_id is not None and record_id in hashes:
+                    self._seen[record_id] = hashes[record_id]
+        while len(self._seen) > _REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+
+    def _fits(self, record: Any) -> bool:
+        """Whether it breaks no rule; one that does and wasn't refused names what was erased."""
+        return not self.corpus.record_type.validate([record]).refused
+
+    def _store_table(self, recorder: Recorder, batch: _Batch) -> list[Outcome]:
+        table = batch.given.table
+        assert table is not None
+        sources = [f"{batch.source}:{n + 1}" for n in range(len(table))]
+        receipts = recorder.extend(table, sources=sources)
+        refused = dict(receipts.refused)
+        ids = table.column("id").to_pylist()
+        erased: set[int] = set()
+        if receipts.erased:
+            denied = denylist(self.corpus, look=False)
+            has_subject = "subject" in table.column_names
+            subjects = table.column("subject").to_pylist() if has_subject else [None] * len(ids)
+            erased = {n for n, pair in enumerate(zip(ids, subjects, strict=True)) if denied.denies_record(*pair)}
+        outcomes = [
+            Outcome(one if isinstance(one, str) else None, "refused", refused[n])
+            if n in refused
+            else Outcome(one, "erased" if n in erased else "stored")
+            for n, one in enumerate(ids)
+        ]
+        self.tally.add(outcomes)
+        return outcomes
+
+
+class Writers:
+    """The writers of a store's corpora, each made when it is first needed."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._writers: dict[str, Writer] = {}
+        self._closed = False
+
+    def known(self, name: str) -> Writer | None:
+        """The writer of a corpus, if there is one already."""
+        return self._writers.get(name)
+
+    def of(self, name: str) -> Writer:
+        """The writer of a corpus. Raises NotFoundError, UsageError, StoreError; asks the store, so not in an event loop."""
+        with self._lock:
+            if self._closed:
+                raise StoreError("the server is stopping", code="stopping")
+            if name not in self._writers:
+                self._writers[name] = Writer(self._store.corpus(name))
+            return self._writers[name]
+
+    def all(self) -> list[Writer]:
+        """Those that there are."""
+        return list(self._writers.values())
+
+    def close(self) -> None:
+        """Close all. Raises the first error, after all were closed."""
+        with self._lock:
+            self._closed = True
+        failures = []
+        for writer in self.all():
+            try:
+                writer.close()
+            except Exception as exc:
+                failures.append(exc)
+        if failures:
+            raise failures[0]
+
+
+def _settle(future: Future[Found], work: Callable[[], Found]) -> None:
+    try:
+        future.set_result(work())
+    except Exception as exc:
+        future.set_exception(exc)
+
+
+def _added(recorder: Recorder, record: Any) -> Outcome:
+    """Add one record whose id came before: the recorder compares it with what is stored."""
+    try:
+        receipt = recorder.add(record)
+    except InvalidRecordError as exc:
+        return Outcome(_id_of(record), "refused", exc.problems)
+    return Outcome(receipt.id or _id_of(record), receipt.status)
+
+
+def _id_of(record: Any) -> str | None:
+    found = record.get("id") if isinstance(record, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _parts(outcome: Outcome) -> tuple[str | None, Status, tuple[Problem, ...]]:
+    return outcome.id, outcome.status, outcome.problems

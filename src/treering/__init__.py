@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from treering.client import Client
     from treering.errors import (
         AlreadyExistsError,
         CheckFailedError,
@@ -44,6 +45,7 @@ _HOMES = {
     "AlreadyExistsError": "errors",
     "Audit": "rounds",
     "CheckFailedError": "errors",
+    "Client": "client",
     "ConflictError": "errors",
     "Corpus": "front",
     "Diagnosis": "rounds",
@@ -93,6 +95,7 @@ __all__ = [
     "AlreadyExistsError",
     "Audit",
     "CheckFailedError",
+    "Client",
     "ConflictError",
     "Corpus",
     "Diagnosis",

@@ -7,8 +7,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -115,13 +114,11 @@ Name = Annotated[str, Path(description="A corpus.", max_length=200)]
 
 
 def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool = False) -> FastAPI:
-    """The ASGI application over a store. `needs_keys`: requests need a key even if none was made yet."""
-    bounds = limits or Limits()
+    """The ASGI application over a store; its `state.service` is to be closed when it has served.
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        service.close()
+    `needs_keys`: requests need a key even if none was made yet.
+    """
+    bounds = limits or Limits()
 
     service = Service(store, bounds, needs_keys=needs_keys)
     app = FastAPI(
@@ -130,7 +127,6 @@ def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool =
         description="Capture for live agents: what was answered with 200 is on disk.",
         docs_url=None,  # their pages fetch scripts from elsewhere
         redoc_url=None,
-        lifespan=lifespan,
     )
     app.state.service = service
     app.add_exception_handler(Refusal, _refused)
@@ -351,9 +347,9 @@ def _add_reading(app: FastAPI) -> None:
         service = _service(request)
 
         def look() -> list[dict[str, Any]]:
-            source = service.store.load(f"{name}@{of}")
-            if source.corpus != name:  # a ref may name another store: `s3://…#`
-                raise Refusal(400, "bad-ref", f"{of!r} isn't a part of {name}")
+            if "#" in of or "/" in of:  # a ref may name another store, or a selection
+                raise Refusal(400, "bad-ref", f"{of!r} isn't a part of {name}", "live, v1, v1..v3 or new")
+            source = service.store.load(f"{service.store.corpus(name).name}@{of}")
             rows = (
                 row
                 for batch in source.scan()

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import resource
+import signal
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from treering.errors import StoreError, TreeringError, UsageError
 from treering.server.app import create_app
+from treering.server.keys import list_keys
 from treering.server.limits import Limits
 from treering.server.service import Service, is_loopback
 
 if TYPE_CHECKING:
     from treering.front import Store
 
-__all__ = ["serve"]
+__all__ = ["Prepared", "prepare", "serve"]
 
 logger = logging.getLogger("treering.server")
 
@@ -32,6 +35,34 @@ logger = logging.getLogger("treering.server")
 _LAST_WORDS_S = 2.0
 #: For so long new requests hear that it is stopping, even if nothing is under way: balancers notice.
 _NOTICE_S = 0.3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A server that listens and isn't running yet."""
+
+    url: str
+    service: Service
+    _server: _Server
+    _listener: socket.socket
+
+    def run(self) -> None:
+        """Serve until told to stop, then commit what was accepted. Raises StoreError when that can't be done now."""
+        try:
+            self._server.run(sockets=[self._listener])
+        finally:
+            try:
+                self.service.close()
+            except TreeringError as exc:
+                raise StoreError(
+                    f"what was acknowledged is on disk, but not in the table yet: {exc.message}",
+                    code="not-committed",
+                    hint="it is committed when the store is next written to from this machine",
+                ) from exc
+
+    def stop(self) -> None:
+        """As SIGTERM does; from any thread, and from a signal handler."""
+        self._server.handle_exit(signal.SIGTERM, None)
 
 
 def serve(
@@ -48,9 +79,15 @@ def serve(
     store has no key, or one that can't be had, StoreError when what was acknowledged couldn't be committed: it is on disk
     and waits for the next opener.
     """
-    bounds = limits or Limits()
-    from treering.server.keys import list_keys
+    prepared = prepare(store, host, port, limits=limits)
+    if ready is not None:
+        ready(prepared.url)
+    prepared.run()
 
+
+def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: Limits | None = None) -> Prepared:
+    """Listen, so that requests may come, and leave it to the caller to `run`. Raises as `serve` does."""
+    bounds = limits or Limits()
     if not is_loopback(host) and not list_keys(store):
         raise UsageError(
             f"without keys anybody who reaches {host} could write and read",
@@ -69,24 +106,13 @@ def serve(
         http=_protocol(bounds),
         ws="none",
         loop="auto",
-        lifespan="off",  # closed below, where an error is still ours to raise
+        lifespan="off",  # `run` closes the service, where an error is still ours to raise
         timeout_keep_alive=30,
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config, service, bounds)
-    try:
-        if ready is not None:
-            name = f"[{host}]" if ":" in host else host
-            ready(f"http://{name}:{listener.getsockname()[1]}")
-        server.run(sockets=[listener])
-    finally:
-        try:
-            service.close()
-        except TreeringError as exc:
-            raise StoreError(
-                f"what was acknowledged is on disk, but not in the table yet: {exc.message}", code="not-committed",
-                hint="it is committed when the store is next written to from this machine",
-            ) from exc  # fmt: skip
+    name = f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{listener.getsockname()[1]}"
+    return Prepared(url, service, _Server(config, service, bounds), listener)
 
 
 def _listen(host: str, port: int) -> socket.socket:

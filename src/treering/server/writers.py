@@ -178,6 +178,7 @@ class Writer:
         if self._recorder is not None and now - self._looked > _LOOK_S:
             self._looked = now
             with contextlib.suppress(TreeringError):  # if the store can't be asked now, the spool still takes records
+                denylist(self.corpus)  # another process may have erased something
                 newest = self.corpus.store.corpus(self.corpus.name)
                 if len(newest.versions) != len(self.corpus.versions):
                     old, self._recorder, self.corpus = self._recorder, None, newest
@@ -188,6 +189,7 @@ class Writer:
         if known != self._denied:
             self._denied = known
             self._seen.clear()  # what was erased isn't a duplicate when it comes again
+            self._recorder.flush()  # a recorder learns of erasures by committing
         return self._recorder
 
     def _serve(self, batches: list[_Batch]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 import treering
+from treering.capture import flush_spools
 from treering.server.limits import Limits
 from treering.server.run import Prepared, prepare
 
@@ -102,6 +103,7 @@ def labelled(count: int, prefix: str = "r") -> list[dict[str, Any]]:
 
 
 def ids(store: treering.Store, corpus: str = "notes") -> list[str]:
-    """Ids of live, each as often as it is there."""
+    """Ids of live, each as often as it is there; what this process acknowledged counts."""
+    flush_spools(store.corpus(corpus))
     found: list[str] = store.live(corpus).to_table().column("id").to_pylist()
     return sorted(found)

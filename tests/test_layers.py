@@ -17,6 +17,7 @@ LAYERS = [
     "errors",
     "client",  # needs errors alone: agents import it
     "schema",
+    "formats",
     "store",
     "capture",
     "mixing",

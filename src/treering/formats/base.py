@@ -1,0 +1,112 @@
+"""The seam of importers: parsed values in, records out, and what became of everything else.
+
+Knows no format. Reading files, cutting them into values and storing what is found is capture's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+if TYPE_CHECKING:
+    from treering.errors import Problem
+    from treering.schema import RecordType
+
+__all__ = ["Found", "Importer", "Outcome", "Passed", "Unfit", "hashed_id"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A record that was found in the input."""
+
+    record: dict[str, Any]  # fields of the corpus' record type, in the shape `Recorder.extend` takes; `id` is set
+    line: int  # from 1: the line (row, element) it comes from; of a conversation over many lines the last
+    annotations: tuple[dict[str, Any], ...] = ()  # arguments of `Corpus.annotate` but the id; stored once the record is
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """Something that doesn't fit; it goes to quarantine with its problems."""
+
+    line: int
+    problems: tuple[Problem, ...]
+    kept: Any  # what quarantine keeps of it: the parsed value, or the text
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """Rightly not a record: a span without content, a line about the editor, a copied step."""
+
+    line: int
+    why: str  # a short fixed phrase in the plural ("spans without content"): the summary counts by it
+
+
+Outcome: TypeAlias = Found | Unfit | Passed
+
+
+class Importer(ABC):
+    """Turns the values of one file or stream into records, in order.
+
+    What it gives is a function of the values it was fed and of `origin` alone (no clock, no chance): ids stay the same at
+    every import, and an import that was cut short is continued by feeding it again and leaving out what is stored.
+    """
+
+    name: ClassVar[str]  # as --format says it
+    makes: ClassVar[tuple[str, ...]]  # the record types it can fill: ("chat",), ("chat", "preference"); () is any
+    #: A whole file may be one JSON object whose list under one of these names holds the values: ("data",).
+    elements: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, target: RecordType, origin: str | None) -> None:
+        """For a corpus' record type. `origin` is what ids of values without own ids hash: a path or URL; None for a stream.
+
+        Raises UsageError when the format can't fill that record type.
+        """
+        self.target = target
+        self.origin = origin
+        self._copies: Counter[bytes] = Counter()
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, value: Any) -> bool:
+        """Whether this parsed value is of this format; at most one format says so of any value."""
+
+    @abstractmethod
+    def feed(self, line: int, value: Any, text: bytes) -> Iterable[Outcome]:
+        """What a value (any JSON value, from `text`) makes; `line` counts from 1. Nothing while it is held back."""
+
+    def finish(self) -> Iterable[Outcome]:
+        """What was held back until the input ended, such as conversations that were still open."""
+        return ()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what it makes of later values depends on those it has been fed; False lets an import be continued faster."""
+        return True
+
+    def own_id(self, text: bytes) -> str | None:
+        """An id for a value without one, from the origin and its text; None for a stream, where each is a record of its own.
+
+        The n-th copy of a text has an id of its own: two users may well say the same.
+        """
+        if self.origin is None:
+            return None
+        key = hashlib.blake2b(self.origin.encode() + b"\0" + text.strip(), digest_size=16).digest()
+        copy = self._copies[key]
+        self._copies[key] += 1
+        return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
+
+
+def hashed_id(*parts: str | int) -> str:
+    """An id (32 hex characters) from what names a record in its format: format, session, position.
+
+    Parts are kept apart: ("a", "bc") and ("ab", "c") differ.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = str(part).encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

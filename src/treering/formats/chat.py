@@ -1,0 +1,221 @@
+"""Messages of our `chat` record type from what other programs call a message, and back.
+
+A message of a file may say more than ours holds: content in parts, a refusal, a key of somebody's own. What it says is put
+into our fields, and what that loses is *kept*: an overlay that makes the original again, for exporters. It lies in the
+record's `meta` under "kept" and mirrors the line: `{"messages": {"2": {"content": [{"type": "text", …}]}}}` says that the third
+message's content was a list of parts; null says that the original had no such member. Pure; knows no file format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any
+
+from treering.schema.fields import dump_json
+
+__all__ = [
+    "KEPT",
+    "MESSAGE_FIELDS",
+    "content_text",
+    "message",
+    "name_tools",
+    "original",
+    "record_of",
+    "taken",
+    "taken_all",
+    "tool_call",
+]
+
+#: The member of `meta` that holds what the record's fields don't.
+KEPT = "kept"
+
+MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight"})
+_CALL_FIELDS = frozenset({"id", "type", "function"})
+_FUNCTION_FIELDS = frozenset({"name", "arguments"})
+
+
+# --- made from what a format says --------------------------------------------------------------------------------
+
+
+def message(
+    role: str,
+    content: str | None = None,
+    *,
+    name: str | None = None,
+    tool_calls: list[dict[str, Any]] | None = None,
+    tool_call_id: str | None = None,
+    reasoning: str | None = None,
+) -> dict[str, Any]:
+    """A message; what is None or an empty list of calls is left out."""
+    made: dict[str, Any] = {"role": role}
+    given = (
+        ("content", content),
+        ("reasoning_content", reasoning),
+        ("name", name),
+        ("tool_calls", tool_calls or None),
+        ("tool_call_id", tool_call_id),
+    )
+    made.update((key, value) for key, value in given if value is not None)
+    return made
+
+
+def tool_call(name: str, arguments: Any, call_id: str | None = None) -> dict[str, Any]:
+    """A call of a tool. Arguments that are text stay as they came, JSON or not; an object keeps the order of its keys.
+
+    No arguments at all are an empty object. Raises ValueError for what JSON can't hold.
+    """
+    text = arguments if isinstance(arguments, str) else dump_json({} if arguments is None else arguments)
+    call: dict[str, Any] = {} if call_id is None else {"id": call_id}
+    return call | {"type": "function", "function": {"name": name, "arguments": text}}
+
+
+def name_tools(messages: Iterable[MutableMapping[str, Any]]) -> None:
+    """Give each tool result without a name that of the call it answers, by the call's id."""
+    names: dict[str, str] = {}
+    for one in messages:
+        for call in one.get("tool_calls") or ():
+            if call.get("id") is not None:
+                names[call["id"]] = call["function"]["name"]
+        if one.get("role") == "tool" and one.get("name") is None and one.get("tool_call_id") in names:
+            one["name"] = names[one["tool_call_id"]]
+
+
+def content_text(parts: Iterable[Any], separator: str = "\n") -> str:
+    """Content in parts (OpenAI's, Anthropic's, Responses') as text: texts joined, others named by their type (`[image_url]`)."""
+    return separator.join(map(_part_text, parts))
+
+
+def _part_text(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        return dump_json(part)
+    kind = part.get("type")
+    for member in ("text", "refusal", "content"):
+        if isinstance(part.get(member), str) and (kind is None or member in kind or kind.endswith("_text")):
+            return str(part[member])
+    return f"[{kind or 'part'}]"
+
+
+def record_of(
+    messages: list[dict[str, Any]],
+    *,
+    id: str | None,  # noqa: A002  (as the column is called)
+    tools: Any = None,
+    session_id: str | None = None,
+    ts: Any = None,
+    origin: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    kept: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """A chat record; what is None or empty is left out. `tools` keep the order of their keys, as `kept` does in `meta`."""
+    record: dict[str, Any] = {"messages": messages}
+    if tools:
+        record["tools"] = tools if isinstance(tools, str) else dump_json(tools)
+    about = {**(meta or {}), **({KEPT: kept} if kept else {})}
+    given = (("id", id), ("session_id", session_id), ("ts", ts), ("origin", origin), ("meta", about or None))
+    record.update((key, value) for key, value in given if value is not None)
+    return record
+
+
+# --- taken from a message in OpenAI's or TRL's shape -------------------------------------------------------------
+
+
+def taken_all(messages: Any) -> tuple[Any, dict[str, Any]]:
+    """`taken` for a list of messages, and what is kept by position; what isn't a list is left for validation to refuse."""
+    if not isinstance(messages, list):
+        return messages, {}
+    made: list[Any] = []
+    kept: dict[str, Any] = {}
+    for position, one in enumerate(messages):
+        ours, beyond = taken(one)
+        made.append(ours)
+        if beyond:
+            kept[str(position)] = beyond
+    return made, kept
+
+
+def taken(given: Any) -> tuple[Any, dict[str, Any]]:
+    """Our message from one in the shape that OpenAI and TRL files share, and what is kept of it (`{}`: ours says it all).
+
+    Arguments of calls stay text when they are text; objects become text in the order of their keys. Content in parts becomes
+    text, `thinking` becomes `reasoning_content`, a `function_call` a tool call, a refusal the content. Nulls are left out.
+    What isn't a message at all comes back as it is, for validation to name.
+    """
+    if not isinstance(given, dict):
+        return given, {}
+    content = given.get("content")
+    is_plain = MESSAGE_FIELDS.issuperset(given) and "tool_calls" not in given and given.get("role") != "function"
+    if is_plain and (content is None or isinstance(content, str)):
+        return given, {}
+    ours = {key: value for key, value in given.items() if value is not None and key in MESSAGE_FIELDS}
+    kept = {key: value for key, value in given.items() if value is not None and key not in MESSAGE_FIELDS}
+    if isinstance(content, list):
+        ours["content"], kept["content"] = content_text(content), content
+    if isinstance(given.get("refusal"), str) and content is None:
+        ours["content"], kept["content"] = given["refusal"], None
+    if isinstance(given.get("thinking"), str) and "reasoning_content" not in ours:
+        ours["reasoning_content"], kept["reasoning_content"] = given["thinking"], None
+    if "tool_calls" in ours:
+        _take_calls(ours, kept)
+    called = given.get("function_call")
+    if isinstance(called, dict) and "tool_calls" not in ours and isinstance(called.get("name"), str):
+        ours["tool_calls"], kept["tool_calls"] = [tool_call(called["name"], called.get("arguments"))], None
+    if given.get("role") == "function":
+        ours["role"], kept["role"] = "tool", "function"
+    return ours, kept
+
+
+def _take_calls(ours: dict[str, Any], kept: dict[str, Any]) -> None:
+    calls = ours["tool_calls"]
+    if not isinstance(calls, list):
+        return
+    if not calls:
+        del ours["tool_calls"]
+        kept["tool_calls"] = []
+        return
+    made: list[Any] = []
+    beyond: dict[str, Any] = {}
+    for position, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            made.append(call)  # refused, with its place
+            continue
+        inside: dict[str, Any] = {
+            key: value for key, value in call.items() if value is not None and key not in _CALL_FIELDS
+        }
+        own = {key: value for key, value in call.items() if value is not None and key in _CALL_FIELDS}
+        own["function"] = {
+            key: value for key, value in function.items() if value is not None and key in _FUNCTION_FIELDS
+        }
+        more = {key: value for key, value in function.items() if value is not None and key not in _FUNCTION_FIELDS}
+        if more:
+            inside["function"] = more
+        if isinstance(function.get("arguments"), dict):
+            own["function"]["arguments"] = dump_json(function["arguments"])
+        made.append(own)
+        if inside:
+            beyond[str(position)] = inside
+    ours["tool_calls"] = made
+    if beyond:
+        kept["tool_calls"] = beyond
+
+
+# --- and back ----------------------------------------------------------------------------------------------------
+
+
+def original(value: Any, kept: Any) -> Any:
+    """`value` with what is kept laid over it: members are put back, taken out where it says null, and lists changed by place.
+
+    Neither is changed. `original(ours, kept)` of `taken(given)` is `given` without its nulls, but for objects that stood as a
+    call's arguments: whoever writes them says whether they are text or object.
+    """
+    if isinstance(value, Mapping) and isinstance(kept, Mapping):
+        made = {key: one for key, one in value.items() if key not in kept}
+        for key, one in kept.items():
+            if one is not None:
+                made[key] = original(value.get(key), one)
+        return made
+    if isinstance(value, list) and isinstance(kept, Mapping):
+        return [original(one, kept[str(place)]) if str(place) in kept else one for place, one in enumerate(value)]
+    return kept

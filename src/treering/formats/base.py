@@ -8,15 +8,19 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-if TYPE_CHECKING:
-    from treering.errors import Problem
-    from treering.schema import RecordType
+from treering.errors import Problem, UsageError
+from treering.schema import RecordType, parse_json
+from treering.schema.fields import dump_json
 
-__all__ = ["Found", "Importer", "Outcome", "Passed", "Unfit", "hashed_id"]
+__all__ = ["KEPT", "Found", "Importer", "Outcome", "Passed", "Unfit", "hashed_id"]
+
+#: The member of a record's `meta` that holds what its fields don't; see formats.chat.
+KEPT = "kept"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,24 @@ class Importer(ABC):
 
         Raises UsageError when the format can't fill that record type.
         """
+        if not self.can_fill(target):
+            kinds = " or ".join(f"--schema {kind}" for kind in self.makes)
+            raise UsageError(
+                f"the format {self.name} can't fill records of the type {target.name}",
+                code="wrong-record-type",
+                hint=f"make a corpus for it: treering create NAME {kinds}",
+            )
         self.target = target
         self.origin = origin
+        self.kind = target.built_in
+        self._columns = frozenset(target.schema.names)
         self._copies: Counter[bytes] = Counter()
+        self._began = False
+
+    @classmethod
+    def can_fill(cls, target: RecordType) -> bool:
+        """Whether some form of this format fits a record type."""
+        return not cls.makes or target.built_in in cls.makes
 
     @classmethod
     @abstractmethod
@@ -98,6 +117,60 @@ class Importer(ABC):
         copy = self._copies[key]
         self._copies[key] += 1
         return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
+
+    # --- what formats of one record a value share ------------------------------------------------------------------
+
+    def needs(self, kind: str, line: int, value: Any) -> Unfit | None:
+        """None when the corpus holds records of that built-in type; else what to answer. Raises as `misfit` does."""
+        if self.kind == kind:
+            self._began = True
+            return None
+        return self.misfit(kind, line, value)
+
+    def misfit(self, schema: str, line: int, value: Any) -> Unfit:
+        """The answer to a value of a form that needs another record type: `schema`, as `create --schema` takes it.
+
+        Raises UsageError when nothing has fitted so far: then it is the corpus that doesn't fit the file.
+        """
+        has = f"the corpus holds records of the type {self.target.name}"
+        if not self._began:
+            raise UsageError(
+                f"line {line:,} is {self.name} data of a form that needs another record type; {has}",
+                code="wrong-record-type",
+                hint=f"make a corpus for it: treering create NAME --schema {schema}",
+            )
+        return Unfit(
+            line, (Problem((), "bad-value", f"expected what fits the corpus: this form needs {schema}; {has}"),), value
+        )
+
+    def take_rest(self, value: Mapping[str, Any], done: Set[str], record: dict[str, Any], kept: dict[str, Any]) -> None:
+        """Put members that aren't `done` where they belong: into the column of their name, or else to what is kept."""
+        for key, one in value.items():
+            if key in done or one is None:
+                continue
+            if key == "tools" and key in self._columns:
+                if one:
+                    record[key] = dump_json(one) if isinstance(one, list) else one  # in the order of its keys
+                else:
+                    kept[key] = one
+            elif key in self._columns:
+                record[key] = one
+            else:
+                kept[key] = one
+
+    def complete(
+        self, record: dict[str, Any], kept: Mapping[str, Any], text: bytes, *, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """Give a record its id, unless it has one, and its `meta` what is kept and `about` it."""
+        if kept or about:
+            meta = record.get("meta")
+            if isinstance(meta, str):
+                with suppress(ValueError):  # refused by validation, with its words
+                    meta = parse_json(meta)
+            if meta is None or isinstance(meta, dict):
+                record["meta"] = {**(meta or {}), **(about or {}), **({KEPT: kept} if kept else {})}
+        if record.get("id") is None and (made := self.own_id(text)) is not None:
+            record["id"] = made
 
 
 def hashed_id(*parts: str | int) -> str:

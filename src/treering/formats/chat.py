@@ -2,8 +2,9 @@
 
 A message of a file may say more than ours holds: content in parts, a refusal, a key of somebody's own. What it says is put
 into our fields, and what that loses is *kept*: an overlay that makes the original again, for exporters. It lies in the
-record's `meta` under "kept" and mirrors the line: `{"messages": {"2": {"content": [{"type": "text", …}]}}}` says that the third
-message's content was a list of parts; null says that the original had no such member. Pure; knows no file format.
+record's `meta` under "kept". Under the name of a field of the record it mirrors that field: `{"messages": {"2": {"content":
+[{"type": "text", …}]}}}` says that the third message's content was a list of parts, null that there was no such member. Under
+any other name it is a further member that the line had. Pure; knows no file format.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
+from treering.formats.base import KEPT
 from treering.schema.fields import dump_json
 
 __all__ = [
@@ -25,9 +27,6 @@ __all__ = [
     "taken_all",
     "tool_call",
 ]
-
-#: The member of `meta` that holds what the record's fields don't.
-KEPT = "kept"
 
 MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight"})
 _CALL_FIELDS = frozenset({"id", "type", "function"})

@@ -394,8 +394,9 @@ class Telemetry(Importer):
             yield from self._collapse.say(target, word, line)
         try:
             made = calls_of(signal, line, size)
-        except MisfitError as exc:
-            yield Unfit(line, (exc.problem,), _kept(signal))
+        except ValueError as exc:  # also what JSON can't hold, which protobuf can: NaN among a tool's arguments
+            problem = exc.problem if isinstance(exc, MisfitError) else Problem((), "bad-value", str(exc))
+            yield Unfit(line, (problem,), _kept(signal))
             return
         if isinstance(made, str):
             if not (heard and signal["name"] == EVALUATION):

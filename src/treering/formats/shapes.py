@@ -418,7 +418,10 @@ class Turns:
             called = named(item.get("name")) or kind.removesuffix("_call")
             given = _first(item, ("arguments", "args", "input", "action", "queries", "code", "prompt"))
             call_id = named(item.get("call_id")) or named(item.get("id"))
-            call = tool_call(called, given, call_id)
+            try:
+                call = tool_call(called, given, call_id)
+            except ValueError as exc:
+                raise MisfitError(loc, "bad-value", str(exc)) from exc
             last = self.messages[-1] if self.messages else None
             if last is not None and last["role"] == "assistant" and not self._thought:
                 last.setdefault("tool_calls", []).append(call)

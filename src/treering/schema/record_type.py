@@ -230,6 +230,18 @@ class RecordType:
         """Names of the columns that aren't common fields."""
         return [name for name in self.schema.names if name not in _COMMON_NAMES]
 
+    @cached_property
+    def built_in(self) -> str | None:
+        """The built-in type whose payload these records have, whatever else they have: what formats can fill; None if none."""
+        for name in BUILT_IN:
+            other = RecordType.of(name)
+            if all(
+                field.name in self.schema.names and self.schema.field(field.name).type == field.type
+                for field in (other.schema.field(column) for column in other.payload)
+            ):
+                return name
+        return None
+
     def json_schema(self) -> dict[str, Any]:
         """JSON Schema (draft 2020-12) of one record as it is given to `capture`."""
         if self.model is not None:

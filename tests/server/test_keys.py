@@ -146,9 +146,7 @@ def test_a_server_that_runs_knows_a_new_key_at_once_and_a_revoked_one_soon(
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "revoked-key")
 
 
-def test_made_up_keys_do_not_keep_the_store_busy(
-    locked: tuple[Running, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_made_up_keys_do_not_keep_the_store_busy(locked: tuple[Running, str], monkeypatch: pytest.MonkeyPatch) -> None:
     server, _ = locked
     looks = []
     listed = keys.list_keys

@@ -82,7 +82,10 @@ def test_other_encodings_are_415(small: Running) -> None:
 
 def test_nesting_without_end_is_400(small: Running) -> None:
     assert code(small, b"[" * 60_000) == (400, "bad-json")
-    assert code(small, b'{"text":"t","label":"l","meta":{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}}") == (400, "bad-json")
+    assert code(small, b'{"text":"t","label":"l","meta":{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}}") == (
+        400,
+        "bad-json",
+    )
 
 
 def test_too_many_records_are_413(small: Running) -> None:
@@ -112,7 +115,8 @@ def test_headers_and_bodies_that_come_too_slowly_are_408(small: Running) -> None
     with connect(small) as slow_header, connect(small) as slow_body, connect(small) as silent:
         slow_header.sendall(b"GET /health HTTP/1.1\r\nhost:")
         slow_body.sendall(
-            b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n[" % RECORDS.encode()
+            b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n["
+            % RECORDS.encode()
         )
         assert said(slow_header).startswith(b"HTTP/1.1 408")
         answered = slow_body.recv(4096)
@@ -122,7 +126,12 @@ def test_headers_and_bodies_that_come_too_slowly_are_408(small: Running) -> None
 
 
 def test_what_is_no_http_is_answered_and_closed(small: Running) -> None:
-    for noise in (b"\x16\x03\x01\x02\x00\x01\x00\x01", b"HELO\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n"):
+    for noise in (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01",
+        b"HELO\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+    ):
         with connect(small) as connection:
             connection.sendall(noise)
             assert said(connection).startswith(b"HTTP/1.1 4"), noise
@@ -143,7 +152,9 @@ def test_slow_clients_do_not_stall_others(store: treering.Store, notes: treering
         slow = [stack.enter_context(connect(server)) for _ in range(500)]
         for n, one in enumerate(slow):
             if n % 2:
-                one.sendall(b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999999\r\n\r\n[" % RECORDS.encode())
+                one.sendall(
+                    b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 9999999\r\n\r\n[" % RECORDS.encode()
+                )
             else:
                 one.sendall(b"GET /hea")
         stop = threading.Event()

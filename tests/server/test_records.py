@@ -44,12 +44,22 @@ def test_one_object_an_array_lines_and_arrow_data_all_become_records(server: Run
 
 
 def test_each_record_is_answered_by_what_became_of_it(server: Running) -> None:
-    sent = [{"id": "a", "text": "t", "label": "l"}, {"text": "t"}, {"id": "a", "text": "t", "label": "l"}, 3, {"text": "u", "label": "l"}]
+    sent = [
+        {"id": "a", "text": "t", "label": "l"},
+        {"text": "t"},
+        {"id": "a", "text": "t", "label": "l"},
+        3,
+        {"text": "u", "label": "l"},
+    ]
     answer = server.post(RECORDS, sent)
     assert answer.status_code == 200
     assert statuses(answer) == ["stored", "refused", "duplicate", "refused", "stored"]
     found = answer.json()["records"]
-    assert found[1]["problems"][0] == {"loc": ["label"], "kind": "missing-field", "message": "expected this field, got none"}
+    assert found[1]["problems"][0] == {
+        "loc": ["label"],
+        "kind": "missing-field",
+        "message": "expected this field, got none",
+    }
     assert len(found[4]["id"]) == 32
     assert answer.json() | {"records": 0} == {"stored": 2, "duplicates": 1, "refused": 2, "erased": 0, "records": 0}
     assert len(server.store.corpus("notes").quarantine()) == 2
@@ -180,7 +190,9 @@ def test_a_server_goes_on_with_the_new_columns_of_a_corpus_that_evolved(
 def test_words_about_records_are_all_stored_or_none(server: Running) -> None:
     server.post(RECORDS, labelled(2))
     path = "/v1/corpora/notes/annotations"
-    assert server.post(path, [{"id": "r0", "label": "x"}, {"id": "r1", "quality": 0.5, "by": "ann"}]).json() == {"stored": 2}
+    assert server.post(path, [{"id": "r0", "label": "x"}, {"id": "r1", "quality": 0.5, "by": "ann"}]).json() == {
+        "stored": 2
+    }
     unknown = server.post(path, [{"id": "r0", "label": "y"}, {"id": "nobody", "label": "y"}])
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "no-record")
     wrong = server.post(path, {"id": "r0", "quality": "high"})
@@ -205,7 +217,14 @@ def test_reading_says_what_the_store_says(server: Running) -> None:
     assert len(server.http.get("/v1/corpora/notes/head?of=v1&n=2").json()) == 2
     status = server.http.get("/v1/corpora/notes/status").json()
     assert (status["live_rows"], status["sealed_rows"]) == (2, 3)
-    for bad, code in (("of=v9", 404), ("of=x", 400), ("n=-1", 400), ("n=a", 400), ("n=5000", 400), ("of=live%23x@v1", 400)):
+    for bad, code in (
+        ("of=v9", 404),
+        ("of=x", 400),
+        ("n=-1", 400),
+        ("n=a", 400),
+        ("n=5000", 400),
+        ("of=live%23x@v1", 400),
+    ):
         assert server.http.get(f"/v1/corpora/notes/head?{bad}").status_code == code, bad
 
 

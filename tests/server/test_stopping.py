@@ -27,7 +27,9 @@ def where(store: treering.Store, notes: treering.Corpus) -> Path:
     return store.root
 
 
-def test_sigterm_ends_what_was_accepted_refuses_what_is_new_and_exits_with_0(store: treering.Store, where: Path) -> None:
+def test_sigterm_ends_what_was_accepted_refuses_what_is_new_and_exits_with_0(
+    store: treering.Store, where: Path
+) -> None:
     with process(where) as server:
         body = json.dumps(labelled(3)).encode()
         head = f"POST {RECORDS} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -79,7 +81,9 @@ def test_a_port_that_is_taken_and_an_address_without_keys_end_in_one_clear_line(
     assert "Traceback" not in said
 
 
-def test_what_was_acknowledged_survives_a_kill_and_is_there_after_the_next_start(store: treering.Store, where: Path) -> None:
+def test_what_was_acknowledged_survives_a_kill_and_is_there_after_the_next_start(
+    store: treering.Store, where: Path
+) -> None:
     acknowledged: list[str] = []
     for life in range(3):
         with process(where) as server:

@@ -8,11 +8,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Depends, FastAPI, Header, Path, Query, Request, Response
+from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -22,8 +21,10 @@ import treering
 from treering.errors import TreeringError
 from treering.server.bodies import ARROW, JSON, NDJSON, Given, parse_records
 from treering.server.guard import Guard, error_response
-from treering.server.limits import Limits, Refusal, read_body
-from treering.server.service import Access, Service, status_of
+from treering.server.limits import Limits, Refusal
+from treering.server.requests import ERRORS, Allowed, Failed, Name, media_of, parsed, service_of, taken
+from treering.server.service import Service, status_of
+from treering.server.telemetry import add_telemetry
 from treering.server.writers import Outcome
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["create_app"]
 
 logger = logging.getLogger("treering.server")
-
-#: Bodies from which parsing happens beside the event loop, which goes on with other requests meanwhile.
-_LARGE = 256 << 10
 
 
 class ProblemModel(BaseModel):
@@ -69,50 +67,6 @@ class Said(BaseModel):
     stored: int = Field(description="Words: one per record and key.")
 
 
-class ErrorModel(BaseModel):
-    """What an error says."""
-
-    code: str
-    message: str
-    hint: str | None
-
-
-class Failed(BaseModel):
-    """An answer that isn't what was hoped for."""
-
-    error: ErrorModel
-
-
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Failed, "description": what}
-    for status, what in {
-        400: "The body can't be read.",
-        401: "No key, or one that is good for nothing.",
-        403: "The key isn't good for this.",
-        404: "There is no such thing.",
-        408: "The body came too slowly.",
-        413: "Too large, or too many records.",
-        415: "A content type or encoding that can't be read.",
-        503: "No room or stopping: try again after Retry-After seconds. Nothing was stored, or ids make it count once.",
-    }.items()
-}
-
-
-def _service(request: Request) -> Service:
-    found: Service = request.app.state.service
-    return found
-
-
-async def _access(
-    request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
-) -> Access:
-    return await _service(request).access(authorization, datetime.now(UTC))
-
-
-Allowed = Annotated[Access, Depends(_access)]
-Name = Annotated[str, Path(description="A corpus.", max_length=200)]
-
-
 def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool = False) -> FastAPI:
     """The ASGI application over a store; its `state.service` is to be closed when it has served.
 
@@ -135,6 +89,7 @@ def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool =
     app.add_exception_handler(RequestValidationError, _bad_parameters)
     _add_writing(app)
     _add_reading(app)
+    add_telemetry(app)
     app.add_middleware(Guard, service=service)
     return app
 
@@ -157,7 +112,7 @@ def _add_writing(app: FastAPI) -> None:
     @app.post(
         "/v1/corpora/{name}/records",
         tags=["capture"],
-        responses={200: {"model": Stored}, 422: {"model": Stored}, **_ERRORS},
+        responses={200: {"model": Stored}, 422: {"model": Stored}, **ERRORS},
         openapi_extra=record_body,
     )
     async def capture_records(
@@ -171,19 +126,12 @@ def _add_writing(app: FastAPI) -> None:
     ) -> Response:
         """Capture records. Answered once they are on disk, or in quarantine with what is wrong with them."""
         access.require("capture", name)
-        service = _service(request)
+        service = service_of(request)
         writer = await service.writer(name)
-        body, held = await _body(request)
-        try:
-            service.budget.take_request()
-            try:
-                given = await _parsed(service, body, _media(request))
-                _identify(given, name, idempotency_key)
-                outcomes = await service.answered(writer.submit(given, "http"))
-            finally:
-                service.budget.requests -= 1
-        finally:
-            service.budget.bytes -= held
+        async with taken(request) as body:
+            given = await _records(service, body, media_of(request))
+            _identify(given, name, idempotency_key)
+            outcomes = await service.answered(writer.submit(given, "http"))
         return _stored(outcomes)
 
     @app.post(
@@ -192,49 +140,27 @@ def _add_writing(app: FastAPI) -> None:
         responses={
             200: {"model": Said},
             422: {"model": Failed, "description": "Something is wrong with a row."},
-            **_ERRORS,
+            **ERRORS,
         },
         openapi_extra=record_body,
     )
     async def annotate(name: Name, request: Request, access: Allowed) -> Response:
         """Say something about records by id: label, outcome, quality, correction, exclude, intents, by, note. All or none."""
         access.require("annotate", name)
-        service = _service(request)
+        service = service_of(request)
         writer = await service.writer(name)
-        body, held = await _body(request)
-        try:
-            service.budget.take_request()
-            try:
-                given = await _parsed(service, body, _media(request))
-                if given.unread:
-                    first = given.unread[0]
-                    raise Refusal(400, "bad-json", f"line {first.position + 1}: {first.problem.message}")
-                rows = given.records if given.table is None else given.table
-                count = await service.answered(writer.call(lambda _: writer.corpus.annotate_many(rows)))
-            finally:
-                service.budget.requests -= 1
-        finally:
-            service.budget.bytes -= held
+        async with taken(request) as body:
+            given = await _records(service, body, media_of(request))
+            if given.unread:
+                first = given.unread[0]
+                raise Refusal(400, "bad-json", f"line {first.position + 1}: {first.problem.message}")
+            rows = given.records if given.table is None else given.table
+            count = await service.answered(writer.call(lambda _: writer.corpus.annotate_many(rows)))
         return Response(to_json({"stored": count}), media_type=JSON[0])
 
 
-async def _body(request: Request) -> tuple[bytes, int]:
-    """The request's body, and the bytes that the budget counts for it. Raises Refusal."""
-    service = _service(request)
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    return await read_body(
-        request.stream(), request.headers.get("content-length"), encoding, service.limits, service.budget
-    )
-
-
-async def _parsed(service: Service, body: bytes, media: str) -> Given:
-    if len(body) < _LARGE:
-        return parse_records(body, media, service.limits)
-    return await service.read(lambda: parse_records(body, media, service.limits))
-
-
-def _media(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _records(service: Service, body: bytes, media: str) -> Given:
+    return await parsed(service, body, lambda: parse_records(body, media, service.limits))
 
 
 def _identify(given: Given, name: str, key: str | None) -> None:
@@ -271,10 +197,10 @@ def _stored(outcomes: Sequence[Outcome]) -> Response:
 
 
 def _add_reading(app: FastAPI) -> None:
-    @app.get("/v1/corpora", tags=["read"], responses=_ERRORS)
+    @app.get("/v1/corpora", tags=["read"], responses=ERRORS)
     async def corpora(request: Request, access: Allowed) -> Response:
         """The corpora that the key is good for."""
-        service = _service(request)
+        service = service_of(request)
         if not access.allows("read"):
             access.require("read")
 
@@ -293,11 +219,11 @@ def _add_reading(app: FastAPI) -> None:
 
         return _answer(await service.read(look))
 
-    @app.get("/v1/corpora/{name}", tags=["read"], responses=_ERRORS)
+    @app.get("/v1/corpora/{name}", tags=["read"], responses=ERRORS)
     async def corpus(name: Name, request: Request, access: Allowed) -> Response:
         """One corpus and the JSON Schema of its records."""
         access.require("read", name)
-        service = _service(request)
+        service = service_of(request)
 
         def look() -> dict[str, Any]:
             found = service.store.corpus(name)
@@ -313,11 +239,11 @@ def _add_reading(app: FastAPI) -> None:
 
         return _answer(await service.read(look))
 
-    @app.get("/v1/corpora/{name}/snapshots", tags=["read"], responses=_ERRORS)
+    @app.get("/v1/corpora/{name}/snapshots", tags=["read"], responses=ERRORS)
     async def snapshots(name: Name, request: Request, access: Allowed) -> Response:
         """Its snapshots, oldest first."""
         access.require("read", name)
-        service = _service(request)
+        service = service_of(request)
 
         def look() -> list[dict[str, Any]]:
             return [
@@ -334,7 +260,7 @@ def _add_reading(app: FastAPI) -> None:
 
         return _answer(await service.read(look))
 
-    @app.get("/v1/corpora/{name}/head", tags=["read"], responses=_ERRORS)
+    @app.get("/v1/corpora/{name}/head", tags=["read"], responses=ERRORS)
     async def head(
         name: Name,
         request: Request,
@@ -344,7 +270,7 @@ def _add_reading(app: FastAPI) -> None:
     ) -> Response:
         """The first records of live, or of a snapshot, as an array."""
         access.require("read", name)
-        service = _service(request)
+        service = service_of(request)
 
         def look() -> list[dict[str, Any]]:
             if "#" in of or "/" in of:  # a ref may name another store, or a selection
@@ -360,17 +286,17 @@ def _add_reading(app: FastAPI) -> None:
 
         return _answer(await service.read(look))
 
-    @app.get("/v1/corpora/{name}/status", tags=["read"], responses=_ERRORS)
+    @app.get("/v1/corpora/{name}/status", tags=["read"], responses=ERRORS)
     async def status(name: Name, request: Request, access: Allowed) -> Response:
         """Where it stands and whether it is time for a round: what `treering status NAME --json` says."""
         access.require("read", name)
-        service = _service(request)
+        service = service_of(request)
         return _answer(await service.read(lambda: treering.status(service.store, name)))
 
     @app.get("/health", tags=["server"], responses={503: {"description": "Stopping: it takes nothing new."}})
     async def health(request: Request) -> Response:
         """Whether the server takes requests. Needs no key and tells nothing of the store."""
-        service = _service(request)
+        service = service_of(request)
         state = "stopping" if service.draining else "ok"
         told = {
             "status": state,
@@ -379,11 +305,11 @@ def _add_reading(app: FastAPI) -> None:
         }
         return Response(to_json(told), 503 if service.draining else 200, media_type=JSON[0])
 
-    @app.get("/metrics", tags=["server"], responses=_ERRORS)
+    @app.get("/metrics", tags=["server"], responses=ERRORS)
     async def metrics(request: Request, access: Allowed) -> Response:
         """Prometheus' text format. Needs a key with the verb `metrics` once there are keys."""
         access.require("metrics")
-        return Response(_service(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _answer(value: Any) -> Response:

@@ -11,7 +11,7 @@ import base64
 import json
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,8 @@ class Held:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._connection.executemany(
-                    "INSERT INTO pieces (format, conversation, trace, at, size, payload) VALUES (?, ?, ?, ?, ?, ?)", rows
+                    "INSERT INTO pieces (format, conversation, trace, at, size, payload) VALUES (?, ?, ?, ?, ?, ?)",
+                    rows,
                 )
                 self._connection.execute("COMMIT")
             except BaseException:
@@ -85,8 +86,8 @@ class Held:
                     self._connection.execute("ROLLBACK")
                 raise
 
-    def due(self, idle_s: float, most_bytes: int) -> list[tuple[str, str]]:
-        """(format, conversation) of those that nothing came for lately, and the oldest while all together are too large."""
+    def due(self, idle_s: Mapping[str, float], most_bytes: int) -> list[tuple[str, str]]:
+        """(format, conversation) of those that nothing came for so long (by format), and the oldest while all are too large."""
         now = time.time()
         with _translated(self.path):
             found = self._connection.execute(
@@ -95,7 +96,9 @@ class Held:
         total = sum(size for *_, size in found)
         chosen = []
         for kind, conversation, newest, size in found:
-            wait = idle_s if conversation or idle_s <= 0 else max(idle_s, _WORDS_WAIT_S)
+            wait = idle_s[kind]
+            if not conversation and wait > 0:
+                wait = max(wait, _WORDS_WAIT_S)
             if now - newest >= wait or newest > now + 60 or total > most_bytes:
                 chosen.append((kind, conversation))
                 total -= size
@@ -146,7 +149,9 @@ def _tagged(value: Any) -> Any:
 
 
 def _untagged(value: dict[str, Any]) -> Any:
-    return base64.b64decode(value["__bytes__"]) if len(value) == 1 and isinstance(value.get("__bytes__"), str) else value
+    return (
+        base64.b64decode(value["__bytes__"]) if len(value) == 1 and isinstance(value.get("__bytes__"), str) else value
+    )
 
 
 @contextmanager

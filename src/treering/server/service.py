@@ -67,7 +67,7 @@ class Service:
     def __init__(self, store: Store, limits: Limits, *, needs_keys: bool) -> None:
         self.store, self.limits = store, limits
         self.budget = Budget(limits)
-        self.writers = Writers(store)
+        self.writers = Writers(store, limits)
         self.metrics = Metrics(self.writers, self.budget)
         self.ring = KeyRing(store)
         self.draining = False
@@ -76,6 +76,7 @@ class Service:
         self._needs_keys = needs_keys
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="treering-read")
         self._reading = 0
+        self.writers.resume()
 
     @property
     def needs_keys(self) -> bool:
@@ -127,15 +128,19 @@ class Service:
                 "send it again; ids make it count once", retry_after_s=5,
             ) from None  # fmt: skip
 
-    def route_corpus(self, access: Access, named: str | None) -> str:
-        """The corpus that telemetry and hooks go to: as a header names it, else the only one the key is good for.
+    async def corpus_for(self, access: Access, named: str | None) -> str:
+        """The corpus that telemetry and hooks go to: as a header names it, else the only one that the key is good for.
 
-        Raises Refusal when neither says. Without keys the store's only corpus is meant.
+        Raises Refusal when neither says. Without keys, a store's only corpus is meant.
         """
         if named:
             return named
         if access.only_corpus is not None:
             return access.only_corpus
+        if not self.needs_keys:
+            names: list[str] = await self.read(lambda: [one.name for one in self.store.corpora()])
+            if len(names) == 1:
+                return names[0]
         raise Refusal(
             400, "no-corpus", "which corpus?", "send the header X-Treering-Corpus, or a key for one corpus alone"
         )

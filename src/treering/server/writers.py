@@ -7,18 +7,24 @@ recorder has acknowledged it.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from treering.capture import Recorder
-from treering.errors import InvalidRecordError, Problem, StoreError, TreeringError
+from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
+from treering.formats.base import Found, Importer, Unfit
+from treering.formats.hooks import Hooks
+from treering.formats.otlp import Otlp
 from treering.server.bodies import Given
+from treering.server.held import Held, Piece, held_path
+from treering.server.limits import Limits
 from treering.store.denylist import denylist
 
 if TYPE_CHECKING:
@@ -27,7 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "Tally", "Writer", "Writers"]
 
-Found = TypeVar("Found")
+logger = logging.getLogger("treering.server")
+
+Done = TypeVar("Done")
 Status = Literal["stored", "duplicate", "refused", "erased"]
 
 #: Records of several requests that are stored at once.
@@ -36,6 +44,10 @@ _TOGETHER = 8_192
 _REMEMBERED = 100_000
 #: How often a writer looks whether its corpus evolved.
 _LOOK_S = 5.0
+#: How often a writer looks whether conversations are complete.
+_TICK_S = 0.5
+#: A turn of a coding agent ends with an event; one that never came is given up for so long.
+_TURN_S = 6 * 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +57,9 @@ class Outcome:
     id: str | None
     status: Status
     problems: tuple[Problem, ...] = ()
+
+
+_IMPORTERS: dict[str, type[Importer]] = {"otlp": Otlp, "hooks": Hooks}
 
 
 @dataclass
@@ -95,14 +110,16 @@ class _Joined:
 class Writer:
     """Stores what comes for one corpus. `submit` from any thread."""
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, limits: Limits) -> None:
         self.corpus = corpus
         self.tally = Tally()
+        self._limits = limits
+        self._held: Held | None = None
         self._waiting: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
         self._recorder: Recorder | None = None
         self._seen: dict[str, int] = {}
         self._denied = denylist(corpus, look=False).known
-        self._looked = time.monotonic()
+        self._looked = self._ticked = time.monotonic()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"treering-writer-{corpus.name}", daemon=True)
         self._thread.start()
@@ -121,11 +138,18 @@ class Writer:
         self._waiting.put(_Batch(given, source, future))
         return future
 
-    def call(self, work: Callable[[Recorder], Found]) -> Future[Found]:
+    def call(self, work: Callable[[Recorder], Done]) -> Future[Done]:
         """Do something with the recorder, after what was submitted before."""
-        future: Future[Found] = Future()
+        future: Future[Done] = Future()
         self._waiting.put(_Call(work, future))
         return future
+
+    def hold(self, pieces: Sequence[Piece], misfits: Sequence[Unfit], ended: Sequence[str] = ()) -> Future[None]:
+        """Keep pieces of conversations; done once they are on disk, and misfits in quarantine.
+
+        Records are made of a conversation when nothing came for it for `Limits.hold_s`, or now if it is among `ended`.
+        """
+        return self.call(partial(self._hold, pieces, misfits, ended))
 
     def close(self) -> None:
         """Store what waits, commit it and let go. Raises StoreError, ConflictError when the spool couldn't be emptied."""
@@ -139,7 +163,11 @@ class Writer:
     def _run(self) -> None:
         going_on = True
         while going_on:
-            first = self._waiting.get()
+            try:
+                first = self._waiting.get(timeout=_TICK_S if self._held is not None else None)
+            except queue.Empty:
+                self._settle_due()
+                continue
             batches: list[_Batch] = []
             call: _Call | None = None
             count = 0
@@ -163,7 +191,12 @@ class Writer:
                 self._serve(batches)
             if call is not None:
                 _settle(call.future, partial(self._done, call))
+            if self._held is not None and time.monotonic() - self._ticked >= _TICK_S:
+                self._settle_due()
         try:
+            if self._held is not None:
+                self._settle_due(last=True)
+                self._held.close()
             if self._recorder is not None:
                 self._recorder.close()
         except Exception as exc:
@@ -313,12 +346,89 @@ class Writer:
         self.tally.add(outcomes)
         return outcomes
 
+    # --- conversations that come piece by piece --------------------------------------------------------------------
+
+    def _hold(
+        self, pieces: Sequence[Piece], misfits: Sequence[Unfit], ended: Sequence[str], recorder: Recorder
+    ) -> None:
+        for one in misfits:
+            recorder.refuse(one.kept, one.problems, "telemetry")
+            self.tally.refused += 1
+        if not pieces:
+            if held_path(self.corpus).exists():
+                self._holding()
+            return
+        if self.corpus.record.redact:
+            # Nothing of it may lie on the disk as it came: what came at once is all that is collapsed.
+            for kind in sorted({one.format for one in pieces}):
+                values = [(one.value, 0) for one in pieces if one.format == kind]
+                self._make_records(recorder, kind, values)
+            return
+        held = self._holding()
+        held.add(pieces)
+        for conversation in ended:
+            for kind in sorted({one.format for one in pieces if one.conversation == conversation}):
+                self._settle_one(recorder, held, kind, conversation)
+
+    def _holding(self) -> Held:
+        if self._held is None:
+            self._held = Held(held_path(self.corpus))
+        return self._held
+
+    def _settle_due(self, *, last: bool = False) -> None:
+        self._ticked = time.monotonic()
+        try:
+            held = self._holding()
+            idle = 0.0 if last else self._limits.hold_s
+            due = held.due({"otlp": idle, "hooks": _TURN_S}, self._limits.hold_bytes)
+            for kind, conversation in due:
+                self._settle_one(self._ready(), held, kind, conversation)
+        except TreeringError:
+            logger.exception("conversations of %s wait", self.corpus.name)  # on disk; the next look tries again
+
+    def _settle_one(self, recorder: Recorder, held: Held, kind: str, conversation: str) -> None:
+        numbers, values = held.pieces(kind, conversation)
+        self._make_records(recorder, kind, values)
+        held.forget(numbers)
+
+    def _make_records(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
+        importer = _IMPORTERS[kind](self.corpus.record_type, None)
+        found: list[Found] = []
+
+        def take(outcomes: Iterable[Any]) -> None:
+            for one in outcomes:
+                if isinstance(one, Found):
+                    found.append(one)
+                elif isinstance(one, Unfit):
+                    recorder.refuse(one.kept, one.problems, kind)
+                    self.tally.refused += 1
+
+        for line, (value, size) in enumerate(values, 1):
+            take(importer.feed(line, value, b" " * size))  # of its text an importer of these looks at the size alone
+        take(importer.finish())
+        given = Given(len(found), [one.record for one in found], list(range(len(found))))
+        (outcomes,) = self._store(recorder, [_Batch(given, kind, Future())])
+        self.tally.add(outcomes)
+        said = [
+            {"id": one.record["id"], **words}
+            for one, outcome in zip(found, outcomes, strict=True)
+            if outcome.status in ("stored", "duplicate")
+            for words in one.annotations
+        ]
+        if said:
+            try:
+                self.corpus.annotate_many(said)
+            except NotFoundError:  # one turned out to be erased, or another's: what is said of the others holds
+                for words in said:
+                    with contextlib.suppress(NotFoundError):
+                        self.corpus.annotate_many([words])
+
 
 class Writers:
     """The writers of a store's corpora, each made when it is first needed."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self._store, self._limits = store, limits
         self._lock = threading.Lock()
         self._writers: dict[str, Writer] = {}
         self._closed = False
@@ -333,12 +443,18 @@ class Writers:
             if self._closed:
                 raise StoreError("the server is stopping", code="stopping")
             if name not in self._writers:
-                self._writers[name] = Writer(self._store.corpus(name))
+                self._writers[name] = Writer(self._store.corpus(name), self._limits)
             return self._writers[name]
 
     def all(self) -> list[Writer]:
         """Those that there are."""
         return list(self._writers.values())
+
+    def resume(self) -> None:
+        """Go on with what an earlier server held of conversations. Raises StoreError."""
+        for corpus in self._store.corpora():
+            if held_path(corpus).exists():
+                self.of(corpus.name).hold([], []).add_done_callback(lambda _: None)
 
     def close(self) -> None:
         """Close all. Raises the first error, after all were closed."""
@@ -354,7 +470,7 @@ class Writers:
             raise failures[0]
 
 
-def _settle(future: Future[Found], work: Callable[[], Found]) -> None:
+def _settle(future: Future[Done], work: Callable[[], Done]) -> None:
     try:
         future.set_result(work())
     except Exception as exc:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 import treering
-
-from ..server.running import Running, running
+from tests.server.running import Running, running
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import openai
 import pytest
 
 import treering
+from tests.server.running import Running, running
 from treering.errors import UsageError
 
-from ..server.running import Running, running
 from .fake import Answer, answering
 
 

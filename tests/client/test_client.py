@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 import treering
+from tests.server.running import Process, Running, ids, labelled
 from treering.client import CaptureWarning
 from treering.client.sender import Sender
 from treering.client.spool import Spool
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 
-from ..server.running import Process, Running, ids, labelled
 from .fake import Answer, answering, failed, lines, stored
 
 AWAY = "http://127.0.0.1:9"  # nobody listens there

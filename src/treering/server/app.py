@@ -22,6 +22,7 @@ from treering.errors import TreeringError
 from treering.server.bodies import ARROW, JSON, NDJSON, Given, parse_records
 from treering.server.guard import Guard, error_response
 from treering.server.limits import Limits, Refusal
+from treering.server.page import add_page
 from treering.server.requests import ERRORS, Allowed, Failed, Name, media_of, parsed, service_of, taken
 from treering.server.service import Service, status_of
 from treering.server.telemetry import add_telemetry
@@ -90,6 +91,7 @@ def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool =
     _add_writing(app)
     _add_reading(app)
     add_telemetry(app)
+    add_page(app)
     app.add_middleware(Guard, service=service)
     return app
 

@@ -11,6 +11,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from treering.capture.recorder import Counts
     from treering.front import Corpus, Store
 
-__all__ = ["Outcome", "Tally", "Writer", "Writers"]
+__all__ = ["SECONDS_KEPT", "Outcome", "Tally", "Writer", "Writers"]
 
 logger = logging.getLogger("treering.server")
 
@@ -59,6 +60,9 @@ class Outcome:
     problems: tuple[Problem, ...] = ()
 
 
+#: Seconds of which the page shows how many records came.
+SECONDS_KEPT = 120
+
 _IMPORTERS: dict[str, type[Importer]] = {"otlp": Otlp, "hooks": Hooks}
 
 
@@ -70,16 +74,31 @@ class Tally:
     duplicates: int = 0
     refused: int = 0
     erased: int = 0
+    seconds: dict[int, int] = field(default_factory=dict)  # stored, by the second of the monotonic clock
+    problems: deque[tuple[float, Problem]] = field(default_factory=lambda: deque(maxlen=5))  # the last ones, and when
+
+    def refuse(self, problem: Problem) -> None:
+        """Count a refusal."""
+        self.refused += 1
+        self.problems.append((time.time(), problem))
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Count outcomes."""
+        before = self.stored
+        self._add(outcomes)
+        now = int(time.monotonic())
+        self.seconds[now] = self.seconds.get(now, 0) + self.stored - before
+        for old in [second for second in self.seconds if second < now - SECONDS_KEPT]:
+            del self.seconds[old]
+
+    def _add(self, outcomes: Sequence[Outcome]) -> None:
         for one in outcomes:
             if one.status == "stored":
                 self.stored += 1
             elif one.status == "duplicate":
                 self.duplicates += 1
             elif one.status == "refused":
-                self.refused += 1
+                self.refuse(one.problems[0])
             else:
                 self.erased += 1
 
@@ -353,7 +372,7 @@ class Writer:
     ) -> None:
         for one in misfits:
             recorder.refuse(one.kept, one.problems, "telemetry")
-            self.tally.refused += 1
+            self.tally.refuse(one.problems[0])
         if not pieces:
             if held_path(self.corpus).exists():
                 self._holding()
@@ -401,7 +420,7 @@ class Writer:
                     found.append(one)
                 elif isinstance(one, Unfit):
                     recorder.refuse(one.kept, one.problems, kind)
-                    self.tally.refused += 1
+                    self.tally.refuse(one.problems[0])
 
         for line, (value, size) in enumerate(values, 1):
             take(importer.feed(line, value, b" " * size))  # of its text an importer of these looks at the size alone

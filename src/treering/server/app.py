@@ -82,6 +82,7 @@ def create_app(store: Store, *, limits: Limits | None = None, needs_keys: bool =
         description="Capture for live agents: what was answered with 200 is on disk.",
         docs_url=None,  # their pages fetch scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.service = service
     app.add_exception_handler(Refusal, _refused)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
+    from threading import Event
 
     import pyarrow as pa
 
     from treering.capture import Quarantined, Recorder
     from treering.capture.backfill import BackfillSummary
+    from treering.capture.importer import ImportSummary
     from treering.mixing import Mix, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.mixing.tokens import CountTokens
@@ -198,21 +200,52 @@ class Corpus(BaseCorpus):
 
         return list_selections(self)
 
+    def capture_file(
+        self,
+        source: str | IO[bytes] | Sequence[str | IO[bytes]],
+        *,
+        format: str = "auto",  # noqa: A002  (as the option is called)
+        redact: bool | Sequence[str] | None = None,
+        follow: bool = False,
+        stop: Event | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ImportSummary:
+        """Capture what files hold: a path, any fsspec URL, a glob, a binary stream, or several of them.
+
+        format: "auto" looks at the first values, or one of records, openai, trl, parquet, … (`treering capture --help`). What
+        doesn't fit goes to quarantine with its file and line and never blocks the rest. A record without an id gets one from
+        the file's path and its text, so that a file captured twice adds nothing; one from a stream a fresh one. An import that
+        was cut short is continued where it stood; a file that has changed since is begun anew. follow: go on with what is
+        appended to local files, and with new files of a glob, until `stop` is set. redact: as for `capture`. progress: is
+        called with the number of values read so far. Returns what became of everything.
+
+        Raises NotFoundError (no such file), UsageError (a format that isn't known, or can't fill the corpus' record type),
+        InvalidRecordError (columns of a Parquet file that don't fit), StoreError; what came before is captured then.
+        """
+        if follow:
+            from treering.capture.following import follow_files
+
+            return follow_files(self, source, format=format, redact=redact, stop=stop, progress=progress)
+        from treering.capture.importer import import_file
+
+        return import_file(self, source, format=format, redact=redact, progress=progress)
+
     def backfill(
         self,
-        source: str | IO[bytes],
+        source: str | IO[bytes] | Sequence[str | IO[bytes]],
         *,
         as_of: str,
         snapshot_by: Literal["day", "week", "month"],
+        format: str = "auto",  # noqa: A002
         progress: Callable[[int], None] | None = None,
     ) -> BackfillSummary:
-        """Turn a JSONL file of history into snapshots, one per period of its records' times, oldest first.
+        """Turn files of history into snapshots, one per period of their records' times, oldest first.
 
         Running it again adds nothing, also after a kill. See `treering.capture.backfill.backfill`.
         """
         from treering.capture.backfill import backfill
 
-        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, progress=progress)
+        return backfill(self, source, as_of=as_of, snapshot_by=snapshot_by, format=format, progress=progress)
 
     def prune(
         self,

@@ -34,7 +34,7 @@ def refusal(text: str) -> str | None:
 
 
 def imported(corpus: treering.Corpus, *lines: bytes) -> Any:
-    return import_file(corpus, io.BytesIO(b"\n".join(lines) + b"\n"))
+    return import_file(corpus, io.BytesIO(b"\n".join(lines) + b"\n"), format="records")
 
 
 def test_every_case_of_the_suite_is_taken_or_refused_as_it_says(json_cases: list[dict[str, Any]]) -> None:

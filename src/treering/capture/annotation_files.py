@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import IO, Any, Literal
 
 from treering.capture.annotations import annotate_rows, refusal
-from treering.capture.importer import read_bytes, read_lines
+from treering.capture.sources import read_bytes, read_lines
 from treering.errors import Problem, StoreError, UsageError
 from treering.schema import parse_json
 from treering.schema.record_type import safe_repr

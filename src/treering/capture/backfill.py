@@ -14,13 +14,26 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from typing import IO, Any, Literal
 
+from pydantic_core import to_json
+
 from treering.capture.annotations import unknown_ids
-from treering.capture.importer import ImportSummary, capture_lines, identify, opened, origin_of, read_lines
+from treering.capture.importer import (
+    AUTO,
+    FileImport,
+    FileSummary,
+    ImportSummary,
+    annotate_found,
+    bad_json,
+    members_of,
+)
 from treering.capture.recorder import Recorder, flush_spools
+from treering.capture.sources import Source, expand, name_of, opened, origin_of, pieces, read_lines, shape_of
 from treering.errors import ConflictError, NotFoundError, Problem, UsageError
+from treering.formats import Found, Outcome, Passed, TextIds, Unfit
+from treering.formats.records import RecordsImporter
 from treering.schema import parse_json
 from treering.schema.record_type import safe_repr
 from treering.store.certificate import build_certificate
@@ -44,6 +57,7 @@ _LINES = 8_192  # lines read, checked and spooled at a time …
 _BYTES = 16 << 20  # … or so many bytes of them
 _HELD = 64 << 20  # bytes of lines held before they go to the temporary file
 _MOST_SEALS = 20
+_SHOWN = 20  # problems that a summary holds
 
 
 @dataclass
@@ -62,14 +76,17 @@ class BackfillSummary(ImportSummary):
 
 def backfill(
     corpus: BaseCorpus,
-    source: str | IO[bytes],
+    source: Source | Sequence[Source],
     *,
     as_of: str,
     snapshot_by: Period,
+    format: str = AUTO,  # noqa: A002  (as the option is called)
     progress: Callable[[int], None] | None = None,
 ) -> BackfillSummary:
-    """Capture a JSONL file (a path, any fsspec URL, or a binary stream) and seal a snapshot for each period it holds.
+    """Capture a file (a path, any fsspec URL, a glob, a binary stream, or several of them); seal a snapshot for each period.
 
+    format: as for `Corpus.capture_file`; a stream holds records unless it is named. What isn't a record a line is first turned
+        into records, in a temporary file on this host's disk.
     as_of: the column that says when a record is from: ISO 8601 text (without a zone: UTC), or seconds since 1970. A record
         without a `ts` gets it as that. One without a time is refused, named, and waits in quarantine.
     snapshot_by: "month", "week" (ISO) or "day", in UTC; each snapshot's message is its period, "2026-03".
@@ -86,41 +103,216 @@ def backfill(
             code="no-column",
             hint=f"columns here: {', '.join(corpus.record_type.schema.names)}",
         )
-    run = _Run(corpus, source, as_of, snapshot_by)
+    given = expand(source)
     flush_spools(corpus)
-    run.look_at_the_store()
-    with tempfile.TemporaryFile(dir=corpus.store.cache_dir) as late, Recorder(corpus) as recorder:
-        for period, lines in run.by_period(progress):
-            if period is None:
-                run.capture(recorder, lines)  # refused, each with its reason
-            elif run.is_behind(period):
-                run.pass_over(period, lines, late)
-            else:
-                run.capture(recorder, lines)
-                run.seal(recorder, period)
-        recorder.flush()
-        late.seek(0)
-        run.capture(recorder, (_numbered(line) for line in late))
-        recorder.flush()
-        run.summary.stored = recorder.counts.stored
-        run.summary.duplicates += recorder.counts.duplicates
-        run.summary.conflicts = recorder.conflicts
+    with tempfile.TemporaryFile(dir=corpus.store.cache_dir) as late, _Turned(corpus, format) as turned:
+        if len(given) == 1 and _holds_records(corpus, given[0], format):
+            run = _Run(corpus, given[0], as_of, snapshot_by)
+        else:
+            for one in given:
+                turned.read(one, progress)
+            run = _Run(corpus, turned, as_of, snapshot_by)
+        run.look_at_the_store()
+        with Recorder(corpus) as recorder:
+            for period, lines in run.by_period(progress):
+                if period is None:
+                    run.capture(recorder, lines)  # refused, each with its reason
+                elif run.is_behind(period):
+                    run.pass_over(period, lines, late)
+                else:
+                    run.capture(recorder, lines)
+                    run.seal(recorder, period)
+            recorder.flush()
+            late.seek(0)
+            run.capture(recorder, (_numbered(line) for line in late))
+            recorder.flush()
+            turned.annotate(recorder, run.summary)
+            run.summary.stored = recorder.counts.stored
+            run.summary.duplicates += recorder.counts.duplicates
+            run.summary.conflicts = recorder.conflicts
     if progress is not None:
         progress(run.summary.read)
     return run.summary
 
 
+def _holds_records(corpus: BaseCorpus, source: Source, format_: str) -> bool:
+    """Whether a source holds a record a line, and can be read as it is. Raises UsageError when its format isn't known."""
+    if not isinstance(source, str):
+        return format_ in (AUTO, RecordsImporter.name)
+    members = members_of(format_)
+    _, stream = opened(source)
+    with stream:
+        shape, stream = shape_of(source, stream, members)
+        if shape != "lines":
+            return False
+        with stream, _Turned(corpus, format_) as looked_at:
+            summary = FileSummary(source)
+            going = FileImport(looked_at, source, summary, resume=False)
+            for piece in pieces(source, stream, shape, members):
+                going.push(piece)
+                if summary.format is not None:
+                    return summary.format == RecordsImporter.name
+            going.end()
+    return summary.format in (None, RecordsImporter.name)
+
+
+class _Turned:
+    """What files of any format hold, turned into records: a JSON line each in a temporary file, with its number before it."""
+
+    def __init__(self, corpus: BaseCorpus, format_: str) -> None:
+        self.corpus = corpus
+        self.format = format_
+        self.files: list[FileSummary] = []
+        self._lines = tempfile.TemporaryFile(dir=corpus.store.cache_dir)  # noqa: SIM115  (closed on leaving)
+        self._said = tempfile.TemporaryFile(dir=corpus.store.cache_dir)  # noqa: SIM115
+        self._unfit: list[tuple[FileSummary, Unfit]] = []
+        self._done = 0
+
+    def __enter__(self) -> _Turned:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._said.close()
+
+    def read(self, source: Source, progress: Callable[[int], None] | None) -> None:
+        """Take in all of a file."""
+        summary = FileSummary(name_of(source))
+        self.files.append(summary)
+        members = members_of(self.format)
+        going = FileImport(self, source, summary, resume=False)
+        _, stream = opened(source)
+        with stream:
+            shape, stream = shape_of(source, stream, members)
+            with stream:
+                for piece in pieces(source, stream, shape, members):
+                    going.push(piece)
+                    if progress is not None and self._done % _LINES == 0:
+                        progress(self._done)
+                going.end()
+        self._put_aside()
+
+    def hand_over(self, summary: FileSummary, outcomes: Iterable[Outcome], size: int) -> None:
+        """Write what a value made."""
+        if not self.files:
+            return  # only looked at
+        for outcome in outcomes:
+            if isinstance(outcome, Found):
+                summary.found += 1
+                number = _number(len(self.files) - 1, outcome.line)
+                self._lines.write(b"%d\t" % number + to_json(outcome.record) + b"\n")
+                said = [{"id": outcome.record["id"], **one} for one in outcome.annotations if outcome.record.get("id")]
+                self._said.writelines(to_json(one) + b"\n" for one in said)
+            elif isinstance(outcome, Passed):
+                summary.passed[outcome.why] += 1
+            else:
+                self._unfit.append((summary, outcome))
+        if len(self._unfit) >= _LINES:
+            self._put_aside()
+
+    def read_on(self, values: int) -> None:
+        """Count values that were read."""
+        self._done += values
+
+    def _put_aside(self) -> None:
+        unfit, self._unfit = self._unfit, []
+        if not unfit:
+            return
+        with Recorder(self.corpus) as recorder:
+            for at in recorder.refuse_all([(one.kept, one.problems, f"{of.source}:{one.line}") for of, one in unfit]):
+                summary, one = unfit[at]
+                summary.refused += 1
+                summary.problems.append((one.line, one.problems))
+
+    def where(self, number: int) -> str:
+        """`FILE:LINE` of a numbered record."""
+        place, line = _place(number)
+        return f"{self.files[place].source}:{line}"
+
+    def lines(self) -> Iterator[_Line]:
+        """The records that were found, in order."""
+        self._lines.seek(0)
+        return map(_numbered, self._lines)
+
+    def annotate(self, recorder: Recorder, summary: BackfillSummary) -> None:
+        """Store what was found about the records, once they are in, and add up what became of the files."""
+        self._said.seek(0)
+        while lines := list(islice(self._said, _LINES)):
+            words, refused = annotate_found(recorder, [parse_json(line) for line in lines])
+            summary.annotations += words
+            summary.refused += refused
+        for one in self.files:
+            summary.refused += one.refused
+            summary.problems = [*one.problems, *summary.problems]
+        if self.files:
+            summary.files, summary.read = self.files, self._done
+
+
+#: Of several files the numbers of lines are kept apart by which file it is.
+_LINE_BITS = 48
+
+
+def _number(file: int, line: int) -> int:
+    return file << _LINE_BITS | line
+
+
+def _place(number: int) -> tuple[int, int]:
+    return number >> _LINE_BITS, number & ((1 << _LINE_BITS) - 1)
+
+
+def capture_lines(
+    recorder: Recorder,
+    where: Callable[[int], str],
+    ids: TextIds,
+    lines: list[_Line],
+    summary: ImportSummary,
+    look: Callable[[Any], Iterable[Problem]],
+) -> None:
+    """Capture numbered lines; `look` may complete each record, and says what is wrong with it."""
+    numbers: list[int] = []
+    records: list[dict[str, Any]] = []
+    for number, line in lines:
+        try:
+            record = parse_json(line)
+        except ValueError as exc:
+            unfit = bad_json(number, line, exc)
+            if recorder.refuse(unfit.kept, unfit.problems, where(number)):
+                _note(summary, number, unfit.problems)
+            continue
+        identify(record, ids, line)
+        if problems := tuple(look(record)):
+            recorder.refuse(record, problems, where(number))
+            _note(summary, number, problems)
+            continue
+        numbers.append(number)
+        records.append(record)
+    receipts = recorder.extend(records, sources=list(map(where, numbers)))
+    for position, wrong in receipts.refused:
+        _note(summary, numbers[position], wrong)
+
+
+def identify(record: Any, ids: TextIds, line: bytes) -> None:
+    """Give a record without an id one by the file it comes from and its line."""
+    if isinstance(record, dict) and record.get("id") is None and (made := ids.of(line)) is not None:
+        record["id"] = made
+
+
+def _note(summary: ImportSummary, number: int, problems: tuple[Problem, ...]) -> None:
+    summary.refused += 1
+    if len(summary.problems) < _SHOWN:
+        summary.problems.append((_place(number)[1], problems))
+
+
 class _Run:
     """One backfill."""
 
-    def __init__(self, corpus: BaseCorpus, source: str | IO[bytes], as_of: str, snapshot_by: str) -> None:
+    def __init__(self, corpus: BaseCorpus, source: Source | _Turned, as_of: str, snapshot_by: str) -> None:
         self._corpus = corpus
         self._source = source
-        self._origin = origin_of(source)
-        self._name = source if isinstance(source, str) else getattr(source, "name", "<stream>")
+        self._ids = TextIds(None if isinstance(source, _Turned) else origin_of(source))
+        self._name = source.files[0].source if isinstance(source, _Turned) else name_of(source)
         self._as_of = as_of
         self._form = _FORMS[snapshot_by]
-        self._seen: Counter[bytes] = Counter()
         self._sealed: str | None = None  # the last period that is sealed
         self._begun: str | None = None  # the period whose records lie in live
         self.summary = BackfillSummary()
@@ -159,29 +351,35 @@ class _Run:
 
     def by_period(self, progress: Callable[[int], None] | None) -> Iterator[tuple[str | None, Iterator[_Line]]]:
         """The lines of each period, in time order; None for those that have no time."""
-        if isinstance(self._source, str) and self._stands_in_order():
-            lines = self._counted(read_lines(self._source), progress)
+        if not isinstance(self._source, str | _Turned):
+            pass  # read once
+        elif self._stands_in_order():
+            lines = self._counted(self._numbered_lines(), progress)
             for period, group in groupby(_carried(lines, self._period_of), key=lambda one: one[0]):
-                self._seen.clear()  # equal lines have equal times
+                self._ids.clear()  # equal lines have equal times
                 yield period, ((number, line) for _, number, line in group)
             return
-        self.summary.in_order = not isinstance(self._source, str) and self.summary.in_order
+        else:
+            self.summary.in_order = False
         with tempfile.TemporaryFile(dir=self._corpus.store.cache_dir) as file:  # without a name: a kill leaves nothing
             split = _Split(file)
-            _, stream = opened(self._source)
-            with stream:
-                last = ""
-                for number, line in self._counted(read_lines(stream), progress):
-                    period = self._period_of(line)
-                    self.summary.in_order &= period is None or period >= last
-                    last = period or last
-                    split.add(period, number, line)
+            last = ""
+            for number, line in self._counted(self._numbered_lines(), progress):
+                period = self._period_of(line)
+                self.summary.in_order &= period is None or period >= last
+                last = period or last
+                split.add(period, number, line)
             for period in split.periods():
-                self._seen.clear()
+                self._ids.clear()
                 yield period, split.lines(period)
 
-    def _counted(self, lines: Iterator[bytes], progress: Callable[[int], None] | None) -> Iterator[_Line]:
-        for number, line in enumerate(lines, start=1):
+    def _numbered_lines(self) -> Iterator[_Line]:
+        if isinstance(self._source, _Turned):
+            return self._source.lines()
+        return enumerate(read_lines(self._source), start=1)
+
+    def _counted(self, lines: Iterator[_Line], progress: Callable[[int], None] | None) -> Iterator[_Line]:
+        for number, line in lines:
             self.summary.read = number
             if progress is not None and number % _LINES == 0:
                 progress(number)
@@ -190,7 +388,7 @@ class _Run:
 
     def _stands_in_order(self) -> bool:
         last = ""
-        for line in read_lines(self._source):
+        for _, line in self._numbered_lines():
             period = self._period_of(line) if line.strip() else None
             if period is not None:
                 if period < last:
@@ -211,7 +409,10 @@ class _Run:
     def capture(self, recorder: Recorder, lines: Iterator[_Line]) -> None:
         """Hand lines to the recorder; refused ones are noted."""
         for chunk in _chunks(lines):
-            capture_lines(recorder, self._name, self._origin, chunk, self._seen, self.summary, self._look)
+            capture_lines(recorder, self._where, self._ids, chunk, self.summary, self._look)
+
+    def _where(self, number: int) -> str:
+        return self._source.where(number) if isinstance(self._source, _Turned) else f"{self._name}:{number}"
 
     def _look(self, record: Any) -> Iterable[Problem]:
         """Date the record; what is wrong with its time."""
@@ -237,7 +438,7 @@ class _Run:
                     late.write(b"%d\t" % number + line)
                     continue
                 record = parse_json(line)
-                identify(record, self._origin, line, self._seen)
+                identify(record, self._ids, line)
                 record_id = record.get("id")
                 found.setdefault(record_id if isinstance(record_id, str) else "", []).append((number, line))
             unknown = self._unknown([record_id for record_id in found if record_id])

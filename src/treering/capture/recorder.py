@@ -330,13 +330,29 @@ class Recorder:
 
     def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> bool:
         """Put aside, durably, what an importer couldn't even read as a record; False when it names what was erased."""
+        return bool(self.refuse_all([(record, tuple(problems), source)]))
+
+    def refuse_all(self, refused: Sequence[_Refused]) -> list[int]:
+        """As `refuse`, for many (record, problems, source) at once; the positions of those that were put aside."""
         self._check_usable()
-        if self._denied and self._denied.mentions(quarantine.plain(record)):
+        kept = list(range(len(refused)))
+        if self._denied:
+            kept = [at for at in kept if not self._denied.mentions(quarantine.plain(refused[at][0]))]
             with self._lock:
-                self.counts.erased += 1
-            return False
-        self._refuse([(record, tuple(problems), source)])
-        return True
+                self.counts.erased += len(refused) - len(kept)
+        if kept:
+            self._refuse([refused[at] for at in kept])
+        return kept
+
+    def without_secrets(self, said: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+        """What an importer says about records, redacted as they are; their ids stay."""
+        if self._redactor is None:
+            return said
+        found: Counter[str] = Counter()
+        said = [{**self._redactor.value(one, found), "id": one["id"]} for one in said]
+        with self._lock:
+            self.redacted.update(found)
+        return said
 
     def _refuse(self, refused: Sequence[_Refused]) -> None:
         self._spool_batches([], refused)

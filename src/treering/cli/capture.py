@@ -1,18 +1,24 @@
-"""`treering capture`: records from a file or from standard input."""
+"""`treering capture`: records from files of any format, or from standard input."""
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import counter, facts, number, render, say
+from treering.cli.output import columns, counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from treering.capture.importer import ImportSummary
     from treering.errors import Problem
 
@@ -25,8 +31,24 @@ _NAMED = 3  # refused lines that the error spells out; the summary and the quara
 class RefusedLine:
     """A line that went to quarantine; `line` counts from 1."""
 
+    source: str
     line: int
     problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class CapturedFile:
+    """What became of one file. `format` is what it was read as; `error` says why it wasn't read to its end."""
+
+    source: str
+    format: str | None
+    read: int
+    skipped: int
+    records: int
+    refused: int
+    passed: dict[str, int]
+    started_over: bool
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -40,29 +62,50 @@ class SealedPeriod:
 
 @dataclass(frozen=True)
 class Captured:
-    """What became of a file's lines. `refused_lines` and `conflicts` hold the first ones.
+    """What became of all that was read. `refused_lines` and `conflicting_ids` hold the first ones.
 
-    With --snapshot-by, the `snapshots` that were sealed in this run, and how many records were `late` for theirs.
+    `skipped` values were stored by an earlier run that was cut short, `refused_before` of them refused by it; `passed` says why
+    values are rightly no records. With --snapshot-by, the `snapshots` that were sealed in this run, and how many records were
+    `late` for theirs.
     """
 
     corpus: str
     source: str
     read: int
+    skipped: int
     stored: int
     duplicates: int
     refused: int
+    refused_before: int
     erased: int
+    annotations: int
+    passed: dict[str, int]
     redacted: dict[str, int]
     conflicts: int
     refused_lines: list[RefusedLine]
     conflicting_ids: list[str]
+    files: list[CapturedFile]
     snapshots: list[SealedPeriod]
     late: int
 
 
 def capture(
     name: str,
-    source: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL: a path, a URL, or - for standard input.")],
+    source: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE|-…", help="Paths, URLs or globs, gz and zst too; or - for standard input."),
+    ],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="What the files hold: auto (by looking), records, openai, trl, parquet, or what else is installed.",
+        ),
+    ] = "auto",
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on with what is appended, until Ctrl-C or SIGTERM; all is stored then.")
+    ] = False,
     as_of: Annotated[
         str | None,
         typer.Option("--as-of", metavar="COLUMN", help="When each record is from; with --snapshot-by."),
@@ -82,15 +125,14 @@ def capture(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Capture the lines of a JSONL file; refused ones wait in quarantine.
+    """Capture what files hold; what doesn't fit waits in quarantine.
 
-    Exits with 3 when any record was refused. A file captured twice adds nothing. With --as-of and --snapshot-by, history
-    becomes v1 to vN; a run that was cut short is continued by the same command.
+    Exits with 3 when any record was refused. A file captured twice adds nothing; a run that was cut short is continued by the
+    same command. With --as-of and --snapshot-by, history becomes v1 to vN.
 
-    API: Corpus.capture, Corpus.backfill.
+    API: Corpus.capture_file, Corpus.backfill.
     """
     from treering.capture.backfill import BackfillSummary
-    from treering.capture.importer import import_file
 
     if (as_of is None) != (snapshot_by is None):
         raise UsageError(
@@ -98,53 +140,134 @@ def capture(
             code="bad-argument",
             hint="treering capture support history.jsonl --as-of created --snapshot-by month",
         )
+    if as_of is not None and (follow or redact is not None):
+        raise UsageError(
+            f"--as-of and {'--follow' if follow else '--redact'} don't go together",
+            code="bad-argument",
+            hint="bring history in first, then follow" if follow else "make the corpus with --redact",
+        )
     corpus = open_store(store).corpus(name)
-    with counter("lines read") as progress:
-        given: Any = sys.stdin.buffer if source == "-" else source
-        summary: ImportSummary
+    given: Any = [sys.stdin.buffer if one == "-" else one for one in source]
+    summary: ImportSummary
+    with counter("lines read") as progress, _until_told(follow) as stop:
         if as_of is not None:
-            summary = corpus.backfill(given, as_of=as_of, snapshot_by=cast("Any", snapshot_by), progress=progress)
+            summary = corpus.backfill(
+                given, as_of=as_of, snapshot_by=cast("Any", snapshot_by), format=format_, progress=progress
+            )
         else:
-            summary = import_file(corpus, given, progress=progress, redact=redact)
-    periods = [SealedPeriod(*one) for one in summary.snapshots] if isinstance(summary, BackfillSummary) else []
-    late = summary.late if isinstance(summary, BackfillSummary) else 0
-    result = Captured(
+            summary = corpus.capture_file(
+                given, format=format_, redact=redact, follow=follow, stop=stop, progress=progress
+            )
+    is_history = isinstance(summary, BackfillSummary)
+    result = _result(name, source, summary)
+    render(result, json, lambda: _view(result))
+    for one in result.files:
+        if one.started_over:
+            say(f"{one.source} has changed since an earlier run was cut short: it was read from its beginning")
+        if one.skipped:
+            say(f"{one.source}: {number(one.skipped)} lines skipped: an earlier run has stored them")
+    if is_history and result.late:
+        say(f"{number(result.late)} new records are of periods that are sealed already: they lie in {name}@live")
+    if not result.read:
+        say(f"{', '.join(source)} {'is' if len(source) == 1 else 'are'} empty: nothing was captured")
+    if failed := [one.error for one in summary.files if one.error is not None]:
+        raise failed[0]
+    if result.refused or result.conflicts or result.refused_before:
+        raise CheckFailedError(_refusal(result), code="records-refused", hint=_HINT.format(name=name))
+
+
+@contextmanager
+def _until_told(follow: bool) -> Iterator[Event | None]:
+    """An event that Ctrl-C and SIGTERM set, the first time; the second time they end the process as ever."""
+    if not follow:
+        yield None
+        return
+    stop = Event()
+
+    def told(which: int, _: object) -> None:
+        stop.set()
+        signal.signal(which, before[which])
+
+    before: dict[int, Any] = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    for one in before:
+        signal.signal(one, told)
+    try:
+        yield stop
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _result(name: str, source: list[str], summary: ImportSummary) -> Captured:
+    from treering.capture.backfill import BackfillSummary
+
+    history = summary if isinstance(summary, BackfillSummary) else None
+    lines = [RefusedLine(one.source, *found) for one in summary.files for found in sorted(one.problems, key=_line)]
+    if not summary.files:
+        lines = [RefusedLine(", ".join(source), *found) for found in sorted(summary.problems, key=_line)]
+    return Captured(
         corpus=name,
-        source=source,
+        source=", ".join(source),
         read=summary.read,
+        skipped=summary.skipped,
         stored=summary.stored,
         duplicates=summary.duplicates,
         refused=summary.refused,
+        refused_before=summary.refused_before,
         erased=summary.erased,
+        annotations=summary.annotations,
+        passed=summary.passed,
         redacted=summary.redacted,
         conflicts=len(summary.conflicts),
-        refused_lines=[RefusedLine(line, problems) for line, problems in sorted(summary.problems, key=_line)],
+        refused_lines=lines[:20],
         conflicting_ids=summary.conflicts[:20],
-        snapshots=periods,
-        late=late,
+        files=[
+            CapturedFile(
+                source=one.source,
+                format=one.format,
+                read=one.read,
+                skipped=one.skipped,
+                records=one.found,
+                refused=one.refused,
+                passed=dict(one.passed),
+                started_over=one.started_over,
+                error=None if one.error is None else str(one.error),
+            )
+            for one in summary.files
+        ],
+        snapshots=[SealedPeriod(*one) for one in history.snapshots] if history is not None else [],
+        late=history.late if history is not None else 0,
     )
-    render(
-        result,
-        json,
-        lambda: facts(
-            [
-                ("read", f"{number(result.read)} lines"),
-                ("stored", number(result.stored)),
-                ("duplicates", number(result.duplicates)),
-                ("refused", number(result.refused)),
-                ("redacted", ", ".join(f"{number(n)} {what}" for what, n in sorted(result.redacted.items())) or None),
-                ("erased before", number(result.erased) if result.erased else None),
-                ("id conflicts", number(result.conflicts)),
-                *((one.period, f"{one.ref}, {number(one.rows)} records") for one in periods),
-            ]
-        ),
+
+
+def _view(result: Captured) -> RenderableType:
+    from rich.console import Group
+
+    only = result.files[0] if len(result.files) == 1 else None
+    table = facts(
+        [
+            ("format", only.format if only is not None else None),
+            ("read", f"{number(result.read)} lines"),
+            ("skipped", f"{number(result.skipped)} stored by an earlier run" if result.skipped else None),
+            ("stored", number(result.stored)),
+            ("duplicates", number(result.duplicates)),
+            ("refused", number(result.refused)),
+            *(("passed over", f"{number(count)} {why}") for why, count in sorted(result.passed.items())),
+            ("annotations", number(result.annotations) if result.annotations else None),
+            ("redacted", ", ".join(f"{number(n)} {what}" for what, n in sorted(result.redacted.items())) or None),
+            ("erased before", number(result.erased) if result.erased else None),
+            ("id conflicts", number(result.conflicts)),
+            *((one.period, f"{one.ref}, {number(one.rows)} records") for one in result.snapshots),
+        ]
     )
-    if late:
-        say(f"{number(late)} new records are of periods that are sealed already: they lie in {name}@live")
-    if not result.read:
-        say(f"{source} is empty: nothing was captured")
-    if result.refused or result.conflicts:
-        raise CheckFailedError(_refusal(summary), code="records-refused", hint=_HINT.format(name=name))
+    if len(result.files) < 2:
+        return table
+    rows = [
+        (one.source, one.format, number(one.read), number(one.records), number(one.refused), one.error or "")
+        for one in result.files
+    ]
+    heads = ("file", "format", "read", "records", "refused", "")
+    return Group(columns(heads, rows, right=("read", "records", "refused")), "", table)
 
 
 _HINT = "the rest was stored; refused records wait in quarantine: treering.open(…).corpus({name!r}).quarantine()"
@@ -154,16 +277,21 @@ def _line(found: tuple[int, tuple[Problem, ...]]) -> int:
     return found[0]
 
 
-def _refusal(summary: ImportSummary) -> str:
-    total = summary.refused + len(summary.conflicts)
+def _refusal(result: Captured) -> str:
+    total = result.refused + result.conflicts + result.refused_before
+    several = len(result.files) > 1
     parts = [
-        f"line {line:,}: {problems[0]}" + (f" and {len(problems) - 1} more" if len(problems) > 1 else "")
-        for line, problems in sorted(summary.problems, key=_line)[:_NAMED]
+        (f"{found.source} " if several else "")
+        + f"line {found.line:,}: {found.problems[0]}"
+        + (f" and {len(found.problems) - 1} more" if len(found.problems) > 1 else "")
+        for found in result.refused_lines[:_NAMED]
     ]
-    if summary.conflicts:
-        ids = ", ".join(map(repr, summary.conflicts[:_NAMED]))
-        parts.append(f"taken by other content: {ids}{', …' if len(summary.conflicts) > _NAMED else ''}")
-    more = summary.refused - min(summary.refused, _NAMED)
+    if result.conflicts:
+        ids = ", ".join(map(repr, result.conflicting_ids[:_NAMED]))
+        parts.append(f"taken by other content: {ids}{', …' if result.conflicts > _NAMED else ''}")
+    more = result.refused - min(result.refused, _NAMED)
     if more:
         parts.append(f"and {more:,} more lines")
-    return f"{total:,} of {summary.read:,} records {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"
+    if result.refused_before:
+        parts.append(f"and {result.refused_before:,} by the run that was cut short")
+    return f"{total:,} of {result.read:,} records {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"

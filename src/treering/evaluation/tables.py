@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from treering.capture.importer import read_bytes, read_lines
+from treering.capture.sources import read_bytes, read_lines
 from treering.errors import InvalidRecordError, Problem, StoreError
 from treering.schema import parse_json
 from treering.schema.record_type import safe_repr

@@ -4,6 +4,6 @@ PURE: no files, no store, no network. Importers and exporters are entry points (
 others can add theirs.
 """
 
-from treering.formats.base import Found, Importer, Outcome, Passed, Unfit
+from treering.formats.base import Found, Importer, Outcome, Passed, TextIds, Unfit, hashed_id
 
-__all__ = ["Found", "Importer", "Outcome", "Passed", "Unfit"]
+__all__ = ["Found", "Importer", "Outcome", "Passed", "TextIds", "Unfit", "hashed_id"]

@@ -29,7 +29,7 @@ class Atif(Importer):
     def recognises(cls, value: Any) -> bool:
         """A document with ATIF's schema version and steps."""
         return (
-            isinstance(value, Mapping)
+            isinstance(value, dict)
             and isinstance(value.get("steps"), list)
             and str(value.get("schema_version")).startswith("ATIF")
         )
@@ -44,7 +44,7 @@ class Atif(Importer):
         yield from self._trajectory(line, value, None, ())
 
     def _trajectory(self, line: int, value: Any, parent: str | None, loc: tuple[str | int, ...]) -> Iterator[Outcome]:
-        if not isinstance(value, Mapping) or not isinstance(value.get("steps"), list):
+        if not isinstance(value, dict) or not isinstance(value.get("steps"), list):
             problem = Problem(loc, "missing-field", "expected a trajectory with steps")
             yield Unfit(line, (problem,), value)
             return
@@ -54,7 +54,7 @@ class Atif(Importer):
         except MisfitError as exc:
             yield Unfit(line, (exc.problem,), value)
         else:
-            copied = sum(isinstance(step, Mapping) and step.get("is_copied_context") is True for step in value["steps"])
+            copied = sum(isinstance(step, dict) and step.get("is_copied_context") is True for step in value["steps"])
             yield from (Passed(line, COPIED) for _ in range(copied))
             yield found if found is not None else Passed(line, EMPTY)
         inside = value.get("subagent_trajectories")
@@ -65,12 +65,12 @@ class Atif(Importer):
         self, line: int, value: Mapping[str, Any], session: str | None, loc: tuple[str | int, ...]
     ) -> Found | None:
         agent = value.get("agent")
-        agent = agent if isinstance(agent, Mapping) else {}
+        agent = agent if isinstance(agent, dict) else {}
         turns = Turns()
         model, last, step_id = named(agent.get("model_name")), None, 0
         for position, step in enumerate(value["steps"]):
             here = (*loc, "steps", position)
-            if not isinstance(step, Mapping):
+            if not isinstance(step, dict):
                 raise MisfitError(here, "wrong-type", "expected a step, got something else")
             if step.get("is_copied_context") is True:
                 continue
@@ -103,7 +103,7 @@ class Atif(Importer):
                 "notes": named(value.get("notes")),
                 "continued_in": named(value.get("continued_trajectory_ref")),
                 "is_subagent": True if loc else None,
-                "extra": value.get("extra") if isinstance(value.get("extra"), Mapping) else None,
+                "extra": value.get("extra") if isinstance(value.get("extra"), dict) else None,
             },
         )
         return Found(record, line)
@@ -119,7 +119,7 @@ def _step(turns: Turns, step: Mapping[str, Any], loc: tuple[str | int, ...]) -> 
     calls: list[dict[str, Any]] = []
     given = step.get("tool_calls")
     for position, call in enumerate(given if isinstance(given, list) else ()):
-        name = named(call.get("function_name")) if isinstance(call, Mapping) else None
+        name = named(call.get("function_name")) if isinstance(call, dict) else None
         if name is None:
             where = (*loc, "tool_calls", position, "function_name")
             raise MisfitError(where, "missing-field", "expected the name of the tool, got none")
@@ -132,9 +132,9 @@ def _step(turns: Turns, step: Mapping[str, Any], loc: tuple[str | int, ...]) -> 
         for one in turns.messages[before:]:
             one["weight"] = 0  # dispatched without asking the model: nothing to learn from
     observation = step.get("observation")
-    results = observation.get("results") if isinstance(observation, Mapping) else None
+    results = observation.get("results") if isinstance(observation, dict) else None
     for result in results if isinstance(results, list) else ():
-        if not isinstance(result, Mapping):
+        if not isinstance(result, dict):
             raise MisfitError((*loc, "observation", "results"), "wrong-type", "expected a result, got something else")
         content = turns.text_of(result.get("content"))
         if result.get("content") is None and result.get("subagent_trajectory_ref"):
@@ -153,7 +153,7 @@ def _later(one: datetime | None, other: datetime | None) -> datetime | None:
 
 
 def _usage(value: Any) -> dict[str, Any] | None:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return None
     names = {
         "total_prompt_tokens": "input_tokens", "total_completion_tokens": "output_tokens",

@@ -17,7 +17,7 @@ from treering.errors import Problem, UsageError
 from treering.schema import RecordType, parse_json
 from treering.schema.fields import dump_json
 
-__all__ = ["KEPT", "Found", "Importer", "Outcome", "Passed", "Unfit", "hashed_id"]
+__all__ = ["KEPT", "Found", "Importer", "Outcome", "Passed", "TextIds", "Unfit", "hashed_id"]
 
 #: The member of a record's `meta` that holds what its fields don't; see formats.chat.
 KEPT = "kept"
@@ -52,6 +52,34 @@ class Passed:
 Outcome: TypeAlias = Found | Unfit | Passed
 
 
+class TextIds:
+    """Ids for values that bring none: from where they come and what they say."""
+
+    def __init__(self, origin: str | None) -> None:
+        self._origin = None if origin is None else origin.encode("utf-8", "surrogateescape") + b"\0"
+        self._copies: Counter[bytes] = Counter()
+
+    def of(self, text: bytes) -> str | None:
+        """32 hex characters; None where there is no origin: each value of a stream is a record of its own.
+
+        The n-th copy of a text has an id of its own: two users may well say the same.
+        """
+        if self._origin is None:
+            return None
+        key = hashlib.blake2b(self._origin + text.strip(), digest_size=16).digest()
+        copy = self._copies[key]
+        self._copies[key] = copy + 1
+        return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
+
+    def __bool__(self) -> bool:
+        """Whether any copies have been counted."""
+        return bool(self._copies)
+
+    def clear(self) -> None:
+        """Begin to count anew."""
+        self._copies.clear()
+
+
 class Importer(ABC):
     """Turns the values of one file or stream into records, in order.
 
@@ -80,7 +108,7 @@ class Importer(ABC):
         self.origin = origin
         self.kind = target.built_in
         self._columns = frozenset(target.schema.names)
-        self._copies: Counter[bytes] = Counter()
+        self._ids = TextIds(origin)
         self._began = False
 
     @classmethod
@@ -107,16 +135,8 @@ class Importer(ABC):
         return True
 
     def own_id(self, text: bytes) -> str | None:
-        """An id for a value without one, from the origin and its text; None for a stream, where each is a record of its own.
-
-        The n-th copy of a text has an id of its own: two users may well say the same.
-        """
-        if self.origin is None:
-            return None
-        key = hashlib.blake2b(self.origin.encode() + b"\0" + text.strip(), digest_size=16).digest()
-        copy = self._copies[key]
-        self._copies[key] += 1
-        return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
+        """An id for a value without one; see `TextIds`."""
+        return self._ids.of(text)
 
     # --- what formats of one record a value share ------------------------------------------------------------------
 

@@ -26,7 +26,6 @@ TWICE = "lines that stand twice"
 UNANSWERED = "branches without an answer"
 ERRORS = "errors of the API, kept as outcomes"
 
-_LINES = frozenset({"user", "assistant", "system", "summary", "attachment", "file-history-snapshot", "queue-operation"})
 _TITLES = {"summary": "summary", "ai-title": "aiTitle", "custom-title": "customTitle"}
 
 
@@ -81,18 +80,16 @@ class ClaudeCode(Importer):
 
     @classmethod
     def recognises(cls, value: Any) -> bool:
-        """A line with a session and a place in its tree, or one that titles a session."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str) or "hook_event_name" in value:
+        """A line of a session (most have its id), a summary, or a snapshot of files: any may come first."""
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str) or "payload" in value:
             return False
-        if value["type"] == "summary":
-            return "leafUuid" in value
-        if isinstance(value.get("sessionId"), str) and ("parentUuid" in value or value["type"] in _LINES):
-            return True
-        return value["type"] == "file-history-snapshot" and "snapshot" in value
+        if isinstance(value.get("sessionId"), str):  # Langfuse's observations have one, too, and an `id` of their own
+            return "id" not in value
+        return ("leafUuid" in value and "summary" in value) or ("messageId" in value and "snapshot" in value)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`. Everything is held until the session has ended: a later line may continue any earlier one."""
-        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
             yield Unfit(
                 line, (Problem(("type",), "missing-field", "expected a line of a transcript, with its type"),), value
             )
@@ -110,7 +107,7 @@ class ClaudeCode(Importer):
             yield Passed(line, TITLES)
             return
         uuid = named(value.get("uuid"))
-        if kind in ("user", "assistant") and not isinstance(value.get("message"), Mapping):
+        if kind in ("user", "assistant") and not isinstance(value.get("message"), dict):
             yield Unfit(line, (Problem(("message",), "missing-field", "expected a message, got none"),), value)
             return
         if uuid is None:
@@ -212,7 +209,7 @@ def _speaker(value: Mapping[str, Any]) -> str | None:
     if kind == "user":
         return "user"
     inside = value.get("attachment")
-    if kind == "attachment" and isinstance(inside, Mapping) and inside.get("type") == "queued_command":
+    if kind == "attachment" and isinstance(inside, dict) and inside.get("type") == "queued_command":
         return "user" if inside.get("prompt") else None  # what was said while the agent worked
     return None
 
@@ -228,9 +225,7 @@ def _blocks(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if not isinstance(content, list):
         return []
     return [
-        {"type": "text", "text": one} if isinstance(one, str) else one
-        for one in content
-        if isinstance(one, str | Mapping)
+        {"type": "text", "text": one} if isinstance(one, str) else one for one in content if isinstance(one, str | dict)
     ]
 
 
@@ -360,7 +355,7 @@ def _usage(answers: list[Mapping[str, Any]]) -> dict[str, int] | None:
     total: dict[str, int] = {}
     for one in answers:
         usage = one["message"].get("usage")
-        for name, ours in names.items() if isinstance(usage, Mapping) else ():
+        for name, ours in names.items() if isinstance(usage, dict) else ():
             if isinstance(usage.get(name), int):
                 total[ours] = total.get(ours, 0) + usage[name]
     return {"calls": len(answers), **total} if total else None

@@ -53,12 +53,12 @@ class Codex(Importer):
     @classmethod
     def recognises(cls, value: Any) -> bool:
         """A line of a rollout."""
-        return isinstance(value, Mapping) and value.get("type") in _TYPES and isinstance(value.get("payload"), Mapping)
+        return isinstance(value, dict) and value.get("type") in _TYPES and isinstance(value.get("payload"), dict)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`."""
-        payload = value.get("payload") if isinstance(value, Mapping) else None
-        if not isinstance(payload, Mapping) or not isinstance(value.get("type"), str):
+        payload = value.get("payload") if isinstance(value, dict) else None
+        if not isinstance(payload, dict) or not isinstance(value.get("type"), str):
             problem = Problem((), "bad-value", "expected a line of a rollout, with timestamp, type and payload")
             yield Unfit(line, (problem,), value)
             return
@@ -75,7 +75,7 @@ class Codex(Importer):
     def _take(self, line: int, kind: str, payload: Mapping[str, Any], when: datetime | None) -> Iterator[Outcome]:
         if kind == "session_meta":
             inner = payload.get("meta")  # very early rollouts
-            payload = inner if isinstance(inner, Mapping) else payload
+            payload = inner if isinstance(inner, dict) else payload
             if self._open.is_ancestor(payload):
                 yield Passed(line, COPIED)
                 return
@@ -111,8 +111,8 @@ class Codex(Importer):
             session.line, session.items = line, session.items + 1
         elif kind == "token_count":
             info = payload.get("info")
-            usage = info.get("total_token_usage") if isinstance(info, Mapping) else None
-            if isinstance(usage, Mapping):
+            usage = info.get("total_token_usage") if isinstance(info, dict) else None
+            if isinstance(usage, dict):
                 session.usage = usage
         elif kind in ("turn_aborted", "error", "stream_error"):
             told = named(payload.get("message")) or named(payload.get("reason")) or "unknown"
@@ -146,7 +146,7 @@ class _Session:
 
     def _instruct(self) -> None:
         given = self.header.get("base_instructions") or self.header.get("instructions")
-        if isinstance(given, Mapping):
+        if isinstance(given, dict):
             given = given.get("text")
         if isinstance(given, str) and given:
             self.turns.say("system", given)
@@ -168,8 +168,8 @@ class _Session:
         self.is_compacted = True
         history = payload.get("replacement_history")
         for position, item in enumerate(history if isinstance(history, list) else ()):
-            inner = item.get("item") if isinstance(item, Mapping) and "item" in item else item
-            if isinstance(inner, Mapping) and inner.get("type") not in _HIDDEN:
+            inner = item.get("item") if isinstance(item, dict) and "item" in item else item
+            if isinstance(inner, dict) and inner.get("type") not in _HIDDEN:
                 self.turns.add(inner, ("payload", "replacement_history", position))
         summary = payload.get("message")
         if not history and isinstance(summary, str) and summary:
@@ -215,11 +215,11 @@ class _Session:
                 "provider": named(header.get("model_provider")),
                 "session": self.id,
                 "forked_from": self.parent,
-                "is_subagent": True if isinstance(source, Mapping) and "subagent" in source else None,
+                "is_subagent": True if isinstance(source, dict) and "subagent" in source else None,
                 "is_compacted": True if self.is_compacted else None,
                 "ended": why,
                 "cwd": named(header.get("cwd")),
-                "git_branch": named(git.get("branch")) if isinstance(git, Mapping) else None,
+                "git_branch": named(git.get("branch")) if isinstance(git, dict) else None,
                 "reasoning_effort": self.effort,
                 "usage": dict(self.usage) if self.usage is not None else None,
             },

@@ -255,7 +255,7 @@ def _parsed(attributes: Mapping[str, Any], name: str) -> Any:
 
 
 def _listed(value: Any, name: str) -> list[Any]:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return [value]
     if not isinstance(value, list):
         raise MisfitError(
@@ -288,7 +288,7 @@ def _genai(attributes: Mapping[str, Any]) -> Said | None:
 def _parsed_or_text(attributes: Mapping[str, Any], name: str) -> Any:
     value = json_or_same(attributes.get(name))
     if isinstance(value, list):
-        return [one if isinstance(one, str | Mapping) else str(one) for one in value]
+        return [one if isinstance(one, str | dict) else str(one) for one in value]
     return value
 
 
@@ -327,7 +327,7 @@ def _flat(attributes: Mapping[str, Any]) -> Said | None:
 def _flat_message(one: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {name: one[name] for name in ("role", "tool_call_id", "name") if one.get(name) is not None}
     content = json_or_same(one.get("content"))  # parts, as JSON text
-    is_parts = isinstance(content, list) and all(isinstance(part, Mapping) and "type" in part for part in content)
+    is_parts = isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
     made["content"] = content if is_parts else one.get("content")
     if one.get("reasoning") is not None:
         made["reasoning_content"] = one["reasoning"]
@@ -349,16 +349,16 @@ def _openinference(attributes: Mapping[str, Any]) -> Said | None:
             answers.append(answer)
     tools = attributes.get("llm.tools")
     listed = [_members(one) for one in tools] if isinstance(tools, list) else indexed(attributes, "llm.tools")
-    schemas = [json_or_same(one.get("tool.json_schema")) for one in listed if isinstance(one, Mapping)]
+    schemas = [json_or_same(one.get("tool.json_schema")) for one in listed if isinstance(one, dict)]
     return asked, answers, tools_of([one for one in schemas if one is not None])
 
 
 def _members(value: Any) -> dict[str, Any]:
     """Nested objects as dotted names: Phoenix writes `{"message": {"role": …}}` for `message.role`."""
     found: dict[str, Any] = {}
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for name, inner in value.items():
-            if isinstance(inner, Mapping):
+            if isinstance(inner, dict):
                 found.update({f"{name}.{member}": one for member, one in _members(inner).items()})
             elif isinstance(inner, list):
                 for position, one in enumerate(inner):
@@ -477,7 +477,7 @@ def _of_events(signal: Signal) -> Said | None:
             if matched[1] == "choice":
                 inner = one.get("message")
                 answers.append(Turns())
-                answers[-1].add(inner if isinstance(inner, Mapping) else one, loc, default="assistant")
+                answers[-1].add(inner if isinstance(inner, dict) else one, loc, default="assistant")
             else:
                 if matched[2] == "tool" and one.get("id") is not None:
                     one["tool_call_id"] = one["id"]

@@ -54,11 +54,11 @@ class Hooks(Importer):
     @classmethod
     def recognises(cls, value: Any) -> bool:
         """A payload of a hook."""
-        return isinstance(value, Mapping) and isinstance(value.get("hook_event_name"), str) and "session_id" in value
+        return isinstance(value, dict) and isinstance(value.get("hook_event_name"), str) and "session_id" in value
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`; a record comes with the payload that ends its turn."""
-        session = named(value.get("session_id")) if isinstance(value, Mapping) else None
+        session = named(value.get("session_id")) if isinstance(value, dict) else None
         if session is None or not isinstance(value.get("hook_event_name"), str):
             problem = Problem(
                 (), "missing-field", "expected the payload of a hook, with hook_event_name and session_id"
@@ -123,7 +123,7 @@ class Hooks(Importer):
         if turn is None:
             name = _turn_id(value)
             known = name is not None and (session, name) in self._done
-            yield Passed(line, TWICE if known else OTHER if event == "SessionEnd" else WITHOUT_PROMPT)
+            yield Passed(line, OTHER if event == "SessionEnd" else TWICE if known else WITHOUT_PROMPT)
             return
         outcome: dict[str, Any] = {}
         if event == "StopFailure":
@@ -142,7 +142,7 @@ class Hooks(Importer):
         turns = Turns()
         turns.say("user", turn.prompt)
         for call, (tool, given, result, failed) in turn.calls.items():
-            arguments = given if isinstance(given, str | Mapping) or given is None else {"input": given}
+            arguments = given if isinstance(given, str | dict) or given is None else {"input": given}
             turns.say("assistant", None, calls=[tool_call(tool, arguments, call)])
             turns.result(result, call, failed=failed)
         if answer is not None:

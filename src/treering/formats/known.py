@@ -22,7 +22,15 @@ IMPORTER_GROUP = "treering.importers"
 
 #: Ours, as pyproject declares them too; nobody else's takes the place of one.
 IMPORTERS: Mapping[str, str] = {
+    "atif": "treering.formats.atif:Atif",
+    "claude-code": "treering.formats.claude_code:ClaudeCode",
+    "codex": "treering.formats.codex:Codex",
+    "hooks": "treering.formats.hooks:Hooks",
+    "langfuse": "treering.formats.langfuse:Langfuse",
+    "langsmith": "treering.formats.langsmith:LangSmith",
     "openai": "treering.formats.openai:OpenAIImporter",
+    "openinference": "treering.formats.openinference:OpenInference",
+    "otlp": "treering.formats.otlp:Otlp",
     "parquet": "treering.formats.records:ParquetImporter",
     "records": "treering.formats.records:RecordsImporter",
     "trl": "treering.formats.trl:TRLImporter",
@@ -41,9 +49,8 @@ def find_importer(name: str) -> type[Importer]:
     """The importer of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
     if name in IMPORTERS:
         module, _, attribute = IMPORTERS[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-        assert issubclass(found, Importer)
-        return found
+        ours: type[Importer] = getattr(importlib.import_module(module), attribute)
+        return ours
     point = _foreign().get(name)
     if point is None:
         raise UsageError(

@@ -45,7 +45,7 @@ class Langfuse(Importer):
 
     name = "langfuse"
     makes = ("chat",)
-    elements = ("data", "observations")
+    elements = ("data",)
 
     def __init__(self, target: RecordType, origin: str | None) -> None:
         super().__init__(target, origin)
@@ -54,13 +54,13 @@ class Langfuse(Importer):
     @classmethod
     def recognises(cls, value: Any) -> bool:
         """An observation, a score, or a trace that holds observations."""
-        if not isinstance(value, Mapping) or "run_type" in value or "resourceSpans" in value:
+        if not isinstance(value, dict) or "run_type" in value or "resourceSpans" in value:
             return False
         return _is_observation(value) or _is_score(value) or _is_trace(value)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`."""
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             problem = Problem((), "wrong-type", "expected an observation, a score or a trace of Langfuse's")
             yield Unfit(line, (problem,), value)
             return
@@ -87,10 +87,10 @@ class Langfuse(Importer):
 
     def _trace(self, line: int, value: Mapping[str, Any], size: int) -> Iterator[Outcome]:
         inside = value.get("trace")
-        trace: Mapping[str, Any] = inside if isinstance(inside, Mapping) else value
+        trace: Mapping[str, Any] = inside if isinstance(inside, dict) else value
         listed = [*_listed(value, "observations"), *_listed(value, "scores")]
         for one in listed:
-            if isinstance(one, Mapping):
+            if isinstance(one, dict):
                 try:
                     yield from self._take(line, one, size // len(listed), trace)
                 except MisfitError as exc:
@@ -217,9 +217,7 @@ def _listed(value: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _is_trace(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("observations"), list) and any(
-        isinstance(one, Mapping) for one in value["observations"]
-    )
+    return isinstance(value.get("observations"), list) and any(isinstance(one, dict) for one in value["observations"])
 
 
 def _is_observation(value: Mapping[str, Any]) -> bool:
@@ -254,7 +252,7 @@ def _said(value: Any, role: str, is_call: bool) -> tuple[list[Any], list[Any] | 
 
 def _usage(value: Mapping[str, Any]) -> dict[str, float] | None:
     given = json_or_same(_get(value, "usageDetails") or value.get("usage"))
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         return None
     names = {"input": "input_tokens", "output": "output_tokens", "total": "total_tokens"}
     usage = {

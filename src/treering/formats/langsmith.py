@@ -49,14 +49,14 @@ class LangSmith(Importer):
     @classmethod
     def recognises(cls, value: Any) -> bool:
         """A run, or a piece of feedback."""
-        return isinstance(value, Mapping) and (_is_run(value) or _is_feedback(value))
+        return isinstance(value, dict) and (_is_run(value) or _is_feedback(value))
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`."""
         try:
-            if isinstance(value, Mapping) and _is_run(value):
+            if isinstance(value, dict) and _is_run(value):
                 yield from self._run(line, value, len(text))
-            elif isinstance(value, Mapping) and _is_feedback(value):
+            elif isinstance(value, dict) and _is_feedback(value):
                 yield from self._collapse.say(f"run:{value['run_id']}", _word(value), line)
             else:
                 raise MisfitError(
@@ -73,7 +73,7 @@ class LangSmith(Importer):
         children = value.get("child_runs")
         if isinstance(children, list):
             for child in children:
-                if isinstance(child, Mapping):
+                if isinstance(child, dict):
                     try:
                         yield from self._run(line, child, size // (len(children) + 1))
                     except MisfitError as exc:
@@ -179,11 +179,11 @@ def _is_feedback(value: Mapping[str, Any]) -> bool:
 
 def _object(value: Any) -> Mapping[str, Any]:
     value = json_or_same(value)
-    return value if isinstance(value, Mapping) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, Mapping) and len(value) == 1 and isinstance(inner := next(iter(value.values())), str):
+    if isinstance(value, dict) and len(value) == 1 and isinstance(inner := next(iter(value.values())), str):
         return inner
     try:
         return dump_json(value)
@@ -212,12 +212,12 @@ def _word(value: Mapping[str, Any]) -> Word:
 
 def _stats(value: Any) -> Iterator[Word]:
     """What `feedback_stats` sums up: the mean of a key's scores, or the value that was said most."""
-    for key, one in (value if isinstance(value, Mapping) else {}).items():
-        if not isinstance(one, Mapping):
+    for key, one in (value if isinstance(value, dict) else {}).items():
+        if not isinstance(one, dict):
             continue
         said = one.get("values")
         label = None
-        if isinstance(said, Mapping) and said:
+        if isinstance(said, dict) and said:
             label = max(sorted(said), key=lambda name: _number(said[name]) or 0)
         score = _number(one.get("avg"))
         comments = one.get("comments")

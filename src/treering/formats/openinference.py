@@ -44,21 +44,21 @@ class OpenInference(Telemetry):
 
 
 def _is_span(value: Any) -> bool:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return False
     if "context.span_id" in value:
         return "span_kind" in value or any(name.startswith(f"{_FRAME}openinference") for name in value)
     context = value.get("context")
-    return isinstance(context, Mapping) and "span_id" in context and "span_kind" in value
+    return isinstance(context, dict) and "span_id" in context and "span_kind" in value
 
 
 def _signal(value: Mapping[str, Any]) -> Signal:
     inside = value.get("context")
-    context: Mapping[str, Any] = inside if isinstance(inside, Mapping) else {
+    context: Mapping[str, Any] = inside if isinstance(inside, dict) else {
         "trace_id": value.get("context.trace_id"), "span_id": value.get("context.span_id"),
     }  # fmt: skip
     given = value.get("attributes")
-    attributes: dict[str, Any] = dict(_flat(given)) if isinstance(given, Mapping) else {}
+    attributes: dict[str, Any] = dict(_flat(given)) if isinstance(given, dict) else {}
     for name, inner in value.items():  # a data frame's columns
         if name.startswith(_FRAME) and inner is not None:
             attributes[name.removeprefix(_FRAME)] = inner
@@ -67,7 +67,7 @@ def _signal(value: Mapping[str, Any]) -> Signal:
     events: list[Event] = [
         {"name": named(one.get("name")) or "", "at": None, "attributes": dict(one.get("attributes") or {})}
         for one in value.get("events") or ()
-        if isinstance(one, Mapping)
+        if isinstance(one, dict)
     ]
     return {
         "kind": "span",
@@ -89,7 +89,7 @@ def _signal(value: Mapping[str, Any]) -> Signal:
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Attributes by their dotted names; lists (of messages) stay whole, for genai reads them so, too."""
     for name, inner in value.items():
-        if isinstance(inner, Mapping):
+        if isinstance(inner, dict):
             yield from _flat(inner, f"{before}{name}.")
         else:
             yield f"{before}{name}", inner

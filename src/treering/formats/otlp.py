@@ -54,7 +54,7 @@ class Signal(TypedDict):
 
 def is_otlp(value: Any) -> bool:
     """Whether a parsed JSON value is in OTLP's JSON form: an export request, or a resource's or scope's part of one."""
-    return isinstance(value, Mapping) and any(isinstance(value.get(name), list) for name in (*_RESOURCES, *_SCOPES))
+    return isinstance(value, dict) and any(isinstance(value.get(name), list) for name in (*_RESOURCES, *_SCOPES))
 
 
 def spans_of(request: Any) -> Iterator[Signal]:
@@ -65,7 +65,7 @@ def spans_of(request: Any) -> Iterator[Signal]:
     JSON writer has them, integers may be text, and unknown fields are passed over. A resource's or scope's part of a request
     counts, too. Raises ValueError, which names the place, for JSON that isn't of this form; what came before was given.
     """
-    if isinstance(request, Mapping):
+    if isinstance(request, dict):
         yield from _from_json(request)
     else:
         yield from _from_messages(request)
@@ -161,13 +161,13 @@ def _from_json(request: Mapping[str, Any]) -> Iterator[Signal]:
 
 
 def _scopes(of_resource: Mapping[str, Any], resource: dict[str, Any], where: str) -> Iterator[Signal]:
-    if not resource and isinstance(of_resource.get("resource"), Mapping):
+    if not resource and isinstance(of_resource.get("resource"), dict):
         resource = _attributes(of_resource["resource"], f"{where}resource")
     for name in _SCOPES:
         for at, of_scope in enumerate(_list(of_resource, name)):
             here = f"{where}{name}[{at}]"
             scope = _get(_object(of_scope, here), "scope") or _get(of_scope, "instrumentationLibrary")
-            called = _text(scope.get("name")) if isinstance(scope, Mapping) else ""
+            called = _text(scope.get("name")) if isinstance(scope, dict) else ""
             for i, span in enumerate(_list(of_scope, "spans")):
                 yield _span(_object(span, f"{here}.spans[{i}]"), resource, called, f"{here}.spans[{i}]")
             for items in ("logRecords", "log_records"):
@@ -177,7 +177,7 @@ def _scopes(of_resource: Mapping[str, Any], resource: dict[str, Any], where: str
 
 def _span(span: Mapping[str, Any], resource: dict[str, Any], scope: str, where: str) -> Signal:
     status = _get(span, "status")
-    status = status if isinstance(status, Mapping) else {}
+    status = status if isinstance(status, dict) else {}
     failed = status.get("code") in (_STATUS_ERROR, str(_STATUS_ERROR), "STATUS_CODE_ERROR")
     events: list[Event] = []
     for i, event in enumerate(_list(span, "events")):
@@ -247,7 +247,7 @@ def _list(value: Mapping[str, Any], name: str) -> list[Any]:
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise ValueError(f"expected an object as {where}, got {safe_repr(value)[:80]}")
     return value
 
@@ -290,7 +290,7 @@ def _integer(value: Any, where: str) -> int:
 
 
 def _attributes(value: Any, where: str) -> dict[str, Any]:
-    pairs = value.get("attributes") if isinstance(value, Mapping) else None
+    pairs = value.get("attributes") if isinstance(value, dict) else None
     if pairs is None:
         return {}
     if not isinstance(pairs, list):
@@ -365,7 +365,7 @@ class Telemetry(Importer):
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`; `value` is an export request in JSON, a part of one, or a dict of `otlp.spans_of`."""
-        if isinstance(value, Mapping) and value.get("kind") in ("span", "log") and "attributes" in value:
+        if isinstance(value, dict) and value.get("kind") in ("span", "log") and "attributes" in value:
             yield from self.take(line, value, len(text))  # type: ignore[arg-type]
             return
         if not is_otlp(value):
@@ -439,7 +439,7 @@ def _kept(signal: Signal) -> dict[str, Any]:
             return value.hex()
         if isinstance(value, float) and not math.isfinite(value):
             return str(value)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return {str(key): plain(one) for key, one in value.items()}
         return [plain(one) for one in value] if isinstance(value, list) else value
 

@@ -40,7 +40,7 @@ class RecordsImporter(Importer):
     @property
     def remembers(self) -> bool:
         """Only how often it has seen a text that brings no id of its own."""
-        return bool(self._copies)
+        return bool(self._ids)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterable[Outcome]:
         """The record."""

@@ -122,7 +122,7 @@ def as_text(value: Any) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value and all(isinstance(part, Mapping) and "type" in part for part in value):
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
         turns = Turns()
         return turns.text_of(value)
     try:
@@ -187,17 +187,17 @@ def tools_of(value: Any) -> list[Any] | None:
     Vercel's object by name. What is of no such shape (a provider's own tool) stays as it is. None for no tools.
     """
     value = json_or_same(value)
-    if isinstance(value, Mapping):
-        value = [{"name": name, **one} for name, one in value.items() if isinstance(one, Mapping)]
+    if isinstance(value, dict):
+        value = [{"name": name, **one} for name, one in value.items() if isinstance(one, dict)]
     if not isinstance(value, list):
         return None
     return [_tool(json_or_same(one)) for one in value] or None
 
 
 def _tool(one: Any) -> Any:
-    if not isinstance(one, Mapping):
+    if not isinstance(one, dict):
         return one
-    if isinstance(one.get("function"), Mapping) or not isinstance(one.get("name"), str):
+    if isinstance(one.get("function"), dict) or not isinstance(one.get("name"), str):
         return dict(one)
     schemas = ("parameters", "input_schema", "inputSchema", "jsonSchema")
     if one.get("type") not in (None, "function", "custom") and not any(name in one for name in schemas):
@@ -259,7 +259,7 @@ class Turns:
         if isinstance(value, list):  # a batch of one, as LangChain writes it
             self.extend(value, loc, default=default)
             return
-        if not isinstance(value, Mapping):
+        if not isinstance(value, dict):
             raise _wrong(loc, "a message", value)
         value = _unwrapped(value)
         kind = value.get("type")
@@ -278,7 +278,7 @@ class Turns:
             return
         thoughts = [one for key in ("reasoning_content", "thinking", "reasoning") if (one := _thought(value.get(key)))]
         extra = value.get("additional_kwargs")
-        if isinstance(extra, Mapping) and not thoughts and (one := _thought(extra.get("reasoning_content"))):
+        if isinstance(extra, dict) and not thoughts and (one := _thought(extra.get("reasoning_content"))):
             thoughts.append(one)
         calls = _calls(value, loc)
         refusal = value.get("refusal")
@@ -292,7 +292,7 @@ class Turns:
 
     def _parts(self, role: str, content: Any, loc: Loc, thoughts: list[str], calls: list[dict[str, Any]]) -> None:
         """Add what parts say, in order: a result of a tool ends what was being said."""
-        if isinstance(content, Mapping):
+        if isinstance(content, dict):
             content = [content]
         if not isinstance(content, list):
             if content is not None and not isinstance(content, str):
@@ -305,7 +305,7 @@ class Turns:
             if isinstance(part, str):
                 texts.append(part)
                 continue
-            if not isinstance(part, Mapping):
+            if not isinstance(part, dict):
                 raise _wrong((*loc, position), "a part", part)
             kind = str(part.get("type") or "")
             if (call := _call_part(kind, part, (*loc, position))) is not None:
@@ -347,7 +347,7 @@ class Turns:
             return "\n".join(
                 part if isinstance(part, str) else self._part(str(part.get("type") or ""), part) for part in content
             )
-        if isinstance(content, Mapping) and content.get("type") in (
+        if isinstance(content, dict) and content.get("type") in (
             "text",
             "json",
             "error-text",
@@ -366,7 +366,7 @@ class Turns:
                 if isinstance(part.get(key), str):
                     return str(part[key])
         self.replaced += 1
-        inner = part.get("source") if isinstance(part.get("source"), Mapping) else None
+        inner = part.get("source") if isinstance(part.get("source"), dict) else None
         inner = inner or _first(
             part,
             (
@@ -382,7 +382,7 @@ class Turns:
                 "video",
             ),
         )
-        inner = inner if isinstance(inner, Mapping) else {}
+        inner = inner if isinstance(inner, dict) else {}
         media = _either(part, inner, ("mime_type", "media_type", "mimeType", "mediaType", "format"))
         where = _either(part, inner, ("uri", "url", "image_url", "file_id", "fileUri", "file_uri", "path"))
         if where is None and isinstance(part.get("image"), str):
@@ -410,7 +410,7 @@ class Turns:
         elif kind.endswith("_output"):
             given = item.get("output", item.get("tools", item.get("result")))
             failed = False
-            if isinstance(given, Mapping) and "content" in given:  # Codex of 2025: {"content": …, "success": false}
+            if isinstance(given, dict) and "content" in given:  # Codex of 2025: {"content": …, "success": false}
                 failed = given.get("success") is False
                 given = given["content"]
             self.result(self.text_of(given), named(item.get("call_id")), name=named(item.get("name")), failed=failed)
@@ -477,7 +477,7 @@ def conversation_of(given: Any, *, default: str = "user") -> tuple[list[Any], li
         if len(given) == 1 and isinstance(given[0], list):  # LangChain's batch of one
             given = given[0]
         return (given, None) if given and all(map(_is_message, given)) else None
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         return None
     if _is_message(given):
         return [given], None
@@ -485,7 +485,7 @@ def conversation_of(given: Any, *, default: str = "user") -> tuple[list[Any], li
     head: list[Any] = []
     for key in ("instructions", "system", "systemInstruction", "system_instruction"):
         told = given.get(key)
-        if isinstance(told, Mapping) and isinstance(told.get("parts"), list):
+        if isinstance(told, dict) and isinstance(told.get("parts"), list):
             head = [{"role": "system", "parts": told["parts"]}]
         elif told:
             head = [{"role": "system", "content": told}]
@@ -510,7 +510,7 @@ def conversation_of(given: Any, *, default: str = "user") -> tuple[list[Any], li
         options = given.get(key)
         while isinstance(options, list) and options and isinstance(options[0], list):
             options = options[0]
-        if isinstance(options, list) and options and isinstance(options[0], Mapping):
+        if isinstance(options, list) and options and isinstance(options[0], dict):
             one = options[0]
             inner = conversation_of(one.get("message") or one.get("content") or one.get("text"), default=default)
             if inner is not None:
@@ -523,14 +523,14 @@ def conversation_of(given: Any, *, default: str = "user") -> tuple[list[Any], li
 
 def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
     """LangChain's two ways to write a message down, as its members and a role."""
-    if value.get("type") == "constructor" and isinstance(value.get("kwargs"), Mapping):
+    if value.get("type") == "constructor" and isinstance(value.get("kwargs"), dict):
         path = value.get("id")
         role = _LANGCHAIN.get(str(path[-1]) if isinstance(path, list) and path else "")
         inner = value["kwargs"]
         return {**inner, "role": role or inner.get("role") or inner.get("type")}
-    if isinstance(value.get("data"), Mapping) and value.get("type") in _ROLES and "content" in value["data"]:
+    if isinstance(value.get("data"), dict) and value.get("type") in _ROLES and "content" in value["data"]:
         return {**value["data"], "role": value["data"].get("role") or value["type"]}
-    if isinstance(value.get("message"), Mapping) and "role" not in value:
+    if isinstance(value.get("message"), dict) and "role" not in value:
         return _unwrapped(value["message"])
     return value
 
@@ -558,11 +558,11 @@ def _is_item(kind: str) -> bool:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, Mapping) and ("type" in value or "text" in value)
+    return isinstance(value, dict) and ("type" in value or "text" in value)
 
 
 def _is_message(value: Any) -> bool:
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return False
     value = _unwrapped(value)
     if isinstance(value.get("role"), str):
@@ -575,7 +575,7 @@ def _is_message(value: Any) -> bool:
 
 def _holds_results(content: Any) -> bool:
     return isinstance(content, list) and any(
-        isinstance(part, Mapping) and _result_part(str(part.get("type") or ""), part) is not None for part in content
+        isinstance(part, dict) and _result_part(str(part.get("type") or ""), part) is not None for part in content
     )
 
 
@@ -594,7 +594,7 @@ def _either(outer: Mapping[str, Any], inner: Mapping[str, Any], names: Sequence[
 def _thought(value: Any) -> str | None:
     if isinstance(value, str):
         return value or None
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for name in ("content", "thinking", "text", "reasoning"):
             if isinstance(value.get(name), str) and value[name]:
                 return str(value[name])
@@ -608,10 +608,10 @@ def _calls(value: Mapping[str, Any], loc: Loc) -> list[dict[str, Any]]:
     """Calls that stand beside a message's content."""
     given = value.get("tool_calls")
     extra = value.get("additional_kwargs")
-    if not given and isinstance(extra, Mapping):
+    if not given and isinstance(extra, dict):
         given = extra.get("tool_calls")
-        value = extra if not given and isinstance(extra.get("function_call"), Mapping) else value
-    if given is None and isinstance(value.get("function_call"), Mapping):
+        value = extra if not given and isinstance(extra.get("function_call"), dict) else value
+    if given is None and isinstance(value.get("function_call"), dict):
         given = [{"function": value["function_call"]}]
     if given is None:
         return []
@@ -621,10 +621,10 @@ def _calls(value: Mapping[str, Any], loc: Loc) -> list[dict[str, Any]]:
 
 
 def _call(one: Any, loc: Loc) -> dict[str, Any]:
-    if not isinstance(one, Mapping):
+    if not isinstance(one, dict):
         raise _wrong(loc, "a tool call", one)
-    function = one.get("function") if isinstance(one.get("function"), Mapping) else one.get("custom")
-    inner: Mapping[str, Any] = function if isinstance(function, Mapping) else one
+    function = one.get("function") if isinstance(one.get("function"), dict) else one.get("custom")
+    inner: Mapping[str, Any] = function if isinstance(function, dict) else one
     name = _first(inner, ("name", "toolName", "tool_name", "function_name"))
     if not isinstance(name, str):
         raise MisfitError((*loc, "name"), "missing-field", f"expected the name of the tool, got {safe_repr(name)[:80]}")
@@ -640,7 +640,7 @@ def _call_part(kind: str, part: Mapping[str, Any], loc: Loc) -> dict[str, Any] |
     if kind in _CALLS:
         return _call(part, loc)
     inner = part.get("functionCall") or part.get("function_call")  # Gemini's parts have no type
-    return _call(inner, loc) if kind in ("", "function_call") and isinstance(inner, Mapping) else None
+    return _call(inner, loc) if kind in ("", "function_call") and isinstance(inner, dict) else None
 
 
 def _result_part(kind: str, part: Mapping[str, Any]) -> tuple[Any, str | None, str | None, bool] | None:
@@ -652,12 +652,12 @@ def _result_part(kind: str, part: Mapping[str, Any]) -> tuple[Any, str | None, s
     if kind == "tool-result":
         given = _first(part, ("output", "result"))
         failed = part.get("isError") is True
-        if isinstance(given, Mapping) and str(given.get("type")).startswith("error"):
+        if isinstance(given, dict) and str(given.get("type")).startswith("error"):
             failed = True
         return given, named(part.get("toolCallId")), named(part.get("toolName")), failed
     if kind == "tool_result" or kind.endswith("_tool_result"):
         return part.get("content"), named(part.get("tool_use_id")), None, part.get("is_error") is True
     inner = part.get("functionResponse") or part.get("function_response")
-    if kind == "" and isinstance(inner, Mapping):
+    if kind == "" and isinstance(inner, dict):
         return inner.get("response"), named(inner.get("id")), named(inner.get("name")), False
     return None

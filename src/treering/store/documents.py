@@ -27,6 +27,7 @@ __all__ = [
     "ErasureRecord",
     "HeldoutPart",
     "HeldoutRecord",
+    "ImportPosition",
     "Occupancy",
     "PruneRecord",
     "RewrittenSnapshot",
@@ -407,6 +408,25 @@ class PruneRecord(_Document):
     def ref(self) -> str:
         """`support@v1`."""
         return f"{self.corpus}@{self.name}"
+
+
+class ImportPosition(_Document):
+    """`imports/TABLE/KEY.json`: how far an import of a file has come that isn't at its end. KEY is a hash of the file's name.
+
+    Everything up to there is in the table, in quarantine and in the annotations. It names no file and holds nothing of it.
+    """
+
+    corpus: str
+    incarnation: str
+    format: str = Field(description="The format that the file was read as.")
+    values: int = Field(ge=0, description="Lines (elements, rows) that were read, empty ones included.")
+    bytes: int = Field(ge=0, description="Of their texts: a file that is shorter is another.")
+    digest: str = Field(
+        pattern=r"^[0-9a-f]{32}$", description="XXH3-128 over their texts: a file that begins otherwise is another."
+    )
+    remembers: bool = Field(description="Whether the importer has to be fed them again before it can go on.")
+    refused: int = Field(ge=0, description="Of them, those that went to quarantine.")
+    at: datetime
 
 
 class BundleEntry(_Part):

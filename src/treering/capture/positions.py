@@ -1,0 +1,67 @@
+"""How far an import has come: a small durable document per file, while the file isn't at its end.
+
+Only what is in the store counts as read, so a position never promises more than the table holds, on whichever host the import
+is continued. Does not read files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+from treering.errors import NotFoundError
+from treering.store.corpus import BaseCorpus
+from treering.store.documents import ImportPosition, parse_document
+
+__all__ = ["find_position", "forget_position", "keep_position"]
+
+
+def find_position(corpus: BaseCorpus, origin: str) -> ImportPosition | None:
+    """Where the import of a file stands; None when none was cut short. Raises StoreError when the document is damaged."""
+    path = _path(corpus, origin)
+    try:
+        found = parse_document(ImportPosition, path, corpus.store.objects.get(path))
+    except NotFoundError:
+        return None
+    return found if found.incarnation == corpus.record.incarnation else None
+
+
+def keep_position(
+    corpus: BaseCorpus,
+    origin: str,
+    *,
+    format: str,  # noqa: A002  (as the member is called)
+    values: int,
+    bytes: int,  # noqa: A002
+    digest: str,
+    remembers: bool,
+    refused: int,
+) -> None:
+    """Note, durably, how far it has come. Raises StoreError."""
+    position = ImportPosition(
+        corpus=corpus.name,
+        incarnation=corpus.record.incarnation,
+        format=format,
+        values=values,
+        bytes=bytes,
+        digest=digest,
+        remembers=remembers,
+        refused=refused,
+        at=datetime.now(UTC),
+    )
+    path = _path(corpus, origin)
+    objects = corpus.store.objects
+    if objects.exists(path):
+        objects.replace(path, position.to_json())
+    else:
+        objects.create(path, position.to_json())
+
+
+def forget_position(corpus: BaseCorpus, origin: str) -> None:
+    """The file was read to its end: the next import of it looks at all of it again."""
+    corpus.store.objects.delete(_path(corpus, origin))
+
+
+def _path(corpus: BaseCorpus, origin: str) -> str:
+    key = hashlib.blake2b(origin.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    return f"imports/{corpus.record.table}/{key}.json"

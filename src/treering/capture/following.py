@@ -239,7 +239,10 @@ class _Tail:
         if self._line == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         assert self._going is not None
-        return self._going.push(Piece(self._line, line))
+        is_same = self._going.push(Piece(self._line, line))
+        if self._job.is_full:
+            self._job.take()
+        return is_same
 
     def _start_over(self) -> None:
         """It was cut off or written anew, or isn't the file that an earlier import began with."""
@@ -307,6 +310,8 @@ def _follow_stream(job: ImportJob, stream: IO[bytes], stop: threading.Event) -> 
             if not is_long:
                 number += 1
                 going.push(Piece(number, line + b"\n"))
+                if job.is_full:
+                    job.take()
             is_long = False
         if len(rest) > MOST_BYTES:
             if not is_long:

@@ -6,10 +6,12 @@ stores those. What doesn't fit goes to quarantine with its file and line and nev
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any, Protocol
 
@@ -56,9 +58,11 @@ __all__ = [
 #: The format that is found out by looking.
 AUTO = "auto"
 
-_VALUES = 8_192  # records spooled at a time …
-_BYTES = 16 << 20  # … or so many bytes of what they came from
+_VALUES = 8_192  # rows, or refused values, that are spooled at a time
+_BYTES = 16 << 20  # bytes of lines that wait for it when a file is followed
 _KEPT = 1_000_000  # bytes that quarantine keeps of a line that doesn't parse
+_HANDED = 64  # records that pass from the format to the recorder at a time
+_OBJECTS = 200_000  # new ones after which Python may look for garbage: more than a thousand records have
 _SHOWN = 20  # problems that a summary holds
 _LOOKED_AT = 1_000  # values that `auto` looks at before it gives up …
 _LOOKED_AT_BYTES = 128 << 20  # … or so many bytes of them: two lines that are too long are no reason
@@ -139,6 +143,42 @@ def import_file(
                     raise
                 job.files[-1].error = exc
     return job.summary()
+
+
+class _Flow:
+    """The records of one file as the recorder pulls them, in stretches after which positions can be kept."""
+
+    def __init__(self, job: ImportJob, going: FileImport, values: Iterator[Piece]) -> None:
+        self._job = job
+        self._going = going
+        self._values = values
+        self.summary = going.summary
+        self.places = _Lines(going.summary.source)
+        self.goes_on = True
+        self.is_same = True  # whether the file is the one that an earlier import has begun with
+        self.error: Exception | None = None  # what ended it: raised where the recorder can't lose anything by it
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """The next stretch: so long, or as many."""
+        lines = self.places.lines
+        lines.clear()
+        job, going = self._job, self._going
+        until = time.monotonic() + _SETTLE_S
+        try:
+            for count, piece in enumerate(self._values, start=1):
+                if not going.push(piece):
+                    self.goes_on, self.is_same = False, False
+                    return
+                if job.waiting >= _HANDED:
+                    yield from job.hand_on(lines)
+                if count % 1024 == 0 and (job.is_due or time.monotonic() >= until):
+                    break
+            else:
+                self.goes_on = False
+                self.is_same = going.end()
+        except Exception as exc:
+            self.goes_on, self.error = False, exc
+        yield from job.hand_on(lines)
 
 
 class Taker(Protocol):
@@ -249,10 +289,43 @@ class ImportJob:
                     raise StoreError(f"{name_of(source)} isn't a Parquet file", code="read-failed")
                 if going.origin is not None:
                     self.keep_up(going)
-                for piece in pieces(source, stream, shape, members):
-                    if not going.push(piece):
-                        return False
-                return going.end()
+                return self._take_in(going, pieces(source, stream, shape, members))
+
+    def _take_in(self, going: FileImport, values: Iterator[Piece]) -> bool:
+        """Take all values of a file; False when it isn't the one that an earlier import has begun with."""
+        flow = _Flow(self, going, values)
+        with _few_collections():
+            while flow.goes_on:
+                # The recorder pulls: records turn into columns a thousand at a time, and never many lie about as objects.
+                receipts = self.recorder.extend(flow.records(), sources=flow.places)
+                for position, wrong in receipts.refused:
+                    self._refused(flow.summary, flow.places.lines[position], wrong)
+                self.take()
+        if flow.error is not None:
+            raise flow.error
+        return flow.is_same
+
+    @property
+    def waiting(self) -> int:
+        """Records that were handed over."""
+        return len(self._records)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what was handed over should be taken."""
+        return len(self._records) >= _VALUES or self._size >= _BYTES or self.is_due
+
+    @property
+    def is_due(self) -> bool:
+        """Whether much else waits: what doesn't fit, or annotations."""
+        return len(self._unfit) >= _VALUES or len(self._said) >= _ANNOTATIONS
+
+    def hand_on(self, lines: list[int]) -> list[dict[str, Any]]:
+        """The records that were handed over; the lines they come from are added to `lines`."""
+        records = self._records
+        lines += [line for _, line in self._places]
+        self._records, self._places, self._size = [], [], 0
+        return records
 
     # --- what the files' imports hand over -----------------------------------------------------------------------
 
@@ -272,8 +345,6 @@ class ImportJob:
                 assert isinstance(outcome, Unfit)
                 self._unfit.append((summary, outcome))
         self._size += size
-        if len(self._records) >= _VALUES or self._size >= _BYTES or len(self._unfit) >= _VALUES:
-            self.take()
 
     def _note(self, record: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> None:
         if record.get("id") is None:
@@ -655,6 +726,18 @@ def members_of(format: str) -> frozenset[str]:  # noqa: A002
     return frozenset(members)
 
 
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let Python look for garbage less often: a thousand parsed records make it look again and again, and find nothing."""
+    before = gc.get_threshold()
+    if 0 < before[0] < _OBJECTS:
+        gc.set_threshold(_OBJECTS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def _parsed(piece: Piece) -> Any:
     if piece.value is not UNREAD:
         return piece.value
@@ -670,6 +753,23 @@ def _worded(value: Any) -> str | None:
         return dump_json(value, sort_keys=True)
     except ValueError:
         return None
+
+
+class _Lines(Sequence[str]):
+    """`FILE:LINE` of each record of a file, made only for those that are asked for."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self.lines: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __bool__(self) -> bool:
+        return True  # it fills up as it is asked
+
+    def __getitem__(self, at: Any) -> Any:
+        return f"{self._source}:{self.lines[at]}"
 
 
 class _Places(Sequence[str]):

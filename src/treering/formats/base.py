@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,7 +56,7 @@ class TextIds:
 
     def __init__(self, origin: str | None) -> None:
         self._origin = None if origin is None else origin.encode("utf-8", "surrogateescape") + b"\0"
-        self._copies: Counter[bytes] = Counter()
+        self._copies: dict[bytes, int] = {}
 
     def of(self, text: bytes) -> str | None:
         """32 hex characters; None where there is no origin: each value of a stream is a record of its own.
@@ -67,8 +66,10 @@ class TextIds:
         if self._origin is None:
             return None
         key = hashlib.blake2b(self._origin + text.strip(), digest_size=16).digest()
-        copy = self._copies[key]
+        copy = self._copies.get(key, 0)
         self._copies[key] = copy + 1
+        if not copy:
+            return key.hex()
         return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
 
     def __bool__(self) -> bool:

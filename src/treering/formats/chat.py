@@ -144,8 +144,8 @@ def taken(given: Any) -> tuple[Any, dict[str, Any]]:
     if not isinstance(given, dict):
         return given, {}
     content = given.get("content")
-    is_plain = MESSAGE_FIELDS.issuperset(given) and "tool_calls" not in given and given.get("role") != "function"
-    if is_plain and (content is None or isinstance(content, str)):
+    is_plain = MESSAGE_FIELDS.issuperset(given) and (content is None or isinstance(content, str))
+    if is_plain and given.get("role") != "function" and ("tool_calls" not in given or _are_plain(given["tool_calls"])):
         return given, {}
     ours = {key: value for key, value in given.items() if value is not None and key in MESSAGE_FIELDS}
     kept = {key: value for key, value in given.items() if value is not None and key not in MESSAGE_FIELDS}
@@ -163,6 +163,21 @@ def taken(given: Any) -> tuple[Any, dict[str, Any]]:
     if given.get("role") == "function":
         ours["role"], kept["role"] = "tool", "function"
     return ours, kept
+
+
+def _are_plain(calls: Any) -> bool:
+    """Whether calls are as ours: nothing but what we have, arguments as text."""
+    if not isinstance(calls, list) or not calls:
+        return False
+    for call in calls:
+        if not isinstance(call, dict) or not _CALL_FIELDS.issuperset(call):
+            return False
+        function = call.get("function")
+        if not isinstance(function, dict) or not _FUNCTION_FIELDS.issuperset(function):
+            return False
+        if not isinstance(function.get("arguments"), str):
+            return False
+    return True
 
 
 def _take_calls(ours: dict[str, Any], kept: dict[str, Any]) -> None:

@@ -17,10 +17,14 @@ from treering.schema.strict_json import parse_json
 __all__ = ["Arguments", "Int32", "Json", "JsonArray", "JsonObject", "Origin", "Split", "Timestamp", "dump_json"]
 
 
+_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
 def dump_json(value: Any, *, sort_keys: bool = False) -> str:
     """Compact JSON text of `value`. Raises ValueError on NaN, infinities and foreign types."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+        return (_SORTED if sort_keys else _PLAIN).encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"expected a value that JSON can hold: {exc}") from exc
 

@@ -17,7 +17,8 @@ __all__ = ["MOST_BYTES", "parse_json"]
 MOST_BYTES = 64 << 20
 
 #: Where a number may lie beyond a double's range: only then is the text looked through once more.
-_HUGE = re.compile(rb"[eE]\+?0*[0-9]{3}|[0-9]{300}")
+#: It begins with a digit, so that the search goes from digit to digit: beginning with [eE] it takes three times the parse.
+_HUGE = re.compile(rb"[0-9](?:\.?[eE]\+?0*[0-9]{3}|[0-9]{299})")
 
 
 def parse_json(text: str | bytes) -> Any:

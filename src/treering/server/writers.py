@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from treering.capture import Recorder
 from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
@@ -51,8 +52,7 @@ _TICK_S = 0.5
 _TURN_S = 6 * 3_600.0
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one record. `stored`: it is on disk; should its id turn out to be taken, commit sees to that."""
 
     id: str | None
@@ -124,6 +124,20 @@ class _Joined:
 
     records: list[Any] = field(default_factory=list)
     origins: list[tuple[int, int]] = field(default_factory=list)  # batch, position in it
+
+
+class _Sources(Sequence[str]):
+    """Where joined records come from, said only of those that quarantine takes."""
+
+    def __init__(self, batches: Sequence[_Batch], origins: Sequence[tuple[int, int]]) -> None:
+        self._batches, self._origins = batches, origins
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def __getitem__(self, n: Any) -> Any:
+        batch, position = self._origins[n]
+        return f"{self._batches[batch].source}:{position + 1}"
 
 
 class Writer:
@@ -301,8 +315,7 @@ class Writer:
                 status: Status = "refused" if kept else "erased"
                 found[b][line.position] = Outcome(None, status, (line.problem,) if kept else ())
         if new.records:
-            sources = [f"{batches[b].source}:{position + 1}" for b, position in new.origins]
-            self._extend(recorder, new, sources, hashes, found)
+            self._extend(recorder, new, batches, hashes, found)
         for b, position, record_id in later:
             first = next(one for outcomes in found for one in outcomes if one is not None and one.id == record_id)
             found[b][position] = (
@@ -316,28 +329,29 @@ class Writer:
         self,
         recorder: Recorder,
         joined: _Joined,
-        sources: Sequence[str],
+        batches: Sequence[_Batch],
         hashes: Mapping[str, int],
         found: list[list[Outcome | None]],
     ) -> None:
-        receipts = recorder.extend(joined.records, sources=sources)
+        receipts = recorder.extend(joined.records, sources=_Sources(batches, joined.origins))
         refused = dict(receipts.refused)
         denied = denylist(self.corpus, look=False) if receipts.erased else None
         for n, ((b, position), record) in enumerate(zip(joined.origins, joined.records, strict=True)):
-            record_id = _id_of(record)
             if n in refused:
-                found[b][position] = Outcome(record_id, "refused", refused[n])
+                found[b][position] = Outcome(_id_of(record), "refused", refused[n])
             elif denied is not None and (
-                denied.denies_record(record_id, record.get("subject") if isinstance(record, dict) else None)
-                or not self._fits(record)
+                denied.denies_record(record.get("id"), record.get("subject")) or not self._fits(record)
             ):
-                found[b][position] = Outcome(record_id, "erased")
+                found[b][position] = Outcome(record["id"], "erased")
             else:
-                found[b][position] = Outcome(record_id, "stored")
-                if record_id is not None and record_id in hashes:
-                    self._seen[record_id] = hashes[record_id]
-        while len(self._seen) > _REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+                found[b][position] = Outcome(record["id"], "stored")
+        if refused or denied is not None:
+            stored = {one.id for outcomes in found for one in outcomes if one is not None and one.status == "stored"}
+            self._seen.update((one, said) for one, said in hashes.items() if one in stored)
+        else:
+            self._seen.update(hashes)
+        for old in list(islice(self._seen, max(0, len(self._seen) - _REMEMBERED))):
+            del self._seen[old]
 
     def _fits(self, record: Any) -> bool:
         """Whether it breaks no rule; one that does and wasn't refused names what was erased."""

@@ -22,6 +22,9 @@ def serve(
     queue_mb: Annotated[int, typer.Option(min=1, metavar="MB", help="Of requests under way; beyond it 503.")] = 256,
     queue_requests: Annotated[int, typer.Option(min=1, metavar="N", help="That wait for the disk.")] = 1_024,
     max_connections: Annotated[int, typer.Option(min=1, metavar="N", help="At once.")] = 4_096,
+    hold_s: Annotated[
+        float, typer.Option(min=0, metavar="S", help="A conversation is complete when nothing came for so long.")
+    ] = 30.0,
     drain_s: Annotated[float, typer.Option(min=0, metavar="S", help="For requests under way at SIGTERM.")] = 30.0,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -46,6 +49,7 @@ def serve(
         queue_bytes=queue_mb * _MIB,
         queue_requests=queue_requests,
         max_connections=max_connections,
+        hold_s=hold_s,
         drain_s=drain_s,
     )
 

@@ -102,6 +102,14 @@ def test_a_header_that_is_too_long_is_431(small: Running) -> None:
         assert said(connection).startswith(b"HTTP/1.1 431")
 
 
+def test_many_small_header_fields_are_a_long_header_too(small: Running) -> None:
+    with connect(small) as connection:
+        began = time.monotonic()
+        connection.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n" + b"a:b\r\n" * 50_000 + b"\r\n")
+        assert said(connection).startswith(b"HTTP/1.1 4")
+        assert time.monotonic() - began < 2
+
+
 def test_a_request_with_a_long_body_after_its_header_is_no_long_header(small: Running) -> None:
     body = json.dumps(labelled(200)).encode()
     assert len(body) > 4 << 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 import time
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -331,3 +334,87 @@ def test_what_is_no_hook_is_400(server: Running) -> None:
         b"nope",
     ):
         assert server.post("/v1/hooks/codex", body).status_code == 400
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
+
+PLAIN = st.one_of(
+    st.text(max_size=20), st.integers(-(2**70), 2**70), st.floats(), st.booleans(), st.binary(max_size=10),
+    st.sampled_from(["[]", "{}", "null", "[1]", '[{"role": 1}]', '[{"role":"user","parts":[{"type":"text"}]}]', '{"a":', "0"]),
+)  # fmt: skip
+KEYS = st.one_of(
+    st.sampled_from(
+        [
+            "gen_ai.operation.name", "gen_ai.input.messages", "gen_ai.output.messages", "gen_ai.system_instructions",
+            "gen_ai.tool.definitions", "gen_ai.conversation.id", "gen_ai.prompt.0.role", "gen_ai.prompt.0.content",
+            "gen_ai.completion.0.content", "ai.prompt.messages", "ai.response.text", "llm.input_messages.0.message.role",
+            "llm.input_messages.0.message.content", "llm.output_messages.0.message.tool_calls.0.tool_call.function.name",
+            "openinference.span.kind", "session.id", "gen_ai.evaluation.name", "gen_ai.evaluation.score.value",
+        ]
+    ),
+    st.text(max_size=10),
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.dictionaries(KEYS, PLAIN, max_size=6), max_size=4), st.sampled_from(["traces", "logs"]))
+def test_whatever_spans_hold_is_answered_by_name(server: Running, spans: list[dict[str, Any]], kind: str) -> None:
+    def value(one: Any) -> dict[str, Any]:
+        if isinstance(one, bool):
+            return {"boolValue": one}
+        if isinstance(one, bytes):
+            return {"bytesValue": base64.b64encode(one).decode()}
+        name = {str: "stringValue", int: "intValue", float: "doubleValue"}[type(one)]
+        return {name: str(one) if isinstance(one, int | float) else one}
+
+    items = [
+        {"spanId": f"{n + 1:016x}", "traceId": f"{n + 1:032x}", "name": "chat",
+         "attributes": [{"key": key, "value": value(one)} for key, one in attributes.items()]}
+        for n, attributes in enumerate(spans)
+    ]  # fmt: skip
+    body = (
+        {"resourceSpans": [{"scopeSpans": [{"spans": items}]}]}
+        if kind == "traces"
+        else {"resourceLogs": [{"scopeLogs": [{"logRecords": items}]}]}
+    )
+    answer = server.post(f"/v1/{kind}", json.dumps(body).encode())
+    assert answer.status_code in (200, 400), answer.text
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=8)),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(["UserPromptSubmit", "PostToolUse", "PostToolUseFailure", "Stop", "StopFailure", "SessionEnd", "x"]),
+    st.dictionaries(st.sampled_from(["prompt", "tool_name", "tool_input", "tool_response", "tool_use_id", "turn_id", "prompt_id", "last_assistant_message", "error", "model", "timestamp", "cwd", "agent_id"]), JSON),
+)  # fmt: skip
+def test_whatever_hooks_hold_is_answered_by_name(server: Running, event: str, about: dict[str, Any]) -> None:
+    answer = server.post("/v1/hooks/claude-code", {"session_id": "s", "hook_event_name": event, **about})
+    assert answer.status_code in (200, 400), answer.text
+    assert server.http.get("/health").status_code == 200
+
+
+def test_a_conversation_that_an_importer_stumbles_over_is_in_quarantine_and_holds_up_no_other(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treering.formats.hooks import Hooks
+
+    feed = Hooks.feed
+
+    def stumbles(self: Hooks, line: int, value: Any, text: bytes) -> Any:
+        if value["session_id"] == "bad":
+            raise KeyError("nobody thought of this")
+        return feed(self, line, value, text)
+
+    monkeypatch.setattr(Hooks, "feed", stumbles)
+    for session in ("bad", "good"):
+        assert server.post("/v1/hooks/codex", turn(session)).status_code == 200
+    assert [row["session_id"] for row in stored(server)] == ["good"]
+    kept = server.store.corpus("chats").quarantine()
+    assert len(kept) == 3
+    assert "KeyError" in kept[0].problems[0].message

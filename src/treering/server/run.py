@@ -178,7 +178,8 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
     """Uvicorn's HTTP/1.1 with limits that it has none for: size and time of a header, number of connections."""
 
     class Protocol(HttpToolsProtocol):
-        _header_bytes = 0
+        _header_bytes = 0  # since the last message, a body's first bytes among them
+        _named_bytes = 0  # of names and values
         _in_header = True
         _deadline: asyncio.TimerHandle | None = None
 
@@ -203,9 +204,14 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
             if self.parser is not None:
                 super().data_received(data)
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._named_bytes = 0
+
         def on_header(self, name: bytes, value: bytes) -> None:
             super().on_header(name, value)
-            if sum(len(n) + len(v) + 4 for n, v in self.headers) + len(self.url) > limits.max_header:
+            self._named_bytes += len(name) + len(value) + 4
+            if self._named_bytes + len(self.url) > limits.max_header:
                 raise httptools.HttpParserError("the header is too long")
 
         def on_headers_complete(self) -> None:

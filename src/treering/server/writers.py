@@ -394,8 +394,7 @@ class Writer:
         if self.corpus.record.redact:
             # Nothing of it may lie on the disk as it came: what came at once is all that is collapsed.
             for kind in sorted({one.format for one in pieces}):
-                values = [(one.value, 0) for one in pieces if one.format == kind]
-                self._make_records(recorder, kind, values)
+                self._import(recorder, kind, [(one.value, 0) for one in pieces if one.format == kind])
             return
         held = self._holding()
         held.add(pieces)
@@ -421,8 +420,21 @@ class Writer:
 
     def _settle_one(self, recorder: Recorder, held: Held, kind: str, conversation: str) -> None:
         numbers, values = held.pieces(kind, conversation)
-        self._make_records(recorder, kind, values)
+        self._import(recorder, kind, values)
         held.forget(numbers)
+
+    def _import(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
+        """Make records of pieces; what no importer is prepared for goes to quarantine, and holds up nothing else."""
+        try:
+            self._make_records(recorder, kind, values)
+        except TreeringError:
+            raise  # the store's: they wait, and are tried again
+        except Exception as exc:
+            logger.exception("pieces of %s can't be read", self.corpus.name)
+            problem = Problem((), "bad-value", f"expected a conversation, got {type(exc).__name__} while reading it")
+            for value, _ in values:
+                recorder.refuse(value, [problem], kind)
+                self.tally.refuse(problem)
 
     def _make_records(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
         importer = _IMPORTERS[kind](self.corpus.record_type, None)

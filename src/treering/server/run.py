@@ -96,7 +96,11 @@ def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: 
         )
     listener = _listen(host, port)
     _allow_files(bounds.max_connections)
-    app = create_app(store, limits=bounds, needs_keys=not is_loopback(host))
+    try:
+        app = create_app(store, limits=bounds, needs_keys=not is_loopback(host))
+    except BaseException:
+        listener.close()
+        raise
     service: Service = app.state.service
     config = uvicorn.Config(
         app,

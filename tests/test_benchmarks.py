@@ -43,6 +43,15 @@ def test_the_capture_benchmark_runs(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_benchmark_of_imports_runs(tmp_path: Path) -> None:
+    results = json.loads(run("imports.py", "--rows", "300", "--rounds", "1", "--dir", str(tmp_path), "--json"))
+    assert set(results["rows_per_s"]) == {"extend of dicts", *results["memory_mib"]}
+    for form in ("records", "openai", "trl", "JSON array", "gz", "zst", "parquet"):
+        assert any(form in name for name in results["memory_mib"])
+    assert all(rate > 0 for rate in results["rows_per_s"].values())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_loader_benchmark_shows_every_contender_and_says_who_does_not_run() -> None:
     rows = run("loader.py", "--smoke").splitlines()
     assert any("numpy memmap gather" in row and "1.000" in row for row in rows)

@@ -313,6 +313,14 @@ def test_fragments_stay_bounded_however_records_arrive(store: treering.Store, su
     assert len(live_ids(store)) == 60
 
 
+def test_a_batch_that_is_known_in_part_counts_each_record_once(support: treering.Corpus) -> None:
+    with support.capture() as live:
+        live.extend([record(f"r{i}") for i in range(30)])
+    with support.capture() as live:
+        live.extend([record(f"r{i}") for i in range(20, 50)])
+    assert (live.counts.stored, live.counts.duplicates) == (20, 10)
+
+
 def test_importing_a_file_twice_adds_nothing(store: treering.Store, support: treering.Corpus, tmp_path: Path) -> None:
     from treering.capture.importer import import_file
 

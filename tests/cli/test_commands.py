@@ -103,6 +103,45 @@ def test_head_prints_an_array_of_whole_records(support: Run, where: Path) -> Non
     assert len(support("head", "support@live", "-n", "99", "--json").data) == 20
 
 
+def test_one_bad_line_in_ten_thousand_is_named_and_the_rest_is_stored(support: Run, where: Path) -> None:
+    lines: list[Any] = labelled(10_000)
+    lines[6_789] = '{"text": "cut o'
+    done = support("capture", "support", jsonl(where / "many.jsonl", lines))
+    assert done.code == 3
+    assert "line 6,790: record: expected a JSON object" in done.err
+    assert "9,999" in done.out
+    data = support("capture", "support", str(where / "many.jsonl"), "--json").data
+    assert (data["read"], data["stored"], data["duplicates"], data["refused"]) == (10_000, 0, 9_999, 1)
+    assert [(Path(one["source"]).name, one["line"]) for one in data["refused_lines"]] == [("many.jsonl", 6_790)]
+
+
+def test_several_files_come_to_one_summary_with_a_line_for_each(support: Run, where: Path) -> None:
+    jsonl(where / "a.jsonl", labelled(3))
+    jsonl(where / "b.jsonl", [*labelled(2, topic="b"), "{"])
+    (where / "c.jsonl.gz").write_bytes(b"no archive")
+    done = support("capture", "support", "a.jsonl", "[bc].jsonl*", "--json")
+    assert done.code == 6
+    assert "c.jsonl.gz" in done.err
+    assert [(one["source"], one["format"], one["records"], one["refused"]) for one in done.data["files"]] == [
+        ("a.jsonl", "records", 3, 0), ("b.jsonl", "records", 2, 1), ("c.jsonl.gz", None, 0, 0),
+    ]  # fmt: skip
+    assert done.data["stored"] == 5
+    table = support("capture", "support", "a.jsonl", "b.jsonl")
+    assert table.code == 3
+    assert "b.jsonl line 3" in table.err
+    assert max(map(len, table.out.splitlines())) <= 80
+
+
+def test_the_format_is_named_and_what_was_passed_over_is_counted(run: Run, where: Path) -> None:
+    run("init")
+    run("create", "chats", "--schema", "chat")
+    path = jsonl(where / "t.jsonl", [{"prompt": "a", "completion": "b", "label": True}])
+    done = run("capture", "chats", path)
+    assert done.code == 0
+    assert "trl" in done.out
+    assert "annotations" in done.out
+
+
 def test_what_head_prints_can_be_captured_again(support: Run, where: Path) -> None:
     chats = [
         {

@@ -378,6 +378,14 @@ def test_a_server_that_is_killed_fifty_times_loses_and_doubles_nothing(
     kills(store, spool, 50)
 
 
+def test_spools_lie_where_the_state_of_this_host_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TREERING_STATE_DIR", str(tmp_path / "state"))
+    remote = treering.Client(AWAY, corpus="notes")
+    remote.capture().add({"text": "t"})
+    remote.close(0)
+    assert len(list((tmp_path / "state" / "client").rglob("*.sqlite"))) == 1
+
+
 def test_the_threads_of_a_client_outlive_whatever_the_network_raises(
     server: Running, spool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,6 +294,22 @@ def test_many_sessions_in_a_stream_are_given_as_they_end(monkeypatch: pytest.Mon
     assert early + sum(isinstance(one, Found) for one in importer.finish()) == 20
 
 
+def test_a_session_that_was_resumed_under_another_id_is_not_cut(
+    script: Transcript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treering.formats import claude_code
+
+    monkeypatch.setattr(claude_code, "HELD_BYTES", 10)
+    script.user("hi")
+    script.assistant("hello")
+    script.session = "resumed"
+    script.user("still here?")
+    script.assistant("yes")
+    taken = take(ClaudeCode, script.lines)
+    assert len(taken.messages) == 4
+    assert taken.one["session_id"] == "resumed"
+
+
 @pytest.mark.parametrize(
     ("value", "loc"),
     [

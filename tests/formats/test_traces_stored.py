@@ -92,7 +92,7 @@ def test_a_file_is_found_out_and_stored_once_wherever_it_lies(name: str, store: 
     for path in (first, second):
         again = corpus.capture_file(str(path))
         assert (again.stored, again.duplicates, again.annotations, again.refused) == (0, 1, 0, 0)
-    (row,) = store.live("agents", split=None).to_table().to_pylist()
+    (row,) = store.live("agents").to_table().to_pylist()
     assert row["messages"][0]["role"] in ("system", "user")
     assert json.loads(row["meta"])["format"] == ("otlp" if name == "openinference" else name)
     said = corpus.annotations(key="outcome").to_pylist()

@@ -35,7 +35,7 @@ from treering.store.place import Place, head_of, sealed_in
 from treering.store.prune import pruned_ids
 from treering.store.schemas import add_columns
 from treering.store.snapshot import Listed, listed
-from treering.store.table import Dataset, retry_conflicts, text_in
+from treering.store.table import Dataset, created_up_to, retry_conflicts, text_in
 
 __all__ = [
     "FILTERS",
@@ -265,11 +265,12 @@ def _commit_allowed(corpus: BaseCorpus, rows: pa.Table, version: Version, done: 
             if to_store is None:  # whoever evolved the schema didn't get to it
                 add_columns(corpus, head, history)
                 return False
+            before = int(head.version)  # the merge moves `head` on to the version that it makes
             stored = corpus.table.insert_new(head, to_store)
             if stored < len(fresh):
-                # Some ids were in live already. They still are in `head`, the very version that the merge looked at.
+                # Some ids were in live already, in the very version that the merge looked at.
                 place = Place(corpus, head, history, where=f"{corpus.name}@live")
-                known |= _rows_with(place, fresh.column("id").to_pylist())
+                known |= _rows_with(place, fresh.column("id").to_pylist(), up_to=before)
         return True
 
     retry_conflicts(attempt, what=f"committing to {corpus.name}")
@@ -374,12 +375,16 @@ def _sealed_with(
     return found, gone - set(found)
 
 
-def _rows_with(place: Place, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Rows of one table version by id, through the index; with the version they were captured under."""
+def _rows_with(place: Place, ids: Sequence[str], *, up_to: int | None = None) -> dict[str, dict[str, Any]]:
+    """Rows of one table version by id, through the index; with the version they were captured under.
+
+    `up_to`: only those that were there at that earlier version.
+    """
+    old = "" if up_to is None else f" AND {created_up_to(up_to)}"
     return {
         row["id"]: row
         for chunk in _chunks(ids)
-        for batch in place.scan([*place.columns, SCHEMA_VERSION], text_in("id", chunk))
+        for batch in place.scan([*place.columns, SCHEMA_VERSION], text_in("id", chunk) + old)
         for row in batch.to_pylist()
     }
 

@@ -42,13 +42,16 @@ class Entry:
 
 
 def spool_directory(url: str, given: str | os.PathLike[str] | None) -> Path:
-    """Where the spools for a server lie: below `given`, else in the user's state directory."""
+    """Where the spools for a server lie: below `given`, else below TREERING_STATE_DIR, else in the user's state directory."""
     name = hashlib.sha256(url.encode()).hexdigest()[:16]
     if given is not None:
         return Path(given) / name
+    state = os.environ.get("TREERING_STATE_DIR")  # as the store's own spools (store.location), which needs Arrow
+    if state:
+        return Path(state).expanduser().absolute() / "client" / name
     import platformdirs
 
-    return Path(platformdirs.user_state_dir("treering")) / "client" / name
+    return platformdirs.user_state_path("treering", appauthor=False) / "client" / name
 
 
 class Spool:

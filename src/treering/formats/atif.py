@@ -110,7 +110,7 @@ class Atif(Importer):
 
 
 def _step(turns: Turns, step: Mapping[str, Any], loc: tuple[str | int, ...]) -> None:
-    role = _ROLES.get(step.get("source", ""))
+    role = _ROLES.get(named(step.get("source")) or "")
     if role is None:
         raise MisfitError(
             (*loc, "source"), "bad-value", f"expected system, user or agent, got {step.get('source')!r:.80}"

@@ -17,8 +17,9 @@ from treering.schema import RecordType
 
 __all__ = ["ClaudeCode"]
 
-#: Bytes of lines after which sessions that have ended are given; one session is always held whole.
-HELD_BYTES = 32 << 20
+#: Bytes of lines after which sessions that have ended are given; one session is always held whole. Transcripts are a file a
+#: session: this is for those that were put together, and small because parsed lines take ten times as much.
+HELD_BYTES = 4 << 20
 
 EVENTS = "lines about other things"
 TITLES = "titles and summaries"
@@ -95,7 +96,8 @@ class ClaudeCode(Importer):
             )
             return
         session = named(value.get("sessionId"))
-        if self._size > HELD_BYTES and session is not None and session != self._session:
+        goes_on = named(value.get("parentUuid")) in self._lines  # a session that was resumed may have another id
+        if self._size > HELD_BYTES and session is not None and session != self._session and not goes_on:
             yield from self.finish()
         self._session = session or self._session
         kind = value["type"]
@@ -287,7 +289,8 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
             at.is_answered = True
             at = at.parent
     for line in lines.values():  # what the API said instead of an answer belongs to where it was asked
-        if line.value.get("isApiErrorMessage") is True and (above := _above(lines, line)) is not None:
+        is_error = line.value.get("type") == "assistant" and line.value.get("isApiErrorMessage") is True
+        if is_error and (above := _above(lines, line)) is not None:
             told = " ".join(str(one.get("text")) for one in _blocks(line.value) if one.get("type") == "text")
             above.errors.append(told or "unknown")
     return [unit for unit in units if unit.parent is None]

@@ -53,7 +53,7 @@ class Codex(Importer):
     @classmethod
     def recognises(cls, value: Any) -> bool:
         """A line of a rollout."""
-        return isinstance(value, dict) and value.get("type") in _TYPES and isinstance(value.get("payload"), dict)
+        return isinstance(value, dict) and named(value.get("type")) in _TYPES and isinstance(value.get("payload"), dict)
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`."""
@@ -169,7 +169,7 @@ class _Session:
         history = payload.get("replacement_history")
         for position, item in enumerate(history if isinstance(history, list) else ()):
             inner = item.get("item") if isinstance(item, dict) and "item" in item else item
-            if isinstance(inner, dict) and inner.get("type") not in _HIDDEN:
+            if isinstance(inner, dict) and named(inner.get("type")) not in _HIDDEN:
                 self.turns.add(inner, ("payload", "replacement_history", position))
         summary = payload.get("message")
         if not history and isinstance(summary, str) and summary:

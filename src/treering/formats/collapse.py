@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jiter import from_json
+from pydantic_core import to_json
+
 from treering.formats.base import Found, Outcome, Passed
 from treering.schema.fields import dump_json
 from treering.schema.strict_json import parse_json
@@ -164,8 +167,14 @@ def _order(word: Word) -> str:
 
 @dataclass(slots=True)
 class _Leaf:
-    call: Call
+    call: Call  # without its messages:
+    messages: bytes  # as JSON text, a tenth of what they take as objects
     chain: list[bytes]  # chain[i] stands for the messages up to and with the i-th
+
+
+def _packed(call: Call) -> bytes:
+    """A call's messages as text, taken out of its record."""
+    return to_json(call.record.pop("messages"))
 
 
 class _Tree:
@@ -193,7 +202,8 @@ class _Tree:
         if held is not None:
             loser, winner = sorted((held.call, call), key=_preference, reverse=True)
             self.size += winner.size - held.call.size
-            held.call = winner
+            if winner is call:
+                held.call, held.messages = call, _packed(call)
             yield loser.line, TWICE if loser.record.get("id") == winner.record.get("id") else REPEATED
             return
         if end in self.inner:
@@ -204,7 +214,7 @@ class _Tree:
                 self._count(shorter.chain, -1)
                 self.size -= shorter.call.size
                 yield shorter.call.line, REPEATED
-        self.leaves[end] = _Leaf(call, chain)
+        self.leaves[end] = _Leaf(call, _packed(call), chain)
         self.size += call.size
         self._count(chain, 1)
 
@@ -220,27 +230,53 @@ class _Tree:
         for leaf in sorted(self.leaves.values(), key=lambda one: (one.call.at, str(one.call.record.get("id")))):
             messages = []
             targets: list[str] = []
-            for one, step in zip(leaf.call.record["messages"], leaf.chain, strict=True):
+            for one, step in zip(from_json(leaf.messages), leaf.chain, strict=True):
                 if one["role"] == "assistant" and not one.get("reasoning_content") and step in self.thoughts:
-                    one = {**one, "reasoning_content": self.thoughts[step][2]}
+                    one["reasoning_content"] = self.thoughts[step][2]
                 messages.append(one)
                 targets += sorted(self.ends.get(step, ()))
             leaf.call.record["messages"] = messages
             yield leaf.call, targets
 
 
+_NONE = _Tree()  # nothing is ever put into it
+
+
 class _Conversation:
+    """The calls of one conversation. Many have just one, and what there is to compare is made for the second."""
+
     def __init__(self) -> None:
-        self._calls = _Tree()
-        self._summaries = _Tree()
+        self._only: tuple[Call, bytes] | None = None
+        self._calls: _Tree | None = None
+        self._summaries = _NONE
         self.size = 0
 
     def add(self, call: Call) -> Iterator[tuple[int, str]]:
-        tree = self._summaries if call.is_summary else self._calls
-        yield from tree.add(call)
+        if self._calls is None and self._only is None:
+            self.size = call.size
+            self._only = call, _packed(call)
+            return
+        if self._calls is None:
+            self._calls, self._summaries = _Tree(), _Tree()
+            assert self._only is not None
+            first, messages = self._only
+            first.record["messages"] = from_json(messages)
+            self._only = None
+            yield from self._tree(first).add(first)
+        yield from self._tree(call).add(call)
         self.size = self._calls.size + self._summaries.size
 
+    def _tree(self, call: Call) -> _Tree:
+        assert self._calls is not None
+        return self._summaries if call.is_summary else self._calls
+
     def records(self) -> Iterator[tuple[Call, list[str]]]:
+        if self._calls is None:
+            assert self._only is not None
+            call, messages = self._only
+            call.record["messages"] = from_json(messages)
+            yield call, [str(call.record.get("id")), *call.targets]
+            return
         given = False
         summary = {name for names in self._summaries.ends.values() for name in names}
         for call, targets in self._calls.records():
@@ -250,7 +286,7 @@ class _Conversation:
             yield from self._summaries.records()
 
     def left_over(self) -> Iterator[tuple[int, str]]:
-        if self._calls.leaves:
+        if self._calls is not None and self._calls.leaves:
             yield from ((leaf.call.line, OF_AGENTS) for leaf in self._summaries.leaves.values())
 
 

@@ -163,7 +163,7 @@ def is_document(head: bytes, members: Collection[str] = ()) -> bool:
     text = head.lstrip()
     if text[:1] == b"[":
         return text[1:].lstrip()[:1] in (b"{", b"]")
-    if text[:1] != b"{":
+    if text[:1] != b"{" or text[1:].lstrip()[:1] not in (b'"', b"}", b""):
         return False
     first, newline, rest = text.partition(b"\n")
     look = Cutter(members)

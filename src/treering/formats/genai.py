@@ -156,7 +156,7 @@ def _call(
 
 
 def _is_inference(attributes: Mapping[str, Any]) -> bool:
-    operation = attributes.get("gen_ai.operation.name")
+    operation = named(attributes.get("gen_ai.operation.name"))
     if operation is not None:
         return operation in _INFERENCE or operation in _SUMMARIES
     kind = attributes.get("openinference.span.kind")
@@ -169,7 +169,7 @@ def _is_inference(attributes: Mapping[str, Any]) -> bool:
 
 
 def _is_summary(attributes: Mapping[str, Any]) -> bool:
-    if attributes.get("gen_ai.operation.name") in _SUMMARIES:
+    if named(attributes.get("gen_ai.operation.name")) in _SUMMARIES:
         return True
     if attributes.get("openinference.span.kind") not in (None, "LLM"):
         return True
@@ -221,7 +221,7 @@ def _outcome(signal: Signal, attributes: Mapping[str, Any]) -> dict[str, Any]:
         return {"status": "error", "error": ": ".join(part for part in (kind, told) if part) or "unknown"}
     reasons = attributes.get("gen_ai.response.finish_reasons")
     reason = reasons[0] if isinstance(reasons, list) and reasons else attributes.get("ai.response.finishReason")
-    return {"status": "error", "error": str(reason)} if reason in _FAILED else {}
+    return {"status": "error", "error": str(reason)} if named(reason) in _FAILED else {}
 
 
 # --- content -----------------------------------------------------------------------------------------------------
@@ -498,6 +498,8 @@ def words_of(signal: Signal) -> Iterator[tuple[str, Word]]:
         if event["name"] == EVALUATION:
             yield from _evaluation(event["attributes"], at)
     attributes = signal["attributes"]
+    if not any("annotations." in name or "evaluations." in name for name in attributes):
+        return
     session = next((found for name in _SESSIONS if (found := named(attributes.get(name)))), None)
     for scope, target in (("", at), ("trace.", f"trace:{signal['trace_id']}"), ("session.", f"session:{session}")):
         for terms, one in (("annotations", "annotation"), ("evaluations", "evaluation")):

@@ -64,11 +64,13 @@ def _signal(value: Mapping[str, Any]) -> Signal:
             attributes[name.removeprefix(_FRAME)] = inner
     attributes.setdefault("openinference.span.kind", str(value.get("span_kind") or "").upper())
     failed = str(value.get("status_code") or "").upper() in ("ERROR", "STATUS_CODE_ERROR")
-    events: list[Event] = [
-        {"name": named(one.get("name")) or "", "at": None, "attributes": dict(one.get("attributes") or {})}
-        for one in value.get("events") or ()
-        if isinstance(one, dict)
-    ]
+    listed = value.get("events")
+    events: list[Event] = []
+    for one in listed if isinstance(listed, list) else ():
+        if isinstance(one, dict):
+            inner = one.get("attributes")
+            told = dict(inner) if isinstance(inner, dict) else {}
+            events.append({"name": named(one.get("name")) or "", "at": None, "attributes": told})
     return {
         "kind": "span",
         "trace_id": named(context.get("trace_id")),

@@ -365,7 +365,7 @@ class Telemetry(Importer):
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`; `value` is an export request in JSON, a part of one, or a dict of `otlp.spans_of`."""
-        if isinstance(value, dict) and value.get("kind") in ("span", "log") and "attributes" in value:
+        if isinstance(value, dict) and value.keys() == Signal.__annotations__.keys():
             yield from self.take(line, value, len(text))  # type: ignore[arg-type]
             return
         if not is_otlp(value):

@@ -405,7 +405,9 @@ class Turns:
         if kind == "message":
             self._message(item, _role(item, loc, None), loc)
         elif kind == "reasoning":
-            texts = [text for part in (item.get("content") or item.get("summary") or ()) if (text := _thought(part))]
+            given = item.get("content") or item.get("summary")
+            parts = given if isinstance(given, list) else [given]
+            texts = [text for part in parts if (text := _thought(part))]
             self._thought += texts  # encrypted reasoning says nothing to anybody else
         elif kind.endswith("_output"):
             given = item.get("output", item.get("tools", item.get("result")))
@@ -528,7 +530,7 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
         role = _LANGCHAIN.get(str(path[-1]) if isinstance(path, list) and path else "")
         inner = value["kwargs"]
         return {**inner, "role": role or inner.get("role") or inner.get("type")}
-    if isinstance(value.get("data"), dict) and value.get("type") in _ROLES and "content" in value["data"]:
+    if isinstance(value.get("data"), dict) and named(value.get("type")) in _ROLES and "content" in value["data"]:
         return {**value["data"], "role": value["data"].get("role") or value["type"]}
     if isinstance(value.get("message"), dict) and "role" not in value:
         return _unwrapped(value["message"])
@@ -537,7 +539,7 @@ def _unwrapped(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _role(value: Mapping[str, Any], loc: Loc, default: str | None) -> str:
     given = value.get("role")
-    if given is None and value.get("type") in _ROLES:
+    if given is None and named(value.get("type")) in _ROLES:
         given = value["type"]
     if given is None:
         given = default

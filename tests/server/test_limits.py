@@ -242,3 +242,33 @@ def test_bodies_beyond_what_may_be_held_at_once_are_503(store: treering.Store, n
         while server.prepared.service.budget.bytes and time.monotonic() < end:
             time.sleep(0.01)
         assert server.prepared.service.budget.bytes == 0  # what was held is given back when its sender goes away
+
+
+def test_readers_that_take_long_hold_up_nothing_that_comes_in_and_too_many_are_503(
+    store: treering.Store, notes: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx
+
+    let_go = threading.Event()
+    monkeypatch.setattr(treering, "status", lambda *_: let_go.wait(30) and {})
+    answers: list[int] = []
+    with running(store, Limits(max_reads=6)) as server:
+
+        def look() -> None:
+            answers.append(httpx.get(f"{server.url}/v1/corpora/notes/status", timeout=60).status_code)
+
+        threads = [threading.Thread(target=look) for _ in range(8)]
+        try:
+            for one in threads:
+                one.start()
+            end = time.monotonic() + 10
+            while len(answers) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
+            assert answers == [503, 503]
+            large = [{**one, "text": "x" * 2_000} for one in labelled(300)]
+            assert server.post(RECORDS, large).json()["stored"] == 300
+        finally:
+            let_go.set()
+            for one in threads:
+                one.join()
+    assert sorted(answers) == [200] * 6 + [503] * 2

@@ -88,7 +88,7 @@ async def taken(request: Request) -> AsyncIterator[bytes]:
 
 async def parsed(service: Service, body: bytes, parse: Callable[[], Found]) -> Found:
     """What parsing a body gives; a large one is parsed beside the event loop."""
-    return parse() if len(body) < _LARGE else await service.read(parse)
+    return parse() if len(body) < _LARGE else await service.beside(parse)
 
 
 def media_of(request: Request) -> str:

@@ -74,7 +74,9 @@ class Service:
         self.under_way = 0  # requests whose answer isn't complete
         self.started = time.monotonic()
         self._needs_keys = needs_keys
+        # Apart, so that whoever looks at everything there is doesn't hold up what comes in.
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="treering-read")
+        self._helpers = ThreadPoolExecutor(_READERS, thread_name_prefix="treering-help")
         self._reading = 0
         self.writers.resume()
 
@@ -93,7 +95,7 @@ class Service:
             raise _unknown("no-key", "there is no key", "send Authorization: Bearer KEY")
         state = self.ring.find(token)
         if state is None and self.ring.might_be_new(token):
-            await self.read(self.ring.refresh)
+            await self.beside(self.ring.refresh)
             state = self.ring.find(token)
         if state is None:
             raise _unknown("bad-key", "this isn't a key of this store", "treering keys create --corpus NAME")
@@ -103,7 +105,7 @@ class Service:
         return Access(state)
 
     async def read(self, work: Callable[[], Found]) -> Found:
-        """Do something that waits for the store, beside the event loop. Raises Refusal when too many do."""
+        """Look into the store for a reader, which may take its time. Raises Refusal when too many do."""
         if self._reading >= self.limits.max_reads:
             raise Budget.full("reads")
         self._reading += 1
@@ -112,10 +114,14 @@ class Service:
         finally:
             self._reading -= 1
 
+    async def beside(self, work: Callable[[], Found]) -> Found:
+        """Do something short beside the event loop: parse a large body, look a key or a corpus up."""
+        return await asyncio.get_running_loop().run_in_executor(self._helpers, work)
+
     async def writer(self, name: str) -> Writer:
         """The writer of a corpus. Raises NotFoundError, UsageError, StoreError."""
         known = self.writers.known(name)
-        return known if known is not None else await self.read(lambda: self.writers.of(name))
+        return known if known is not None else await self.beside(lambda: self.writers.of(name))
 
     async def answered(self, future: Future[Found]) -> Found:
         """What a writer says. Raises what it raised, Refusal when it takes too long: what becomes of it isn't known then."""
@@ -138,7 +144,7 @@ class Service:
         if access.only_corpus is not None:
             return access.only_corpus
         if not self.needs_keys:
-            names: list[str] = await self.read(lambda: [one.name for one in self.store.corpora()])
+            names: list[str] = await self.beside(lambda: [one.name for one in self.store.corpora()])
             if len(names) == 1:
                 return names[0]
         raise Refusal(
@@ -148,7 +154,8 @@ class Service:
     def close(self) -> None:
         """Store what waits, commit it, let go. Raises StoreError, ConflictError."""
         self.ring.close()
-        self._readers.shutdown(wait=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)  # who reads when it ends gets no answer
+        self._helpers.shutdown(wait=True)
         self.writers.close()
 
 

@@ -19,6 +19,7 @@ from treering.rounds import Audit, Diff, Evaluation, RoundConfig, RoundPolicy, R
 from treering.rounds.documents import Notified, RoundPlan, RoundStep
 from treering.schema import BUILT_IN, RecordType
 from treering.schema.interchange import schema_to_json
+from treering.server.keys import Revocation, StoredKey
 from treering.store.documents import (
     BundleManifest,
     Certificate,
@@ -58,6 +59,8 @@ DOCUMENTS = {
     "gate-policy": GatePolicy,
     "heldout": HeldoutRecord,
     "import-position": ImportPosition,
+    "key": StoredKey,
+    "key-revoked": Revocation,
     "mix-lock": MixLock,
     "model-card": ModelCard,
     "predictions": PredictionsModel,

@@ -133,3 +133,24 @@ def test_the_erasure_benchmark_erases_what_it_says(tmp_path: Path) -> None:
     assert [one["records"] for one in results["erasures"].values()] == [5, 1, 2500]
     assert results["redaction_us"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_benchmark_runs(tmp_path: Path) -> None:
+    few = [
+        "--rows",
+        "400",
+        "--rounds",
+        "1",
+        "--seconds",
+        "1",
+        "--slow",
+        "10",
+        "--snapshot-s",
+        "0.4",
+        "--dir",
+        str(tmp_path),
+    ]
+    found = json.loads(run("server.py", *few, "--json"))
+    assert all(rate > 0 for rate in found["rows_s"].values())
+    assert {name.split()[0] for name in found["latency_ms"]} == {"alone", "beside"}
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ PACKAGE = Path(treering.__file__).parent
 LAYERS = [
     "errors",
     "notebook",
+    "client",  # needs errors alone: agents import it
     "schema",
     "formats",
     "store",
@@ -26,9 +27,9 @@ LAYERS = [
     "registry",
     "rounds",
     "plugins",
-    "server",
     "report",
     "front",
+    "server",
     "demo",
     "cli",
 ]

@@ -6,7 +6,7 @@ import sys
 import treering
 
 EXPECTED = [
-    "AlreadyExistsError", "Audit", "CheckFailedError", "ConflictError", "Corpus", "Diagnosis", "Diff", "EraseReceipt", "ExportSummary", "GatePolicy",
+    "AlreadyExistsError", "Audit", "CheckFailedError", "Client", "ConflictError", "Corpus", "Diagnosis", "Diff", "EraseReceipt", "ExportSummary", "GatePolicy",
     "InvalidRecordError", "Loader", "Metric", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundConfig",
     "RoundPolicy", "RoundResult", "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
     "TreeringError", "UsageError", "Verdict", "audit", "diagnose", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from treering.client import Client
     from treering.errors import (
         AlreadyExistsError,
         CheckFailedError,
@@ -45,6 +46,7 @@ _HOMES = {
     "AlreadyExistsError": "errors",
     "Audit": "rounds",
     "CheckFailedError": "errors",
+    "Client": "client",
     "ConflictError": "errors",
     "Corpus": "front",
     "Diagnosis": "rounds",
@@ -95,6 +97,7 @@ __all__ = [
     "AlreadyExistsError",
     "Audit",
     "CheckFailedError",
+    "Client",
     "ConflictError",
     "Corpus",
     "Diagnosis",

@@ -39,6 +39,17 @@ def sealed(support: Run, where: Path) -> Run:
 
 
 BAD = [
+    (["serve", "--host", "0.0.0.0", "--port", "0"], 2, "without keys anybody who reaches 0.0.0.0"),
+    (["serve", "--host", "nowhere.invalid", "--port", "0"], 2, "without keys"),
+    (["serve", "--host", "127.0.0.1", "--port", "70000"], 2, "--port"),
+    (["serve", "--queue-mb", "0"], 2, "--queue-mb"),
+    (["keys", "create", "--corpus", "nobody"], 4, "no corpus 'nobody'"),
+    (["keys", "create", "--corpus", "support", "--verbs", "fly"], 2, "no verb 'fly'"),
+    (["keys", "create", "--corpus", "support", "--verbs", ","], 2, "without verbs"),
+    (["keys", "create", "--corpus", "support", "--expires", "soon"], 2, "neither a time nor an age"),
+    (["keys", "create", "--corpus", "support", "--expires", "2020-01-01"], 2, "is past"),
+    (["keys", "create"], 2, "--corpus"),
+    (["keys", "revoke", "0123456789ab"], 4, "no key '0123456789ab'"),
     (["status", "support", "--policy", "none.toml"], 4, "no round policy at none.toml"),
     (["status", "support", "--policy", "records.jsonl"], 2, "isn't TOML"),
     (["status", "--min-new", "5"], 2, "a policy is about one corpus"),

@@ -31,6 +31,7 @@ from treering.cli import (
     export,
     gate,
     integrity,
+    keys,
     label,
     lineage,
     mix,
@@ -38,6 +39,7 @@ from treering.cli import (
     report,
     rounds,
     selection,
+    serve,
     snapshot,
     source,
     status,
@@ -165,8 +167,10 @@ for name, command in (
     ("erase", erasure.erase),
     ("round", rounds.run_round),
     ("report", report.report),
+    ("serve", serve.serve),
     ("demo", demo.demo),
 ):
     app.command(name)(command)
 app.add_typer(adapters.app)
 app.add_typer(cache.app)
+app.add_typer(keys.app)

@@ -14,7 +14,9 @@ from treering.evaluation.colour import ramp, text_on
 from treering.evaluation.heatmap import heatmap, legend, table
 from treering.evaluation.matrix import ScoreMatrix, points
 
-__all__ = ["HOW_TO_READ", "document", "fact_list", "figure", "render_matrices", "write_matrices", "write_page"]
+__all__ = [
+    "HOW_TO_READ", "document", "fact_list", "figure", "panel", "render_matrices", "style", "write_matrices", "write_page",
+]  # fmt: skip
 
 Fact = str | tuple[str, str]
 
@@ -66,7 +68,7 @@ def render_matrices(
     """The page as text; the same arguments give the same bytes. Raises UsageError without a matrix."""
     if not matrices:
         raise UsageError("a report needs at least one score matrix", code="empty-report")
-    panels = "\n".join(_panel(k, name, matrix) for k, (name, matrix) in enumerate(matrices, start=1))
+    panels = "\n".join(panel(k, name, matrix) for k, (name, matrix) in enumerate(matrices, start=1))
     tables = "\n".join(
         f'<div class="scroll">{table(m, f"{name}: {m.metric} in points of 100")}</div>' for name, m in matrices
     )
@@ -107,7 +109,7 @@ def document(title: str, body: str, *, rules: str = "") -> str:
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
 <style>
-{_style()}{rules}
+{style()}{rules}
 </style>
 </head>
 <body>
@@ -127,8 +129,8 @@ HOW_TO_READ = """<dl>
 </dl>"""
 
 
-def _panel(number: int, name: str, matrix: ScoreMatrix) -> str:
-    """One matrix with its three figures."""
+def panel(number: int, name: str, matrix: ScoreMatrix) -> str:
+    """One matrix with its three figures, as an article; `number` makes its ids unique on the page."""
     notes = "".join(f"<li>{escape(note)}</li>" for note in matrix.notes)
     return f"""<article aria-labelledby="m{number}-h">
 <h2 id="m{number}-h">{escape(name)}</h2>
@@ -170,7 +172,8 @@ def _scale(*, dark: bool) -> str:
     return "".join(f".s{k}{{fill:{c}}}.i{k}{{fill:{text_on(c)}}}" for k, c in enumerate(ramp(dark=dark)))
 
 
-def _style() -> str:
+def style() -> str:
+    """The rules of every page: colours of both themes, type, tables, drawings."""
     return f"""{LIGHT_TOKENS}
 {_scale(dark=False)}
 @media (prefers-color-scheme: dark) {{ @media screen {{

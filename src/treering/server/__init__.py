@@ -1,0 +1,1 @@
+"""The HTTP server: live agents in, from anywhere. Needs the extra `server`."""

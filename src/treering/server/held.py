@@ -1,0 +1,162 @@
+"""Conversations that come piece by piece: on disk at once, a record when nothing came for a while.
+
+Each span of a model call repeats what was said before it, and a hook tells one step. So what comes is kept as it came, in a
+SQLite file beside the spools, and an importer makes records of a whole conversation. Its ids are functions of what came:
+what is settled twice, after a kill say, is stored once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from treering.errors import StoreError
+from treering.store.durable import make_directory, sync_directory
+
+if TYPE_CHECKING:
+    from treering.store.corpus import BaseCorpus
+
+__all__ = ["Held", "Piece", "held_path"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS pieces (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, format TEXT NOT NULL, conversation TEXT NOT NULL, trace TEXT NOT NULL,
+    at REAL NOT NULL, size INTEGER NOT NULL, payload TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS by_conversation ON pieces (format, conversation);
+CREATE INDEX IF NOT EXISTS by_trace ON pieces (trace) WHERE conversation = '';
+"""
+#: Scores that came before, or long after, the call they are about wait so long for it.
+_WORDS_WAIT_S = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a conversation. Of a score, which names no conversation, that is "", and `trace` says what it is about."""
+
+    format: str
+    conversation: str
+    trace: str
+    value: Any
+
+
+def held_path(corpus: BaseCorpus) -> Path:
+    """Where the pieces of a corpus lie on this host."""
+    return corpus.store.host_dir / "held" / f"{corpus.record.table}.sqlite"
+
+
+class Held:
+    """The pieces of one corpus. For one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError."""
+        self.path = path
+        with _translated(path):
+            make_directory(path.parent, below=path.parents[1])
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._connection.execute("PRAGMA secure_delete=ON")
+            self._connection.executescript(_SCHEMA)
+            sync_directory(path.parent)
+
+    def add(self, pieces: Iterable[Piece]) -> None:
+        """Keep pieces, all or none; they are on disk when this returns. Raises StoreError."""
+        rows = []
+        for one in pieces:
+            text = json.dumps(one.value, ensure_ascii=False, separators=(",", ":"), default=_tagged)
+            rows.append((one.format, one.conversation, one.trace, time.time(), len(text), text))
+        with _translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.executemany(
+                    "INSERT INTO pieces (format, conversation, trace, at, size, payload) VALUES (?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def due(self, idle_s: Mapping[str, float], most_bytes: int) -> list[tuple[str, str]]:
+        """(format, conversation) of those that nothing came for so long (by format), and the oldest while all are too large."""
+        now = time.time()
+        with _translated(self.path):
+            found = self._connection.execute(
+                "SELECT format, conversation, max(at), sum(size) FROM pieces GROUP BY 1, 2 ORDER BY 3"
+            ).fetchall()
+        total = sum(size for *_, size in found)
+        chosen = []
+        for kind, conversation, newest, size in found:
+            wait = idle_s[kind]
+            if not conversation and wait > 0:
+                wait = max(wait, _WORDS_WAIT_S)
+            if now - newest >= wait or newest > now + 60 or total > most_bytes:
+                chosen.append((kind, conversation))
+                total -= size
+        return chosen
+
+    def pieces(self, kind: str, conversation: str) -> tuple[list[int], list[tuple[Any, int]]]:
+        """Numbers and (value, size) of a conversation's pieces in the order they came, scores about it among them."""
+        with _translated(self.path):
+            rows = self._connection.execute(
+                "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = ? ORDER BY seq",
+                (kind, conversation),
+            ).fetchall()
+            if conversation:
+                for trace in sorted({trace for *_, trace in rows if trace}):
+                    rows += self._connection.execute(
+                        "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = '' AND trace = ?",
+                        (kind, trace),
+                    ).fetchall()
+        return [row[0] for row in rows], [(json.loads(row[1], object_hook=_untagged), row[2]) for row in rows]
+
+    def forget(self, numbers: Sequence[int]) -> None:
+        """Let go of pieces: what they say is stored."""
+        with _translated(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("DELETE FROM pieces WHERE seq = ?", [(one,) for one in numbers])
+            self._connection.execute("COMMIT")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is held."""
+        with _translated(self.path):
+            return not self._connection.execute("SELECT EXISTS (SELECT 1 FROM pieces)").fetchone()[0]
+
+    def close(self) -> None:
+        """Let go of it; an empty one is removed."""
+        empty = self.is_empty
+        self._connection.close()
+        if empty:
+            for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
+                with suppress(OSError):
+                    self.path.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _tagged(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return {"__bytes__": base64.b64encode(value).decode()}
+    raise TypeError(f"a {type(value).__name__} has no place in telemetry")
+
+
+def _untagged(value: dict[str, Any]) -> Any:
+    return (
+        base64.b64decode(value["__bytes__"]) if len(value) == 1 and isinstance(value.get("__bytes__"), str) else value
+    )
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        raise StoreError(f"{path} can't be written or read: {exc}", code="spool") from exc

@@ -1,0 +1,540 @@
+"""One writer a corpus: a thread that stores what requests bring, many requests at once, and says what became of each record.
+
+Requests that wait for the disk anyway share validation, a spool write and its sync. Nothing is answered before the
+recorder has acknowledged it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from treering.capture import Recorder
+from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
+from treering.formats.base import Found, Importer, Unfit
+from treering.formats.hooks import Hooks
+from treering.formats.otlp import Otlp
+from treering.server.bodies import Given
+from treering.server.held import Held, Piece, held_path
+from treering.server.limits import Limits
+from treering.store.denylist import denylist
+
+if TYPE_CHECKING:
+    from treering.capture.recorder import Counts
+    from treering.front import Corpus, Store
+
+__all__ = ["SECONDS_KEPT", "Outcome", "Tally", "Writer", "Writers"]
+
+logger = logging.getLogger("treering.server")
+
+Done = TypeVar("Done")
+Status = Literal["stored", "duplicate", "refused", "erased"]
+
+#: Records of several requests that are stored at once.
+_TOGETHER = 8_192
+#: Ids remembered with a hash of what they said, so that what is sent again is answered without storing it once more.
+_REMEMBERED = 100_000
+#: How often a writer looks whether its corpus evolved.
+_LOOK_S = 5.0
+#: How often a writer looks whether conversations are complete.
+_TICK_S = 0.5
+#: A turn of a coding agent ends with an event; one that never came is given up for so long.
+_TURN_S = 6 * 3_600.0
+
+
+class Outcome(NamedTuple):
+    """What became of one record. `stored`: it is on disk; should its id turn out to be taken, commit sees to that."""
+
+    id: str | None
+    status: Status
+    problems: tuple[Problem, ...] = ()
+
+
+#: Seconds of which the page shows how many records came.
+SECONDS_KEPT = 120
+
+_IMPORTERS: dict[str, type[Importer]] = {"otlp": Otlp, "hooks": Hooks}
+
+
+@dataclass
+class Tally:
+    """Counts of a corpus since the server began."""
+
+    stored: int = 0
+    duplicates: int = 0
+    refused: int = 0
+    erased: int = 0
+    seconds: dict[int, int] = field(default_factory=dict)  # stored, by the second of the monotonic clock
+    problems: deque[tuple[float, Problem]] = field(default_factory=lambda: deque(maxlen=5))  # the last ones, and when
+
+    def refuse(self, problem: Problem) -> None:
+        """Count a refusal."""
+        self.refused += 1
+        self.problems.append((time.time(), problem))
+
+    def add(self, outcomes: Sequence[Outcome]) -> None:
+        """Count outcomes."""
+        before = self.stored
+        self._add(outcomes)
+        now = int(time.monotonic())
+        self.seconds[now] = self.seconds.get(now, 0) + self.stored - before
+        for old in [second for second in self.seconds if second < now - SECONDS_KEPT]:
+            del self.seconds[old]
+
+    def _add(self, outcomes: Sequence[Outcome]) -> None:
+        for one in outcomes:
+            if one.status == "stored":
+                self.stored += 1
+            elif one.status == "duplicate":
+                self.duplicates += 1
+            elif one.status == "refused":
+                self.refuse(one.problems[0])
+            else:
+                self.erased += 1
+
+
+@dataclass(slots=True)
+class _Batch:
+    given: Given
+    source: str
+    future: Future[list[Outcome]]
+
+
+@dataclass(slots=True)
+class _Call:
+    """Something else to be done in the writer's thread, between two batches."""
+
+    work: Callable[[Recorder], Any]
+    future: Future[Any]
+
+
+@dataclass(slots=True)
+class _Joined:
+    """Records of several batches, one after the other, and where each comes from."""
+
+    records: list[Any] = field(default_factory=list)
+    origins: list[tuple[int, int]] = field(default_factory=list)  # batch, position in it
+
+
+class _Sources(Sequence[str]):
+    """Where joined records come from, said only of those that quarantine takes."""
+
+    def __init__(self, batches: Sequence[_Batch], origins: Sequence[tuple[int, int]]) -> None:
+        self._batches, self._origins = batches, origins
+
+    def __len__(self) -> int:
+        return len(self._origins)
+
+    def __getitem__(self, n: Any) -> Any:
+        batch, position = self._origins[n]
+        return f"{self._batches[batch].source}:{position + 1}"
+
+
+class Writer:
+    """Stores what comes for one corpus. `submit` from any thread."""
+
+    def __init__(self, corpus: Corpus, limits: Limits) -> None:
+        self.corpus = corpus
+        self.tally = Tally()
+        self._limits = limits
+        self._held: Held | None = None
+        self._waiting: queue.SimpleQueue[_Batch | _Call | None] = queue.SimpleQueue()
+        self._recorder: Recorder | None = None
+        self._seen: dict[str, int] = {}
+        self._denied = denylist(corpus, look=False).known
+        self._looked = self._ticked = time.monotonic()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"treering-writer-{corpus.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def counts(self) -> Counts | None:
+        """What its recorder has done so far; None before the first record."""
+        return self._recorder.counts if self._recorder is not None else None
+
+    def submit(self, given: Given, source: str) -> Future[list[Outcome]]:
+        """Store what a request gives; the outcomes, one a record in order, once all of it is on disk or in quarantine.
+
+        The future raises InvalidRecordError when a table's columns don't fit, StoreError.
+        """
+        future: Future[list[Outcome]] = Future()
+        self._waiting.put(_Batch(given, source, future))
+        return future
+
+    def call(self, work: Callable[[Recorder], Done]) -> Future[Done]:
+        """Do something with the recorder, after what was submitted before."""
+        future: Future[Done] = Future()
+        self._waiting.put(_Call(work, future))
+        return future
+
+    def hold(self, pieces: Sequence[Piece], misfits: Sequence[Unfit], ended: Sequence[str] = ()) -> Future[None]:
+        """Keep pieces of conversations; done once they are on disk, and misfits in quarantine.
+
+        Records are made of a conversation when nothing came for it for `Limits.hold_s`, or now if it is among `ended`.
+        """
+        return self.call(partial(self._hold, pieces, misfits, ended))
+
+    def close(self) -> None:
+        """Store what waits, commit it and let go. Raises StoreError, ConflictError when the spool couldn't be emptied."""
+        self._waiting.put(None)
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    # --- the thread ----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                first = self._waiting.get(timeout=_TICK_S if self._held is not None else None)
+            except queue.Empty:
+                self._settle_due()
+                continue
+            batches: list[_Batch] = []
+            call: _Call | None = None
+            count = 0
+            one: _Batch | _Call | None = first
+            while True:
+                if one is None:
+                    going_on = False
+                    break
+                if isinstance(one, _Call):
+                    call = one
+                    break
+                batches.append(one)
+                count += one.given.count
+                if count >= _TOGETHER:
+                    break
+                try:
+                    one = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            if batches:
+                self._serve(batches)
+            if call is not None:
+                _settle(call.future, partial(self._done, call))
+            if self._held is not None and time.monotonic() - self._ticked >= _TICK_S:
+                self._settle_due()
+        try:
+            if self._held is not None:
+                self._settle_due(last=True)
+                self._held.close()
+            if self._recorder is not None:
+                self._recorder.close()
+        except Exception as exc:
+            self._failure = exc
+
+    def _done(self, call: _Call) -> Any:
+        return call.work(self._ready())
+
+    def _ready(self) -> Recorder:
+        """The recorder, of the newest schema."""
+        now = time.monotonic()
+        if self._recorder is not None and now - self._looked > _LOOK_S:
+            self._looked = now
+            with contextlib.suppress(TreeringError):  # if the store can't be asked now, the spool still takes records
+                denylist(self.corpus)  # another process may have erased something
+                newest = self.corpus.store.corpus(self.corpus.name)
+                if len(newest.versions) != len(self.corpus.versions):
+                    old, self._recorder, self.corpus = self._recorder, None, newest
+                    old.close()
+        if self._recorder is None:
+            self._recorder = self.corpus.capture()
+        known = denylist(self.corpus, look=False).known
+        if known != self._denied:
+            self._denied = known
+            self._seen.clear()  # what was erased isn't a duplicate when it comes again
+            self._recorder.flush()  # a recorder learns of erasures by committing
+        return self._recorder
+
+    def _serve(self, batches: list[_Batch]) -> None:
+        try:
+            recorder = self._ready()
+        except Exception as exc:
+            for batch in batches:
+                batch.future.set_exception(exc)
+            return
+        plain = [batch for batch in batches if batch.given.table is None]
+        if plain:
+            self._serve_plain(recorder, plain)
+        for batch in batches:
+            if batch.given.table is not None:
+                _settle(batch.future, partial(self._store_table, recorder, batch))
+
+    def _serve_plain(self, recorder: Recorder, batches: list[_Batch]) -> None:
+        try:
+            found = self._store(recorder, batches)
+        except Exception as exc:
+            for batch in batches:
+                batch.future.set_exception(exc)
+            return
+        for batch, outcomes in zip(batches, found, strict=True):
+            self.tally.add(outcomes)
+            batch.future.set_result(outcomes)
+
+    def _store(self, recorder: Recorder, batches: list[_Batch]) -> list[list[Outcome]]:
+        found: list[list[Outcome | None]] = [[None] * batch.given.count for batch in batches]
+        new, again = _Joined(), _Joined()
+        hashes: dict[str, int] = {}
+        later: list[tuple[int, int, str]] = []
+        for b, batch in enumerate(batches):
+            given = batch.given
+            for position, record in zip(given.positions, given.records, strict=True):
+                record_id = record.get("id") if type(record) is dict else None
+                if isinstance(record_id, str):
+                    said = hash(repr(record))
+                    before = self._seen.get(record_id)
+                    if before is None and record_id in hashes:  # twice in what came at once
+                        if hashes[record_id] == said:
+                            later.append((b, position, record_id))
+                            continue
+                        before = hashes[record_id]
+                    if before == said:
+                        found[b][position] = Outcome(record_id, "duplicate")
+                        continue
+                    if before is not None:  # other content, or the same in another form: the recorder knows
+                        again.records.append(record)
+                        again.origins.append((b, position))
+                        continue
+                    hashes[record_id] = said
+                new.records.append(record)
+                new.origins.append((b, position))
+            for line in given.unread:
+                kept = recorder.refuse(line.kept, [line.problem], f"{batch.source}:{line.position + 1}")
+                status: Status = "refused" if kept else "erased"
+                found[b][line.position] = Outcome(None, status, (line.problem,) if kept else ())
+        if new.records:
+            self._extend(recorder, new, batches, hashes, found)
+        for b, position, record_id in later:
+            first = next(one for outcomes in found for one in outcomes if one is not None and one.id == record_id)
+            found[b][position] = (
+                Outcome(record_id, "duplicate") if first.status == "stored" else Outcome(*_parts(first))
+            )
+        for (b, position), record in zip(again.origins, again.records, strict=True):
+            found[b][position] = _added(recorder, record)
+        return [[one for one in outcomes if one is not None] for outcomes in found]
+
+    def _extend(
+        self,
+        recorder: Recorder,
+        joined: _Joined,
+        batches: Sequence[_Batch],
+        hashes: Mapping[str, int],
+        found: list[list[Outcome | None]],
+    ) -> None:
+        receipts = recorder.extend(joined.records, sources=_Sources(batches, joined.origins))
+        refused = dict(receipts.refused)
+        denied = denylist(self.corpus, look=False) if receipts.erased else None
+        for n, ((b, position), record) in enumerate(zip(joined.origins, joined.records, strict=True)):
+            if n in refused:
+                found[b][position] = Outcome(_id_of(record), "refused", refused[n])
+            elif denied is not None and (
+                denied.denies_record(record.get("id"), record.get("subject")) or not self._fits(record)
+            ):
+                found[b][position] = Outcome(record["id"], "erased")
+            else:
+                found[b][position] = Outcome(record["id"], "stored")
+        if refused or denied is not None:
+            stored = {one.id for outcomes in found for one in outcomes if one is not None and one.status == "stored"}
+            self._seen.update((one, said) for one, said in hashes.items() if one in stored)
+        else:
+            self._seen.update(hashes)
+        for old in list(islice(self._seen, max(0, len(self._seen) - _REMEMBERED))):
+            del self._seen[old]
+
+    def _fits(self, record: Any) -> bool:
+        """Whether it breaks no rule; one that does and wasn't refused names what was erased."""
+        return not self.corpus.record_type.validate([record]).refused
+
+    def _store_table(self, recorder: Recorder, batch: _Batch) -> list[Outcome]:
+        table = batch.given.table
+        assert table is not None
+        sources = [f"{batch.source}:{n + 1}" for n in range(len(table))]
+        receipts = recorder.extend(table, sources=sources)
+        refused = dict(receipts.refused)
+        ids = table.column("id").to_pylist()
+        erased: set[int] = set()
+        if receipts.erased:
+            denied = denylist(self.corpus, look=False)
+            has_subject = "subject" in table.column_names
+            subjects = table.column("subject").to_pylist() if has_subject else [None] * len(ids)
+            erased = {n for n, pair in enumerate(zip(ids, subjects, strict=True)) if denied.denies_record(*pair)}
+        outcomes = [
+            Outcome(one if isinstance(one, str) else None, "refused", refused[n])
+            if n in refused
+            else Outcome(one, "erased" if n in erased else "stored")
+            for n, one in enumerate(ids)
+        ]
+        self.tally.add(outcomes)
+        return outcomes
+
+    # --- conversations that come piece by piece --------------------------------------------------------------------
+
+    def _hold(
+        self, pieces: Sequence[Piece], misfits: Sequence[Unfit], ended: Sequence[str], recorder: Recorder
+    ) -> None:
+        for one in misfits:
+            recorder.refuse(one.kept, one.problems, "telemetry")
+            self.tally.refuse(one.problems[0])
+        if not pieces:
+            if held_path(self.corpus).exists():
+                self._holding()
+            return
+        if self.corpus.record.redact:
+            # Nothing of it may lie on the disk as it came: what came at once is all that is collapsed.
+            for kind in sorted({one.format for one in pieces}):
+                self._import(recorder, kind, [(one.value, 0) for one in pieces if one.format == kind])
+            return
+        held = self._holding()
+        held.add(pieces)
+        for conversation in ended:
+            for kind in sorted({one.format for one in pieces if one.conversation == conversation}):
+                self._settle_one(recorder, held, kind, conversation)
+
+    def _holding(self) -> Held:
+        if self._held is None:
+            self._held = Held(held_path(self.corpus))
+        return self._held
+
+    def _settle_due(self, *, last: bool = False) -> None:
+        self._ticked = time.monotonic()
+        try:
+            held = self._holding()
+            idle = 0.0 if last else self._limits.hold_s
+            due = held.due({"otlp": idle, "hooks": _TURN_S}, self._limits.hold_bytes)
+            for kind, conversation in due:
+                self._settle_one(self._ready(), held, kind, conversation)
+        except TreeringError:
+            logger.exception("conversations of %s wait", self.corpus.name)  # on disk; the next look tries again
+
+    def _settle_one(self, recorder: Recorder, held: Held, kind: str, conversation: str) -> None:
+        numbers, values = held.pieces(kind, conversation)
+        self._import(recorder, kind, values)
+        held.forget(numbers)
+
+    def _import(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
+        """Make records of pieces; what no importer is prepared for goes to quarantine, and holds up nothing else."""
+        try:
+            self._make_records(recorder, kind, values)
+        except TreeringError:
+            raise  # the store's: they wait, and are tried again
+        except Exception as exc:
+            logger.exception("pieces of %s can't be read", self.corpus.name)
+            problem = Problem((), "bad-value", f"expected a conversation, got {type(exc).__name__} while reading it")
+            for value, _ in values:
+                recorder.refuse(value, [problem], kind)
+                self.tally.refuse(problem)
+
+    def _make_records(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
+        importer = _IMPORTERS[kind](self.corpus.record_type, None)
+        found: list[Found] = []
+
+        def take(outcomes: Iterable[Any]) -> None:
+            for one in outcomes:
+                if isinstance(one, Found):
+                    found.append(one)
+                elif isinstance(one, Unfit):
+                    recorder.refuse(one.kept, one.problems, kind)
+                    self.tally.refuse(one.problems[0])
+
+        for line, (value, size) in enumerate(values, 1):
+            take(importer.feed(line, value, b" " * size))  # of its text an importer of these looks at the size alone
+        take(importer.finish())
+        given = Given(len(found), [one.record for one in found], list(range(len(found))))
+        (outcomes,) = self._store(recorder, [_Batch(given, kind, Future())])
+        self.tally.add(outcomes)
+        said = [
+            {"id": one.record["id"], **words}
+            for one, outcome in zip(found, outcomes, strict=True)
+            if outcome.status in ("stored", "duplicate")
+            for words in one.annotations
+        ]
+        if said:
+            try:
+                self.corpus.annotate_many(said)
+            except NotFoundError:  # one turned out to be erased, or another's: what is said of the others holds
+                for words in said:
+                    with contextlib.suppress(NotFoundError):
+                        self.corpus.annotate_many([words])
+
+
+class Writers:
+    """The writers of a store's corpora, each made when it is first needed."""
+
+    def __init__(self, store: Store, limits: Limits) -> None:
+        self._store, self._limits = store, limits
+        self._lock = threading.Lock()
+        self._writers: dict[str, Writer] = {}
+        self._closed = False
+
+    def known(self, name: str) -> Writer | None:
+        """The writer of a corpus, if there is one already."""
+        return self._writers.get(name)
+
+    def of(self, name: str) -> Writer:
+        """The writer of a corpus. Raises NotFoundError, UsageError, StoreError; asks the store, so not in an event loop."""
+        with self._lock:
+            if self._closed:
+                raise StoreError("the server is stopping", code="stopping")
+            if name not in self._writers:
+                self._writers[name] = Writer(self._store.corpus(name), self._limits)
+            return self._writers[name]
+
+    def all(self) -> list[Writer]:
+        """Those that there are."""
+        return list(self._writers.values())
+
+    def resume(self) -> None:
+        """Go on with what an earlier server held of conversations. Raises StoreError."""
+        for corpus in self._store.corpora():
+            if held_path(corpus).exists():
+                self.of(corpus.name).hold([], []).add_done_callback(lambda _: None)
+
+    def close(self) -> None:
+        """Close all. Raises the first error, after all were closed."""
+        with self._lock:
+            self._closed = True
+        failures = []
+        for writer in self.all():
+            try:
+                writer.close()
+            except Exception as exc:
+                failures.append(exc)
+        if failures:
+            raise failures[0]
+
+
+def _settle(future: Future[Done], work: Callable[[], Done]) -> None:
+    try:
+        future.set_result(work())
+    except Exception as exc:
+        future.set_exception(exc)
+
+
+def _added(recorder: Recorder, record: Any) -> Outcome:
+    """Add one record whose id came before: the recorder compares it with what is stored."""
+    try:
+        receipt = recorder.add(record)
+    except InvalidRecordError as exc:
+        return Outcome(_id_of(record), "refused", exc.problems)
+    return Outcome(receipt.id or _id_of(record), receipt.status)
+
+
+def _id_of(record: Any) -> str | None:
+    found = record.get("id") if isinstance(record, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _parts(outcome: Outcome) -> tuple[str | None, Status, tuple[Problem, ...]]:
+    return outcome.id, outcome.status, outcome.problems

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
 
@@ -61,7 +61,7 @@ class Captured:
 
 
 def capture(
-    name: str,
+    name: CorpusArgument,
     source: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL: a path, a URL, or - for standard input.")],
     as_of: Annotated[
         str | None,

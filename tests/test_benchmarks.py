@@ -66,6 +66,18 @@ def test_the_object_store_benchmark_runs() -> None:
     assert "smoke" in run("s3.py", "--smoke")
 
 
+def test_the_capacity_benchmark_runs() -> None:
+    found = json.loads(run("capacity.py", "--smoke", "--json"))
+    (one,) = found["measured"]
+    assert one["writers"] == 2
+    assert one["commits_s"] > 0
+    by_writers = {row["writers"]: row["commits_s"] for row in found["simulated"] if row["attempt_s"] == 0.2}
+    assert (
+        by_writers[1] < by_writers[64] < 1 / (0.8 * 0.2)
+    )  # writers help until one attempt always runs, and no further
+    assert 50 < found["bytes_per_record"]["data"] < 455
+
+
 def test_the_shuffle_benchmark_runs() -> None:
     assert "|" in run("shuffle.py", "--smoke")
 

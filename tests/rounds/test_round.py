@@ -16,7 +16,7 @@ from tests.training.tiny import make_base, records
 from treering.errors import ConflictError, NotFoundError, UsageError
 from treering.evaluation import CheckedRow, GatePolicy, Verdict
 from treering.registry import Registry
-from treering.rounds import RoundConfig, past_rounds
+from treering.rounds import RoundConfig, add_external, past_rounds
 from treering.rounds.documents import ReplayRule
 from treering.rounds.driver import next_share
 from treering.rounds.summary import summary
@@ -243,6 +243,37 @@ def test_a_step_that_was_done_but_not_written_down_is_not_done_twice(
     events = [event.event for event in Registry(store, "support").events()]
     assert events == ["verdict", "promote", "verdict", "promote"] + ["rollback"] * back
     assert result.production == ("support:1" if back else "support:2")
+
+
+def test_a_round_after_a_model_from_elsewhere_goes_on_from_its_nearest_ancestor_with_weights(
+    support: treering.Corpus, config: dict[str, Any], tmp_path: Path
+) -> None:
+    store = support.store
+    grow(support, "billing")
+    treering.round(store, config)
+    elsewhere = add_external(store, "support", "hub:x", parent="support:1", lock=store.mix("support@v1").lock())
+
+    def foretell(ref: str) -> None:
+        rows = store.load(ref).heldout().to_table(["id", "label"]).to_pylist()
+        file = tmp_path / "predictions.jsonl"
+        file.write_text("".join(json.dumps({"id": row["id"], "predicted": row["label"]}) + "\n" for row in rows))
+        treering.evaluate(store, elsewhere.ref, on=ref, predictions=str(file))
+
+    foretell("support@v1")
+    assert treering.gate(store, elsewhere.ref).passed
+    store.promote(elsewhere.ref)
+    grow(support, "shipping")
+    said: list[str] = []
+    # The gate compares with production on the new slice too, and only its owner can say what it answers there.
+    with pytest.raises(
+        NotFoundError, match=r"lack 8 of the 8 records of support@v2.*--predictions FILE; then call again"
+    ):
+        treering.round(store, config, progress=said.append)
+    assert "support:2 was trained elsewhere: training goes on from support:1" in said
+    foretell("support@v2")
+    result = treering.round(store, config)
+    assert (store.adapters("support")[-1].parent, result.outcome) == ("support:1", "promoted")
+    assert [(s.ref, s.replay) for s in result.sources] == [("support@v1", True), ("support@v2", False)]
 
 
 def test_another_promotion_meanwhile_keeps_the_candidate_out(

@@ -389,6 +389,20 @@ def test_the_strategy_of_the_docstring_trains_as_it_is_written(quick: TrainConfi
     assert adapter.predict(texts) == [row["label"] for row in BILLING]
 
 
+ALL = ["naive", "lora", "full", "ewc", "lwf", "der", "o-lora", "slda", "dual-replay", "recommended", "lora-replay"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_strategy_trains_where_products_are_in_bf16(quick: TrainConfig, name: str) -> None:
+    general = [{"text": f"of {n} things", "label": "chatter", "domain": "world"} for n in range(40)]
+    sources = [MixSource("general@v1", 0.3, 40, replay=False, general=True), NEW]
+    config = quick.changed(strategy=name, steps=3, rank=4, precision="bf16")
+    parent = fit(mixed(general, BILLING), config, sources=sources)
+    adapter = fit(mixed(general, SHIPPING), config, sources=sources, parent=parent)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in adapter.tensors.values())
+    assert adapter.features(["parcel"]).dtype == np.float32
+
+
 @pytest.mark.parametrize("name", ["naive", "lora", "full", "ewc", "lwf", "der", "o-lora", "dual-replay", "recommended"])
 def test_no_strategy_returns_weights_that_are_not_finite(config: TrainConfig, name: str) -> None:
     from treering.training import DivergedError
@@ -452,13 +466,13 @@ def bare_step(round_: Round, answer: Tensor, keys: Any) -> Step:
     zeros = torch.zeros(n, dtype=torch.int64)
     return Step(
         round=round_,
-        out=Out(torch.zeros(n, 4), answer),
+        out=Out(lambda: torch.zeros(n, 4), answer),
         labels=zeros,
         domains=zeros,
         sources=zeros,
         replayed=zeros.bool(),
         texts=np.zeros(n, np.int64),
         keys=keys,
-        pooled=torch.zeros(n, 4),
+        seen=Seen(torch.zeros(n, 4)),
         log_prior=torch.zeros(answer.shape[1]),
     )

@@ -49,7 +49,7 @@ from treering.rounds.documents import (
 from treering.rounds.evaluate import gate, score_matrix
 from treering.rounds.status import Status, status
 from treering.rounds.summary import expanded
-from treering.rounds.train import train
+from treering.rounds.train import train, with_weights
 from treering.rounds.webhook import notify
 from treering.store.documents import parse_document
 from treering.store.lease import EXPIRES_S
@@ -482,6 +482,12 @@ class _Round:
             seed=config.seed,
         )
         parent: Any = self._data("snapshot")["parent"] if strategy(config.strategy).continues else "auto"
+        if parent not in ("auto", None):
+            production = self.registry.get(parent)
+            start = with_weights(self.registry, production)
+            parent = None if start is None else start.ref
+            if start is not production:
+                self.say(f"{production.ref} was trained elsewhere: training goes on from {parent or 'scratch'}")
         try:
             run = train(
                 self.store,

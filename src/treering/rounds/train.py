@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from treering.training import DivergedError, Draw, MixSource
     from treering.training.loop import Progress
 
-__all__ = ["Run", "train"]
+__all__ = ["Run", "train", "with_weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def train(
     as it was locked, its batch size included, so that the same lock, config, base and parent give an adapter of the same
     digest.
     parent: the adapter to go on from: a ref, None for from scratch, or "auto": the one in production, else the newest
-    candidate that no gate refused, else from scratch. A strategy that starts from scratch has none.
+    candidate that no gate refused, else from scratch; of one that was trained elsewhere the nearest ancestor that wasn't. A strategy that starts from scratch has none.
     corpus: whose registry the adapter goes to, by default the corpus of the mix's live or new source, else of the one with
     the largest share.
     baseline: what is trained is there to compare with, and no candidate.
@@ -267,7 +267,15 @@ def _parent(store: BaseStore, corpus: str, parent: str | None) -> AdapterRecord 
     state = registry.state()
     candidates = [number for number, status in state.statuses.items() if status == "candidate"]
     number = state.production if state.production is not None else max(candidates, default=None)
-    return None if number is None else registry.get(f"{corpus}:{number}")
+    return None if number is None else with_weights(registry, registry.get(f"{corpus}:{number}"))
+
+
+def with_weights(registry: Registry, record: AdapterRecord) -> AdapterRecord | None:
+    """The nearest of an adapter and its ancestors that was trained here, so that training can go on from it."""
+    found: AdapterRecord | None = record
+    while found is not None and found.external is not None:
+        found = None if found.parent is None else registry.get(found.parent)
+    return found
 
 
 def _described(

@@ -188,8 +188,8 @@ def _map(path: Path) -> dict[str, npt.NDArray[Any]]:
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         if end - begin != dtype.itemsize * int(np.prod(shape)) or 8 + length + end > size:
             raise ValueError(f"{path} is cut short")
-        # mmap has no empty maps
-        tensors[name] = (
-            np.memmap(path, dtype, "r", 8 + length + begin, shape) if end > begin else np.empty(shape, dtype)
-        )
+        if end > begin:  # as a plain array over the map: np.memmap takes its time over each index
+            tensors[name] = np.asarray(np.memmap(path, dtype, "r", 8 + length + begin, shape))
+        else:  # mmap has no empty maps
+            tensors[name] = np.empty(shape, dtype)
     return tensors

@@ -15,8 +15,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ from treering.training.base import Base
 from treering.training.cache import ActivationCache
 from treering.training.card import BaseCard, ModelCard, TrainStats
 from treering.training.config import TrainConfig
-from treering.training.nets import Net, Out, header_for, make_net
+from treering.training.nets import Net, Out, Seen, header_for, make_net
 from treering.training.only import only_these
 from treering.training.strategies import MixSource, Records, Round, Step, Strategy, strategy
 
@@ -38,6 +39,7 @@ __all__ = ["DivergedError", "Progress", "fit"]
 NO_DOMAIN = "(none)"  # records that name no domain still share one
 READ_BATCHES = 32  # batches whose texts are encoded together
 Batch = Mapping[str, Any]
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # ("read" | "train", done, of how many updates)
 OnStep = Callable[[int, Adapter], str | None]  # (updates done, the adapter as it is) → why to stop, None to go on
 
@@ -117,14 +119,13 @@ def fit(
         parent_net=functools.cache(lambda: _parent_net(parent, base)),
         generator=random,
     )
-    with _one_thread():
+    with _one_thread(), _plain_attention(base):
         plan.before(round_)
-        for number in range(config.steps if plan.gradient else 0):
-            batch = data.batch(number)
-            inputs = seen(cache, batch.texts, base)
-            noise = torch.randn(inputs.pooled.shape, generator=random).to(base.device) if config.feature_noise else None
-            out = net(inputs, None if noise is None else config.feature_noise * noise)
-            loss = plan.loss(_step(round_, out, batch, data, net.scaled(inputs.pooled, None), log_prior))
+        inputs = _ahead(_inputs(cache, data, config, base, random), config.steps if plan.gradient else 0)
+        for number, (batch, texts, noise) in enumerate(inputs):
+            with base.autocast():
+                out = net(texts, noise)
+            loss = plan.loss(_step(round_, out, batch, texts, data, log_prior))
             if (penalty := plan.regulariser(round_)) is not None:
                 loss = loss + penalty
 
@@ -174,9 +175,38 @@ def fit(
     return adapter.with_card(_card(adapter, config, base, counts, stats))
 
 
-def _step(round_: Round, out: Out, batch: _Rows, data: _Data, pooled: Tensor, log_prior: Tensor) -> Step:
+def _inputs(
+    cache: ActivationCache, data: _Data, config: TrainConfig, base: Base, random: torch.Generator
+) -> Callable[[int], tuple[_Rows, Seen, Tensor | None]]:
+    """What makes the inputs of an update by its number, called for one after the other."""
+    # A chance of its own: the strategy draws from the run's meanwhile.
+    noises = torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=random)))
+
+    def make(number: int) -> tuple[_Rows, Seen, Tensor | None]:
+        batch = data.batch(number)
+        texts = seen(cache, batch.texts, base)
+        if not config.feature_noise:
+            return batch, texts, None
+        noise = torch.randn(texts.pooled.shape, generator=noises).mul_(config.feature_noise)
+        return batch, texts, noise.to(base.device)
+
+    return make
+
+
+def _ahead(make: Callable[[int], T], n: int) -> Iterator[T]:
+    """make(0) … make(n - 1); each in a second thread, while the one before is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="treering-inputs") as pool:
+        coming = [pool.submit(make, number) for number in range(min(n, 1))]
+        for number in range(1, n + 1):
+            made = coming.pop().result()
+            if number < n:
+                coming.append(pool.submit(make, number))
+            yield made
+
+
+def _step(round_: Round, out: Out, batch: _Rows, texts: Seen, data: _Data, log_prior: Tensor) -> Step:
     """One batch as a loss sees it."""
-    device = pooled.device
+    device = texts.pooled.device
     return Step(
         round=round_,
         out=out,
@@ -186,7 +216,7 @@ def _step(round_: Round, out: Out, batch: _Rows, data: _Data, pooled: Tensor, lo
         replayed=torch.from_numpy(data.replayed(batch)).to(device),
         texts=batch.texts,
         keys=batch.keys,
-        pooled=pooled,
+        seen=texts,
         log_prior=log_prior,
     )
 
@@ -438,7 +468,7 @@ def _optimizer(weights: Mapping[str, Tensor], config: TrainConfig) -> torch.opti
     ]
     # Of gates that aren't trained only the gradient is 0: decay would move them all the same.
     decay = 0.0 if config.only else config.weight_decay
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=decay)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, weight_decay=decay, fused=True)
 
 
 def _schedule(step: int, config: TrainConfig) -> float:
@@ -456,6 +486,18 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _plain_attention(base: Base) -> Iterator[None]:
+    """On a processor attention by plain products: over a dozen tokens the blocked kernel's backward takes five times as long."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    if base.device.type != "cpu":
+        yield
+        return
+    with sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def _check_kind(plan: Strategy, config: TrainConfig) -> None:

@@ -17,7 +17,7 @@ Does not train (loop), load or save (adapters).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,10 +64,15 @@ class Seen:
 class Out:
     """What a net says of n texts."""
 
-    features: Tensor  # (n, width): what the head reads
+    read: Callable[[], Tensor]  # gives `features`: few losses look at them, and they may cost as much as the logits
     answer: Tensor  # (n, classes): logits of the answer
     frozen: Tensor | None = None  # (n, classes): logits on the frozen features, where they route
     domains: Tensor | None = None  # (n, domains): logits of a learned router
+
+    @property
+    def features(self) -> Tensor:
+        """What the head reads, (n, width)."""
+        return self.read()
 
 
 class Header(BaseModel):
@@ -225,7 +230,7 @@ class Net(nn.Module):
     def forward(self, seen: Seen, noise: Tensor | None = None) -> Out:
         """What it says of n texts. noise: (n, width), added to the features; left out when predicting."""
         features = self.scaled(seen.pooled, noise)
-        return Out(features, self.classify(features))
+        return Out(lambda: features, self.classify(features))
 
     def route(self, out: Out) -> Tensor:
         """Domain posterior (n, domains): class posteriors, each handed to the domains that its records came from."""
@@ -297,27 +302,33 @@ class GatedNet(Net):
     def forward(self, seen: Seen, noise: Tensor | None = None) -> Out:
         """What it says of n texts; as `Net.forward`."""
         features = self.scaled(seen.pooled, noise)
-        frozen = domains = None
+        on_frozen = domains = None
         if self.header.router == "mlp":
             inner = functional.gelu(functional.linear(features, self.router["weight"], self.router["bias"]))
             domains = functional.linear(inner, self.router["out_weight"], self.router["out_bias"])
             route = domains.detach().softmax(-1)
         else:
-            frozen = self.classify(features)
-            route = self.by_domain(frozen.detach())
+            on_frozen = self.classify(features)
+            route = self.by_domain(on_frozen.detach())
         if self.header.gates == "hard":
             route = functional.one_hot(route.argmax(-1), route.shape[-1]).float()
         if not self.header.adapt_layers:
-            adapted = self._adapt(features, route, 0)
-        else:
-            assert seen.states is not None
-            assert seen.mask is not None
-            wide = route[:, None, :]
-            hidden = self.base.run_top(
-                self.header.adapt_layers, seen.states, seen.mask, after=lambda h, place: self._adapt(h, wide, place)
+            # The head is linear, so its answer is what it says of the frozen features, plus what it says of the change.
+            frozen = self.classify(features) if on_frozen is None else on_frozen
+            inner = self._inner(features, route, 0)
+            up, bias = self.up["weight"][0], self.up["bias"][0]
+            change = functional.linear(inner, self.head["weight"] @ up, self.head["weight"] @ bias)
+            return Out(
+                lambda: features + functional.linear(inner.to(up.dtype), up, bias), frozen + change, on_frozen, domains
             )
-            adapted = self.scaled(mean_pool(hidden, seen.mask), noise)
-        return Out(adapted, self.classify(adapted), frozen, domains)
+        assert seen.states is not None
+        assert seen.mask is not None
+        wide = route[:, None, :]
+        hidden = self.base.run_top(
+            self.header.adapt_layers, seen.states, seen.mask, after=lambda h, place: self._adapt(h, wide, place)
+        )
+        adapted = self.scaled(mean_pool(hidden, seen.mask), noise)
+        return Out(lambda: adapted, self.classify(adapted), on_frozen, domains)
 
     def route(self, out: Out) -> Tensor:
         """Domain posterior (n, domains) that the gates are mixed by."""
@@ -328,10 +339,13 @@ class GatedNet(Net):
 
     def _adapt(self, hidden: Tensor, route: Tensor, place: int) -> Tensor:
         """The residual bottleneck: hidden (…, width) and route (…, domains), the latter broadcast over tokens."""
-        inner = functional.gelu(functional.linear(hidden, self.down["weight"][place], self.down["bias"][place]))
-        if self.header.gates != "off":
-            inner = inner * (route @ self.gates[place])
+        inner = self._inner(hidden, route, place)
         return hidden + functional.linear(inner, self.up["weight"][place], self.up["bias"][place])
+
+    def _inner(self, hidden: Tensor, route: Tensor, place: int) -> Tensor:
+        """What passes the bottleneck, gated: (…, rank)."""
+        inner = functional.gelu(functional.linear(hidden, self.down["weight"][place], self.down["bias"][place]))
+        return inner if self.header.gates == "off" else inner * (route @ self.gates[place])
 
     def trainable(self) -> dict[str, Tensor]:
         """The tensors that training changes, by their saved names."""
@@ -355,7 +369,7 @@ class EncoderNet(Net):
         assert seen.states is not None
         assert seen.mask is not None
         features = self.scaled(self._pooled(seen.states, seen.mask), noise)
-        return Out(features, self.classify(features))
+        return Out(lambda: features, self.classify(features))
 
     def _pooled(self, states: Tensor, mask: Tensor) -> Tensor:
         """Pooled features (n, width). Texts of like length run together, so that little is spent on padding."""

@@ -15,7 +15,7 @@ from torch.nn import functional
 from treering.errors import UsageError
 from treering.training.adapters import Adapter
 from treering.training.config import TrainConfig
-from treering.training.nets import Net, Out
+from treering.training.nets import Net, Out, Seen
 
 __all__ = ["Draw", "MixSource", "Records", "Round", "Step", "Strategy", "register", "strategy"]
 
@@ -91,8 +91,13 @@ class Step:
     replayed: Tensor  # (n,) bool: from a source that the parent has been trained on
     texts: npt.NDArray[np.int64]  # (n,): numbers in the activation cache
     keys: npt.NDArray[np.int64]  # (n, 2): 128-bit hashes of the record ids
-    pooled: Tensor  # (n, width): frozen features as the head would read them, without noise
+    seen: Seen  # what the net read of them
     log_prior: Tensor  # (classes,): log share of each class in the mix, -inf to leave it out of the softmax; 0 when off
+
+    @property
+    def pooled(self) -> Tensor:
+        """Frozen features as the head would read them, without noise: (n, width)."""
+        return self.round.net.scaled(self.seen.pooled, None)
 
 
 class Strategy:

@@ -342,7 +342,8 @@ def _doc(value: Any) -> list[str]:
 
 
 def _paragraph(text: str) -> str:
-    if any(line.startswith("    ") for line in text.split("\n")):
+    lines = text.split("\n")
+    if any(line.startswith("    ") for line in lines) or all(re.match(r"\w+ = |\[\w+\]", line) for line in lines):
         return f"```text\n{text}\n```"
     return _escape(text)
 

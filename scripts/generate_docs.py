@@ -113,11 +113,7 @@ def _parameter(parameter: Any, annotations: dict[str, Any]) -> str | None:
     if is_option and not parameter.is_flag and default not in (None, (), []) and "[default" not in text:
         text += f" [default: {getattr(default, 'value', default)}]"
     required = " **required**" if is_option and parameter.required else ""
-    return (
-        f"| `{shown}{takes}`{required} | {text} |".replace("FILE|-", "FILE\\|-")
-        .replace("DIR|URI", "DIR\\|URI")
-        .replace("RECORD|REF|RUN|ADAPTER", "RECORD\\|REF\\|RUN\\|ADAPTER")
-    )
+    return f"| {_cell(f'{shown}{takes}')}{required} | {text} |"
 
 
 def _metavar(parameter: Any, annotation: Any) -> str:
@@ -175,11 +171,13 @@ def _class(name: str, cls: type) -> list[str]:
         own = [(field, info) for field, info in cls.model_fields.items() if not field.startswith("_")]
         if own:
             lines += ["", "| field | type | default |", "| --- | --- | --- |"]
-            lines += [f"| `{field}` | `{_type_of(cls, field)}` | {_default(info)} |" for field, info in own]
+            lines += [f"| `{field}` | {_cell(_type_of(cls, field))} | {_default(info)} |" for field, info in own]
     elif dataclasses.is_dataclass(cls):
         lines += ["", "| field | type |", "| --- | --- |"]
         lines += [
-            f"| `{field.name}` | `{_flat(field.type)}` |" for field in dataclasses.fields(cls) if field.name[0] != "_"
+            f"| `{field.name}` | {_cell(_flat(field.type))} |"
+            for field in dataclasses.fields(cls)
+            if field.name[0] != "_"
         ]
     elif "__init__" in vars(cls) and name in treering.__all__ and name not in _MADE:
         lines += ["", "```text", _signature(name, cls.__init__), "```"]
@@ -327,8 +325,8 @@ def _default(info: Any) -> str:
         return "required"
     if info.default_factory is not None:
         made = info.default_factory()
-        return f"`{made!r}`" if made in ((), [], {}) else "its own"
-    return f"`{info.default!r}`".replace("|", "\\|")
+        return _cell(repr(made)) if made in ((), [], {}) else "its own"
+    return _cell(repr(info.default))
 
 
 def _flat(annotation: Any) -> str:
@@ -350,6 +348,11 @@ def _paragraph(text: str) -> str:
 
 def _first(value: Any) -> str:
     return (inspect.getdoc(value) or "").split("\n\n")[0].replace("\n", " ")
+
+
+def _cell(code: str) -> str:
+    """Code in a cell of a table, where a bar would end it."""
+    return f"`{code}`".replace("|", "\\|")
 
 
 def _escape(text: str) -> str:

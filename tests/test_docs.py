@@ -170,6 +170,14 @@ def test_every_fence_is_a_block_of_a_language(page: str) -> None:
     )
 
 
+@pytest.mark.parametrize("page", DOCUMENTS)
+def test_the_rows_of_a_table_have_as_many_cells_as_its_head(page: str) -> None:
+    text = _BLOCK.sub("\n", (ROOT / page).read_text("utf-8"))
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = table.splitlines()
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {len(re.findall(r"(?<!\\)\|", rows[0]))}, rows[0]
+
+
 @pytest.mark.parametrize("page", GUIDES)
 def test_settings_on_a_page_can_be_read(page: str) -> None:
     for block in blocks(page):

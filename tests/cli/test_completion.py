@@ -133,6 +133,15 @@ def test_tab_completes_in_bash(home: Path) -> None:
     assert said_by("bash", words, home, list(LINES)) == list(LINES.values())
 
 
+def test_tab_completes_in_a_bash_that_ends_words_at_blanks_alone(home: Path) -> None:
+    install("bash", home)
+    with (home / ".bashrc").open("a") as rc:
+        rc.write("COMP_WORDBREAKS=' '\n")
+    words = ["--noprofile", "--rcfile", str(home / ".bashrc"), "-i"]
+    some = ["treering head support@l", "treering mix support@v1=0.3 support@li"]
+    assert said_by("bash", words, home, some) == [LINES[line] for line in some]
+
+
 @pytest.mark.skipif(not shutil.which("zsh"), reason="zsh isn't installed")
 def test_tab_completes_in_zsh(home: Path) -> None:
     install("zsh", home)
@@ -182,6 +191,12 @@ def test_what_is_offered(home: Path, words: tuple[str, ...], offered: set[str]) 
         (["treering", "mix", "a", "@", "v1", "=", "0.3", "b", "@", "l"], ["treering", "mix", "a@v1=0.3", "b@l"], "b"),
         (["treering", "eval", "a", ":", ""], ["treering", "eval", "a:"], "a:"),
         (["treering", "--store", "=", "x", "log", ""], ["treering", "--store=x", "log", ""], ""),
+        (
+            ["treering", "head", "support@v"],
+            ["treering", "head", "support@v"],
+            "",
+        ),  # bash was told not to end words there
+        (["treering", "mix", "a@v1", "=", "0.3", "b@l"], ["treering", "mix", "a@v1=0.3", "b@l"], ""),
     ],
 )
 def test_what_bash_took_apart_is_joined(typed: list[str], joined: list[str], in_front: str) -> None:

@@ -94,26 +94,27 @@ def quietly(run: Callable[[], Any]) -> Any:
 
 
 def join_words(environ: MutableMapping[str, str]) -> str:
-    """Join in `COMP_WORDS` what bash took apart, count again in `COMP_CWORD`; what stands in front of the last piece."""
+    """Join in `COMP_WORDS` what bash took apart, count again in `COMP_CWORD`; what stands in front of the last piece.
+
+    Where bash ends words is the reader's to set (`COMP_WORDBREAKS`), so what counts is where it did.
+    """
     words = environ.get("COMP_WORDS", "").split("\n")
     try:
         current = int(environ.get("COMP_CWORD", ""))
     except ValueError:
         return ""
-    joined: list[str] = []
+    joined: list[list[str]] = []  # words, in pieces
     for word in words[: current + 1]:
-        apart = not joined or not (_is_break(word) or _is_break(joined[-1][-1:]))
-        if apart or not word:
-            joined.append(word)
+        if joined and (_is_break(word) or _is_break(joined[-1][-1])):
+            joined[-1].append(word)  # nothing at all, where nothing was typed yet after an `@`
         else:
-            joined[-1] += word
-    if len(joined) > 1 and not joined[-1] and _is_break(joined[-2][-1:]):
-        joined.pop()  # nothing was typed yet after the `@`
-    environ["COMP_WORDS"] = "\n".join(joined)
+            joined.append([word])
+    environ["COMP_WORDS"] = "\n".join("".join(pieces) for pieces in joined)
     environ["COMP_CWORD"] = str(len(joined) - 1)
-    last = joined[-1] if joined else ""
-    place = max(last.rfind(mark) for mark in _BREAKS)
-    return last[: place if last[place : place + 1] == "@" else place + 1]  # readline leaves an `@` with what follows
+    pieces = joined[-1] if joined else []
+    while pieces and not _is_break(pieces[-1]):
+        pieces = pieces[:-1]
+    return "".join(pieces).removesuffix("@")  # readline leaves an `@` with what follows
 
 
 def _is_break(word: str) -> bool:

@@ -236,3 +236,13 @@ def test_completing_imports_neither_lance_nor_torch(home: Path) -> None:
         "try: main()\nexcept SystemExit as end: assert not end.code, end.code"
     )
     assert imported(code, home, [module for module in HEAVY if module != "pydantic"]) == []
+
+
+@pytest.mark.parametrize("asked", ["complete_bash", "complete_zsh", "complete_csh", "nonsense", ""])
+def test_whatever_a_shell_says_there_is_no_traceback(home: Path, asked: str) -> None:
+    environment = {**os.environ, "_TREERING_COMPLETE": asked}  # and none of what else a shell has to say
+    done = subprocess.run(
+        [sys.executable, "-m", "treering.cli"], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.returncode in (0, 1, 2)

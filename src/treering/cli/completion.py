@@ -12,7 +12,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, MutableMapping
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
 import typer
@@ -27,7 +27,7 @@ _BREAKS = "@:="
 
 def completing() -> bool:
     """Whether a shell asks what could be typed next."""
-    return VARIABLE in os.environ
+    return bool(os.environ.get(VARIABLE))
 
 
 def live(context: typer.Context, incomplete: str) -> list[str]:
@@ -69,25 +69,23 @@ def targets(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def quietly(run: Callable[[], Any]) -> Any:
-    """Run the parser for a shell that is completing: nothing on stderr, no traceback, and words as bash has them.
+    """Run the parser for a shell that is completing: nothing on stderr unless TREERING_DEBUG is set, and words as bash has them.
 
     Bash takes `support@v1` apart at `@`, hands the pieces over one by one, and puts what it gets in the place of the last
     piece; so they are joined before, and what they had in front is cut off after.
     """
-    if os.environ.get("TREERING_DEBUG"):
-        return run()
-    said, status = io.StringIO(), 0
+    debugging = bool(os.environ.get("TREERING_DEBUG"))
     cut = join_words(os.environ) if os.environ[VARIABLE] == "complete_bash" else ""
-    complaints, sys.stderr = sys.stderr, io.StringIO()
+    said, status = io.StringIO(), 0
     try:
-        with redirect_stdout(said):
+        with redirect_stdout(said), redirect_stderr(sys.stderr if debugging else io.StringIO()):
             run()
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
     except Exception:
+        if debugging:
+            raise
         status = 1
-    finally:
-        sys.stderr = complaints
     text = said.getvalue()
     sys.stdout.write("\n".join(line.removeprefix(cut) for line in text.split("\n")) if cut else text)
     return status

@@ -22,6 +22,7 @@ def steps(pytest_words: list[str]) -> list[tuple[str, list[str]]]:
         ("format", ["-m", "ruff", "format", "--check"]),
         ("types", ["-m", "mypy"]),
         ("generated files", ["scripts/generate_schemas.py", "--check"]),
+        ("reference", ["scripts/generate_docs.py", "--check"]),
         ("tests", ["-m", "pytest", "-q", "-m", "not slow", "-n", "auto", "--maxprocesses", "4", *pytest_words]),
     ]
 

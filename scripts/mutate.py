@@ -994,7 +994,7 @@ def main() -> int:
     unnoticed = 0
     with tempfile.TemporaryDirectory(prefix="treering-mutate-") as directory:
         tree = Path(directory) / "tree"
-        parts = ("src", "tests", "schemas", "benchmarks", "scripts", "pyproject.toml", "README.md")
+        parts = ("src", "tests", "schemas", "benchmarks", "scripts", "docs", "pyproject.toml", "README.md")
         tree.mkdir()
         for part in parts:
             (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tree / part)

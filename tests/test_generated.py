@@ -3,18 +3,25 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-_spec = importlib.util.spec_from_file_location("generate_schemas", ROOT / "scripts" / "generate_schemas.py")
-assert _spec
-assert _spec.loader
-generator = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(generator)
 
-FILES: dict[str, dict[str, Any]] = generator.generate()
+
+def load_script(name: str) -> ModuleType:
+    """A script of `scripts/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FILES: dict[str, dict[str, Any]] = load_script("generate_schemas").generate()
 
 
 @pytest.mark.parametrize("name", sorted(FILES))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import typer
 from typer.core import TyperGroup
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli import completion
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, natural, render, say, tied, when
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["AdapterView", "adapter_facts", "adapters", "add", "app", "export", "promote", "rollback", "show_adapter"]
 
-AdapterArgument = Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")]
+AdapterArgument = Annotated[
+    str,
+    typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.", autocompletion=completion.adapters),
+]
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,13 @@ app = typer.Typer(
 
 @app.command("add")
 def add(
-    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    name: CorpusArgument,
     external: Annotated[
         str, typer.Option("--external", metavar="ID", help="What the model is called where it was trained.")
     ],
-    parent: Annotated[str | None, typer.Option(metavar="ADAPTER", help="What it continues from.")] = None,
+    parent: Annotated[
+        str | None, typer.Option(metavar="ADAPTER", help="What it continues from.", autocompletion=completion.adapters)
+    ] = None,
     lock: Annotated[str | None, typer.Option(metavar="FILE", help="The mix lock that it was trained on.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -150,7 +156,7 @@ def export(
 
 @app.command("list")
 def adapters(
-    name: Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.")],
+    name: CorpusArgument,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -174,9 +180,7 @@ def promote(adapter: AdapterArgument, store: StoreOption = None, json: JsonOptio
     render(view, json, lambda: f"{view.ref} is in production")
 
 
-def rollback(
-    name: Annotated[str, typer.Argument(help="A corpus.")], store: StoreOption = None, json: JsonOption = False
-) -> None:
+def rollback(name: CorpusArgument, store: StoreOption = None, json: JsonOption = False) -> None:
     """Bring back the adapter that was in production before.
 
     API: Store.rollback.

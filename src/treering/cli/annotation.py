@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import number, render, say, waiting
 from treering.errors import UsageError
 
@@ -25,7 +25,7 @@ class AnnotatedRecords:
 
 
 def annotate(
-    name: str,
+    name: CorpusArgument,
     record: Annotated[str | None, typer.Argument(metavar="ID", help="The record.", show_default=False)] = None,
     label: Annotated[str | None, typer.Option(help="What it should be labelled.")] = None,
     outcome: Annotated[str | None, typer.Option(help="What came of it.")] = None,

@@ -23,6 +23,7 @@ from treering.cli import (
     bundle,
     cache,
     capture,
+    completion,
     corpus,
     demo,
     diff,
@@ -67,8 +68,15 @@ class _Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
+        name = prog_name or "treering"  # of `python -m treering.cli` too: that is what a shell completes
+
+        def run() -> Any:
+            return super(_Commands, self).main(words, name, complete_var, False, windows_expand_args, **extra)
+
+        if completion.completing():
+            sys.exit(completion.quietly(run))
         try:
-            code = super().main(words, prog_name, complete_var, False, windows_expand_args, **extra)
+            code = run()
             sys.stdout.flush()
         except BrokenPipeError:
             # Whoever read us has seen enough. Python would complain once more when it flushes at exit.
@@ -108,7 +116,6 @@ def _report(exc: Exception, *, as_json: bool) -> int:
 app = typer.Typer(
     name="treering",
     cls=_Commands,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: it is on the screen before rich would be imported
     pretty_exceptions_enable=False,
     help="Live data in, snapshots sealed, mixes out: a dataset store and replay loader for continual fine-tuning.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, indented, number, plain, render, say, waiting
 from treering.errors import CheckFailedError, StoreError
@@ -23,7 +24,12 @@ _SHOWN = 5  # findings of a check
 
 
 def audit(
-    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or a selection CORPUS/NAME.")],
+    ref: Annotated[
+        str,
+        typer.Argument(
+            help="CORPUS@v1, @v1..v3, @live, @new, or a selection CORPUS/NAME.", autocompletion=completion.refs
+        ),
+    ],
     by: Annotated[
         list[str] | None,
         typer.Option("--by", metavar="COLUMN", help="What makes a subtype; repeat [label within domain]."),

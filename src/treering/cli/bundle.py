@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import facts, number, render, size, waiting, when
 
@@ -35,9 +36,10 @@ class UnpackedView:
 
 
 def pack(
-    ref: Annotated[str, typer.Argument(help="A snapshot: CORPUS@v1.")],
+    ref: Annotated[str, typer.Argument(help="A snapshot: CORPUS@v1.", autocompletion=completion.snapshots)],
     output: Annotated[
-        str | None, typer.Option("-o", "--output", metavar="FILE", help="[default: CORPUS-vN.treering.zip]")
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Where to write it [default: CORPUS-vN.treering.zip]."),
     ] = None,
     annotations: Annotated[bool, typer.Option("--annotations", help="And what was said of its records later.")] = False,
     selections: Annotated[bool, typer.Option("--selections", help="And the selections that lie in it.")] = False,
@@ -56,9 +58,15 @@ def pack(
 
 
 def unpack(
-    file: str,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What `pack` wrote.")],
     to: Annotated[
-        str | None, typer.Option("--to", metavar="NAME", help="The corpus that gets it [default: its own name].")
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="NAME",
+            help="The corpus that gets it [default: its own name].",
+            autocompletion=completion.corpora,
+        ),
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,

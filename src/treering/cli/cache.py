@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, render, say, short, size, waiting
 
@@ -55,7 +56,7 @@ def show(store: StoreOption = None, json: JsonOption = False) -> None:
 
 @app.command()
 def build(
-    ref: Annotated[str, typer.Argument(help="CORPUS@v1 or @v1..v3.")],
+    ref: Annotated[str, typer.Argument(help="CORPUS@v1 or @v1..v3.", autocompletion=completion.snapshots)],
     column: Annotated[
         list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more. [default: all]")
     ] = None,
@@ -83,7 +84,10 @@ def build(
 
 @app.command()
 def drop(
-    ref: Annotated[str | None, typer.Argument(help="CORPUS@v1 or @v1..v3. [default: everything]")] = None,
+    ref: Annotated[
+        str | None,
+        typer.Argument(help="CORPUS@v1 or @v1..v3. [default: everything]", autocompletion=completion.snapshots),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
 
@@ -90,7 +90,7 @@ class Captured:
 
 
 def capture(
-    name: str,
+    name: CorpusArgument,
     source: Annotated[
         list[str],
         typer.Argument(metavar="FILE|-…", help="Paths, URLs or globs, gz and zst too; or - for standard input."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, render, when
 from treering.errors import NotFoundError, StoreError, UsageError
 
@@ -80,7 +80,7 @@ class EvolvedView:
 
 
 def create(
-    name: str,
+    name: Annotated[str, typer.Argument(help="What to call it: a-z, then a-z 0-9 _ -.")],
     schema: Annotated[
         str,
         typer.Option("--schema", metavar="S", help="chat, labelled, preference, tokens, or MODULE:NAME of your own."),
@@ -105,7 +105,7 @@ def create(
 
 
 def schema(
-    name: str,
+    name: CorpusArgument,
     evolve: Annotated[
         str | None,
         typer.Option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, plain, render, tied, waiting, when
 from treering.errors import CheckFailedError
@@ -25,7 +26,12 @@ _MEASURES = {"js_distance": "JS", "psi": "PSI", "auc": "AUC"}
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="REF", help="What it was: CORPUS@v1, @v1..v3, @live, CORPUS/NAME.")],
+    before: Annotated[
+        str,
+        typer.Argument(
+            metavar="REF", help="What it was: CORPUS@v1, @v1..v3, @live, CORPUS/NAME.", autocompletion=completion.refs
+        ),
+    ],
     after: Annotated[
         str | None,
         typer.Argument(
@@ -33,6 +39,7 @@ def diff(
             help="What it is. With one REF alone: live (or a corpus) against the newest snapshot, a snapshot against the "
             "one before it.",
             show_default=False,
+            autocompletion=completion.refs,
         ),
     ] = None,
     records: Annotated[bool, typer.Option("--records", help="Also show records like nothing before.")] = False,

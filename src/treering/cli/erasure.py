@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, number, render, say, short, waiting, when
 from treering.errors import NotFoundError, StoreError, UsageError
 
@@ -40,7 +40,7 @@ class ErasedView:
 
 
 def erase(
-    name: str,
+    name: CorpusArgument,
     subject: Annotated[
         list[str] | None,
         typer.Option("--subject", metavar="S", help="Whom the records are about; repeat for more."),

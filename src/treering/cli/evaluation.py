@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, render, waiting
 from treering.errors import CheckFailedError, UsageError
@@ -31,13 +32,19 @@ class By(StrEnum):
 
 
 def evaluate(
-    adapter: Annotated[str, typer.Argument(help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(
+            help="CORPUS:candidate, CORPUS:production or CORPUS:NUMBER.", autocompletion=completion.adapters
+        ),
+    ],
     on: Annotated[
         list[str] | None,
         typer.Option(
             "--on",
             metavar="REF[,REF …]",
             help="Look at these refs' held-out records, a slice per snapshot, and exit with 3 when one has dropped.",
+            autocompletion=completion.refs,
         ),
     ] = None,
     tolerance: Annotated[

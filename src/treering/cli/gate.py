@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, render, waiting
 from treering.errors import CheckFailedError
@@ -20,7 +21,9 @@ __all__ = ["gate"]
 
 
 def gate(
-    adapter: Annotated[str, typer.Argument(help="CORPUS:candidate or CORPUS:NUMBER.")],
+    adapter: Annotated[
+        str, typer.Argument(help="CORPUS:candidate or CORPUS:NUMBER.", autocompletion=completion.adapters)
+    ],
     policy: Annotated[str | None, typer.Option(metavar="FILE", help="TOML: minimum scores and tolerance.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
     store: StoreOption = None,

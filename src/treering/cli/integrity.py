@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, plain, render, short, stages, waiting
 from treering.errors import CheckFailedError
@@ -30,7 +31,10 @@ class Verified:
 
 def verify(
     ref: Annotated[
-        str | None, typer.Argument(help="CORPUS@v1, @v1..v3 or @live, or a CORPUS. [default: all there is]")
+        str | None,
+        typer.Argument(
+            help="CORPUS@v1, @v1..v3 or @live, or a CORPUS. [default: all there is]", autocompletion=completion.refs
+        ),
     ] = None,
     store: StoreOption = None,
     json: JsonOption = False,

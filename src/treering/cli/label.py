@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli import completion
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import facts, render, say, waiting
 from treering.errors import UsageError
 
@@ -30,9 +31,12 @@ class Labelled:
 
 
 def label(
-    name: Annotated[str, typer.Argument(help="A corpus.")],
+    name: CorpusArgument,
     n: Annotated[int, typer.Option("-n", min=1, help="Records of the sample.")] = 50,
-    on: Annotated[str | None, typer.Option("--on", metavar="REF", help="Sample this ref [default: live].")] = None,
+    on: Annotated[
+        str | None,
+        typer.Option("--on", metavar="REF", help="Sample this ref [default: live].", autocompletion=completion.refs),
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Who says so.")] = None,
     store: StoreOption = None,
     json: JsonOption = False,

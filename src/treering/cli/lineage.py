@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, number, plain, render, short, waiting, when
 
@@ -21,7 +22,9 @@ def lineage(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RECORD|REF|RUN|ADAPTER", help="A record's id, CORPUS@v1, a lock (file, digest), CORPUS:1."
+            metavar="RECORD|REF|RUN|ADAPTER",
+            help="A record's id, CORPUS@v1, a lock (file, digest), CORPUS:1.",
+            autocompletion=completion.named,
         ),
     ],
     record: Annotated[bool, typer.Option("--record", help="It is the id of a record, whatever it looks like.")] = False,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, render, say, waiting
 from treering.errors import StoreError, UsageError
@@ -30,7 +31,11 @@ class ShareBy(StrEnum):
 
 RefsArgument = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF=W …", help="Sources and their weights: support@v1=0.3 support@live=0.7."),
+    typer.Argument(
+        metavar="REF=W …",
+        help="Sources and their weights: support@v1=0.3 support@live=0.7.",
+        autocompletion=completion.refs,
+    ),
 ]
 
 

@@ -12,16 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.errors import UsageError
 
 if TYPE_CHECKING:
     from treering import Store
 
-__all__ = ["CONFIG_FILE", "DEFAULT_STORE", "JsonOption", "StoreOption", "locate", "open_at", "open_store"]
+__all__ = [
+    "CONFIG_FILE",
+    "DEFAULT_STORE",
+    "CorpusArgument",
+    "JsonOption",
+    "StoreOption",
+    "locate",
+    "open_at",
+    "open_store",
+    "options_for",
+]
 
 CONFIG_FILE = "treering.toml"
 DEFAULT_STORE = ".treering"
 
+CorpusArgument = Annotated[str, typer.Argument(metavar="CORPUS", help="A corpus.", autocompletion=completion.corpora)]
 StoreOption = Annotated[
     str | None,
     typer.Option(
@@ -58,9 +70,15 @@ def open_store(given: str | None, *, create: bool = False) -> Store:
 def open_at(where: str, *, create: bool = False) -> Store:
     """The store at `where`; one on an object store gets the `[storage_options]` of ./treering.toml."""
     import treering
+
+    return treering.open(where, create=create, storage_options=options_for(where))
+
+
+def options_for(where: str) -> dict[str, str | int | bool] | None:
+    """The `[storage_options]` of ./treering.toml for a store on an object store, None for a directory."""
     from treering.store.location import is_remote
 
-    return treering.open(where, create=create, storage_options=_storage_options() if is_remote(where) else None)
+    return _storage_options() if is_remote(where) else None
 
 
 def _storage_options() -> dict[str, str | int | bool]:

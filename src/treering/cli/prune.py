@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, number, render, say, size, waiting, when
 from treering.errors import UsageError
 
@@ -23,7 +23,7 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 
 
 def prune(
-    name: str,
+    name: CorpusArgument,
     keep: Annotated[int | None, typer.Option("--keep", metavar="N", help="All but the newest N.")] = None,
     older_than: Annotated[
         str | None, typer.Option("--older-than", metavar="AGE", help="Those older than that: 90d, 12w, 36h.")

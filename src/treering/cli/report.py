@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import render, say, waiting
 from treering.errors import UsageError
@@ -14,9 +15,16 @@ __all__ = ["report"]
 
 
 def report(
-    corpus: Annotated[str | None, typer.Argument(help="A corpus [default: the only one].")] = None,
+    corpus: Annotated[
+        str | None, typer.Argument(help="A corpus [default: the only one].", autocompletion=completion.corpora)
+    ] = None,
     adapter: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="Report on this one [default: production, else the newest].")
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Report on this one [default: production, else the newest].",
+            autocompletion=completion.adapters,
+        ),
     ] = None,
     output: Annotated[
         str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, number, render, short, waiting
 from treering.errors import NotFoundError, UsageError
@@ -31,7 +32,12 @@ class SelectionView:
 
 
 def select(
-    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or CORPUS/NAME of another selection.")],
+    ref: Annotated[
+        str,
+        typer.Argument(
+            help="CORPUS@v1, @v1..v3, @live, @new, or CORPUS/NAME of another selection.", autocompletion=completion.refs
+        ),
+    ],
     rows: Annotated[int | None, typer.Option(min=1, help="Budget in rows.")] = None,
     mb: Annotated[float | None, typer.Option(help="Budget in 10⁶ bytes, as Arrow holds them.")] = None,
     tokens: Annotated[

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli import completion
+from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import counted, facts, number, plain, render, say, waiting, when
 from treering.errors import UsageError
 
@@ -61,8 +62,18 @@ class Log:
 
 
 def snapshot(
-    live: Annotated[str, typer.Argument(metavar="live", help="What is sealed; the word `live`.")],
-    to: Annotated[str, typer.Option("--to", metavar="NAME[@vN]", help="The corpus, or the snapshot it must become.")],
+    live: Annotated[
+        str, typer.Argument(metavar="live", help="What is sealed; the word `live`.", autocompletion=completion.live)
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="NAME[@vN]",
+            help="The corpus, or the snapshot it must become.",
+            autocompletion=completion.targets,
+        ),
+    ],
     message: Annotated[str, typer.Option("-m", "--message", metavar="TEXT", help="Kept with the snapshot.")] = "",
     store: StoreOption = None,
     json: JsonOption = False,
@@ -112,7 +123,7 @@ def _sealed(sealed: Snapshot) -> SealedView:
     )
 
 
-def log(name: str, store: StoreOption = None, json: JsonOption = False) -> None:
+def log(name: CorpusArgument, store: StoreOption = None, json: JsonOption = False) -> None:
     """Draw the line of snapshots, live on top.
 
     API: Corpus.snapshots.

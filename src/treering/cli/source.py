@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, facts, number, plain, render, say, short, tied, waiting, when
 from treering.errors import UsageError
@@ -90,7 +91,8 @@ def show(
     ref: Annotated[
         str,
         typer.Argument(
-            help="CORPUS@v1, @v1..v3, @live, @new, a selection CORPUS/NAME, or an adapter: CORPUS:1, CORPUS:production."
+            help="CORPUS@v1, @v1..v3, @live, @new, a selection CORPUS/NAME, or an adapter: CORPUS:1, CORPUS:production.",
+            autocompletion=completion.named,
         ),
     ],
     align: Annotated[
@@ -118,7 +120,12 @@ def show(
 
 
 def head(
-    ref: Annotated[str, typer.Argument(help="CORPUS@v1, @v1..v3, @live, @new, or a selection CORPUS/NAME.")],
+    ref: Annotated[
+        str,
+        typer.Argument(
+            help="CORPUS@v1, @v1..v3, @live, @new, or a selection CORPUS/NAME.", autocompletion=completion.refs
+        ),
+    ],
     rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many records.")] = 5,
     column: Annotated[
         list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more.")

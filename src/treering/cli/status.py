@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.diff import drift_table
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import columns, counted, facts, number, render, tied, waiting, when
@@ -39,7 +40,9 @@ class CorpusStatus:
 
 
 def status(
-    name: Annotated[str | None, typer.Argument(help="A corpus [default: all of them, briefly].")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A corpus [default: all of them, briefly].", autocompletion=completion.corpora)
+    ] = None,
     policy: Annotated[
         str | None, typer.Option(metavar="FILE", help="TOML: min_new, max_age_days, on_drift, on_unseen, fewest.")
     ] = None,

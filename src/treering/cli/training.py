@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.adapters import AdapterView, adapter_facts
 from treering.cli.mix import RefsArgument, build, save_lock
 from treering.cli.options import JsonOption, StoreOption, open_store
@@ -33,7 +34,12 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the mix and of the training [default: 0].")] = None,
     parent: Annotated[
-        str | None, typer.Option(metavar="ADAPTER", help="Start from this adapter; `none` starts from scratch.")
+        str | None,
+        typer.Option(
+            metavar="ADAPTER",
+            help="Start from this adapter; `none` starts from scratch.",
+            autocompletion=completion.adapters,
+        ),
     ] = None,
     only_gate: Annotated[
         str | None,

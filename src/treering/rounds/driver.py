@@ -245,7 +245,8 @@ def _plan(
         return None, found, ["there are no new training records"]
     if not found.due and not now:
         few = found.new.training_rows
-        return None, found, [f"{few:,} new training records, and no reason to hurry: treering status {settings.corpus}"]
+        calm = f"{few:,} new training records, and no reason to hurry: treering status {settings.corpus}"
+        return None, found, found.reasons or [calm]  # that there are fewer than the fewest, for one
     share, why = settings.replay.base, "the first round"
     if last is not None:
         share, why = next_share(settings.replay, settings.gate.regression_tolerance, last.verdict, last.fresh)

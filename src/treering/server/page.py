@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 
+from treering.evaluation.heatmap import legend, table
 from treering.evaluation.matrix import ScoreMatrix
 from treering.registry import Registry
 from treering.registry.scores import StoredScore, every_score
-from treering.report.heatmap import legend, table
 from treering.report.page import panel, style
 from treering.server.requests import ERRORS, Allowed, service_of
 from treering.server.writers import SECONDS_KEPT, Tally

@@ -329,6 +329,6 @@ def check_record(corpus: BaseCorpus, record: SnapshotRecord) -> None:
                 f"{record.ref}: the tag names {describe(tagged)}, the record says "
                 f"{describe((record.branch, record.version))}",
                 code="tag-moved",
-                hint="somebody moved the tag; the record is what counts",
+                hint="somebody moved the tag; the record is what counts: treering doctor --repair",
             )
     corpus.table.check_present(sealed_in(corpus, record).dataset)

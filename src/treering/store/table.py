@@ -841,7 +841,7 @@ class LanceTable:
             raise StoreError(
                 f"tag {name} of {self.name} names {describe(found)}, its record says {describe(wanted)}",
                 code="tag-moved",
-                hint="somebody moved the tag; the record is what counts",
+                hint="somebody moved the tag; the record is what counts: treering doctor --repair",
             )
         if self._root is not None:
             tags = self._root / "_refs" / "tags"

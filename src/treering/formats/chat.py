@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "weight"})
+_PLAIN = frozenset({"role", "content"})
 _CALL_FIELDS = frozenset({"id", "type", "function"})
 _FUNCTION_FIELDS = frozenset({"name", "arguments"})
 
@@ -127,6 +128,9 @@ def taken_all(messages: Any) -> tuple[Any, dict[str, Any]]:
     made: list[Any] = []
     kept: dict[str, Any] = {}
     for position, one in enumerate(messages):
+        if type(one) is dict and one.keys() == _PLAIN and type(one["content"]) is str and one["role"] != "function":
+            made.append(one)  # most are so: no need to look closer
+            continue
         ours, beyond = taken(one)
         made.append(ours)
         if beyond:

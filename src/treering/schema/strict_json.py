@@ -6,7 +6,6 @@ Python's own parser takes NaN, lets the last of two equal keys win, turns 1e999 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import jiter
@@ -16,9 +15,12 @@ __all__ = ["MOST_BYTES", "parse_json"]
 #: Bytes of one JSON text. A record larger than this isn't one, and reading it would take a multiple in memory.
 MOST_BYTES = 64 << 20
 
-#: Where a number may lie beyond a double's range: only then is the text looked through once more.
-#: It begins with a digit, so that the search goes from digit to digit: beginning with [eE] it takes three times the parse.
-_HUGE = re.compile(rb"[0-9](?:\.?[eE]\+?0*[0-9]{3}|[0-9]{299})")
+#: Every digit as 0, every E as e: then three searches for fixed bytes tell whether a number may lie beyond a double's range, in
+#: half the time of one for a pattern. Only where it may, the text is looked through once more.
+_SHAPE = bytes(
+    ord("0") if chr(byte).isdigit() and byte < 128 else ord("e") if byte == ord("E") else byte for byte in range(256)
+)
+_HUGE = (b"0e000", b"0e+000", b"0" * 300)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -31,7 +33,8 @@ def parse_json(text: str | bytes) -> Any:
     if len(data) > MOST_BYTES:
         raise ValueError(f"{len(data):,} bytes are more than the {MOST_BYTES:,} that one record may have")
     value = jiter.from_json(data, allow_inf_nan=False, catch_duplicate_keys=True)
-    if _HUGE.search(data):
+    shape = data.translate(_SHAPE)
+    if _HUGE[0] in shape or _HUGE[1] in shape or _HUGE[2] in shape:
         json.loads(data, parse_float=_finite)
     return value
 

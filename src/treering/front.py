@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from treering.capture import Quarantined, Recorder
     from treering.capture.backfill import BackfillSummary
     from treering.capture.importer import ImportSummary
+    from treering.capture.retrying import Retried
     from treering.mixing import Mix, MixLock, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.mixing.export import ExportSummary
@@ -69,6 +70,17 @@ class Corpus(BaseCorpus):
 
         flush_spools(self)
         return list_quarantine(self)
+
+    def retry_quarantine(self) -> Retried:
+        """Capture once more what waits in quarantine, say after `evolve`; what still doesn't fit stays there.
+
+        What fits leaves quarantine once it is stored. A record without an id gets one from what it says, so that a retry that
+        is cut short, or two at once, store nothing twice; without a time it has the one it was refused at. Lines that didn't
+        parse, and records whose id is taken by other content, wait on. Raises StoreError, ConflictError.
+        """
+        from treering.capture.retrying import retry
+
+        return retry(self)
 
     def evolve(
         self,

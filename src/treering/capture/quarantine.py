@@ -18,7 +18,7 @@ from treering.errors import AlreadyExistsError, Problem
 from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
 
-__all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "plain", "put_aside"]
+__all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "plain", "put_aside", "replace"]
 
 
 class Quarantined(BaseModel):
@@ -83,6 +83,16 @@ def put_aside(corpus: BaseCorpus, data: bytes) -> None:
         corpus.store.objects.create(f"quarantine/{corpus.record.table}/{name}.json", data)
     except AlreadyExistsError:
         return
+
+
+def replace(corpus: BaseCorpus, path: str, kept: Sequence[Quarantined]) -> None:
+    """Put what is kept of an object's entries in its place. An object never changes: another comes, then this one goes."""
+    if kept:
+        put_aside(corpus, encode(kept))
+    objects = corpus.store.objects
+    objects.delete(path)
+    objects.make_durable(path)  # of a directory: that the name is gone
+    corpus.store.forget_document(path)
 
 
 def list_quarantine(corpus: BaseCorpus) -> list[Quarantined]:

@@ -328,6 +328,10 @@ class Recorder:
             part = table.slice(start, 16 * _CHUNK)
             yield partial(_raw_row, part), record_type.validate_arrow(part)
 
+    def fitting(self, records: Sequence[Any]) -> list[int]:
+        """Positions of the records that would be accepted now; nothing is captured or put aside."""
+        return list(self._record_type.validate(records).accepted) if records else []
+
     def refuse(self, record: Any, problems: Sequence[Problem], source: str | None = None) -> bool:
         """Put aside, durably, what an importer couldn't even read as a record; False when it names what was erased."""
         return bool(self.refuse_all([(record, tuple(problems), source)]))

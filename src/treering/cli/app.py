@@ -37,6 +37,7 @@ from treering.cli import (
     lineage,
     mix,
     prune,
+    quarantine,
     report,
     rounds,
     selection,
@@ -181,3 +182,4 @@ for name, command in (
 app.add_typer(adapters.app)
 app.add_typer(cache.app)
 app.add_typer(keys.app)
+app.add_typer(quarantine.app)

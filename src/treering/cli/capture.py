@@ -270,7 +270,7 @@ def _view(result: Captured) -> RenderableType:
     return Group(columns(heads, rows, right=("read", "records", "refused")), "", table)
 
 
-_HINT = "the rest was stored; refused records wait in quarantine: treering.open(…).corpus({name!r}).quarantine()"
+_HINT = "the rest was stored; refused records wait in quarantine: treering quarantine list {name}"
 
 
 def _line(found: tuple[int, tuple[Problem, ...]]) -> int:

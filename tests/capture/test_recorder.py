@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from pydantic import Field
 import treering
 from treering.capture import Recorder, spool
 from treering.capture import recorder as recorder_module
-from treering.schema import Labelled
+from treering.errors import InvalidRecordError
+from treering.schema import Labelled, Record
 from treering.store.corpus import BaseCorpus
 from treering.store.table import LanceTable
 
@@ -592,3 +594,21 @@ def test_a_schema_given_at_opening_is_checked_however_records_come(
             assert live.extend([{"text": "abcd", "label": "l"}]).acknowledged == 0
             assert live.extend(pa.table({"text": ["abcd"], "label": ["l"]})).acknowledged == 0
     assert isinstance(corpus, BaseCorpus)
+
+
+class Visit(Record):
+    text: str
+    seen: datetime
+
+
+@pytest.mark.parametrize("text", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+10:00"])
+@pytest.mark.parametrize(("schema", "field"), [("labelled", "ts"), (Visit, "seen")])
+def test_a_time_that_no_utc_clock_shows_is_refused(store: treering.Store, schema: Any, field: str, text: str) -> None:
+    # It would be stored, and nothing could ever read it: neither head nor a loader.
+    corpus = store.create("visits", schema=schema)
+    record = {"text": "t", field: datetime.fromisoformat(text), **({"label": "l"} if schema == "labelled" else {})}
+    with corpus.capture() as live:
+        with pytest.raises(InvalidRecordError, match="years 1 to 9999 in UTC"):
+            live.add(record)
+        assert [position for position, _ in live.extend([record]).refused] == [0]
+    assert store.live("visits").to_table().to_pylist() == []

@@ -6,7 +6,7 @@ Knows how one value is checked. Does not know records (records.py), Arrow (arrow
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -74,6 +74,11 @@ def _parse_time(value: Any) -> Any:
             raise PydanticCustomError("datetime_parsing", "Input should be an ISO 8601 time with its offset") from exc
     if isinstance(value, datetime) and value.tzinfo is None:
         raise PydanticCustomError("timezone_aware", "Input should be a time with its UTC offset")
+    if isinstance(value, datetime):
+        try:
+            value.astimezone(UTC)  # as which it is stored: Python couldn't read it again
+        except OverflowError as exc:
+            raise PydanticCustomError("datetime_range", "Input should be a time of the years 1 to 9999 in UTC") from exc
     return value
 
 

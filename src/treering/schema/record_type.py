@@ -336,7 +336,16 @@ class RecordType:
 
     def _to_batch(self, values: list[dict[str, Any]]) -> pa.RecordBatch:
         columns = pa.array(values, self._struct).flatten()
+        for name in self._own_times:
+            years = pc.year(columns[self.schema.get_field_index(name)])
+            if pc.any(pc.or_(pc.less(years, 1), pc.greater(years, 9999))).as_py():
+                raise OverflowError(f"a time in {name} that isn't of the years 1 to 9999 in UTC")
         return pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
+
+    @cached_property
+    def _own_times(self) -> list[str]:
+        """Columns of times whose zone may take them out of the years that Python knows; `ts` is checked as it is read."""
+        return [f.name for f in self.schema if f.name != "ts" and pa.types.is_timestamp(f.type)]
 
     def check_columns(self, table: pa.Table) -> None:
         """Raise InvalidRecordError, with every problem, when the table's columns don't fit: nothing of it can be stored."""

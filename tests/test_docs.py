@@ -38,7 +38,6 @@ DOCUMENTS = [*GUIDES, *GENERATED, "CONTRIBUTING.md", "CHANGELOG.md"]
 NOT_RUN = {
     "README.md": {"sh": 2, "text": 2},
     "docs/concepts.md": {"text": 1},
-    "docs/export.md": {"toml": 1},
     "docs/operating.md": {"python": 1, "sh": 2, "text": 3},
     "docs/quickstart-agent-developer.md": {"sh": 1},
     "docs/quickstart-fine-tuner.md": {"sh": 1},

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -485,9 +486,11 @@ class _Iteration(Iterator[Any]):
         self._cut_short = not self._done
         self.close()
 
-    def __del__(self) -> None:
-        # Not `close`: a collection may run in the very thread that closing would wait for.
-        self._maker.let_go()
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Not `close`: a collection may run in the very thread that closing would wait for. As the interpreter ends, modules
+        # are emptied and their threads and processes over: nothing is left to be told, and what tells them may be gone.
+        if not _ending():
+            self._maker.let_go()
 
 
 class _Recipe:

@@ -150,6 +150,22 @@ def test_an_endless_loader_needs_max_steps(shared: Shared, tmp_path: Path) -> No
         a_trainer(shared, tmp_path, loader={"epochs": None})
 
 
+def test_a_position_loaded_into_the_loader_is_refused_not_dropped(shared: Shared, tmp_path: Path) -> None:
+    with shared.mix("chats").loader(batch_size=4, columns=["messages"]) as loader:
+        loader.load_state_dict({**loader.state_dict(), "batch": 3})
+        with pytest.raises(UsageError, match="go on at batch 3"):
+            TreeringSFTTrainer(shared.chat, SFTConfig(str(tmp_path), bf16=False, use_cpu=True), loader=loader)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "arguments"), [(TreeringSFTTrainer, "SFTConfig"), (TreeringDPOTrainer, "DPOConfig")]
+)
+def test_the_hint_names_the_arguments_of_the_trainer(shared: Shared, trainer: Any, arguments: str) -> None:
+    with shared.mix("chats").loader(batch_size=4) as loader, pytest.raises(UsageError) as refused:
+        trainer(shared.chat, loader=loader)
+    assert refused.value.hint == f'args={arguments}("out")'
+
+
 def test_a_batch_without_a_token_to_learn_says_so(shared: Shared, tmp_path: Path) -> None:
     trainer = a_trainer(shared, tmp_path, max_steps=1, assistant_only_loss=True, max_length=2)
     with pytest.raises(UsageError, match="within max_length"):

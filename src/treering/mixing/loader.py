@@ -187,8 +187,17 @@ class Loader:
     def endless(self) -> Loader:
         """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves.
 
-        It is the one that runs, in a trainer: asked for other weights, this loader passes the word on.
+        It is the one that runs, in a trainer: asked for other weights, this loader passes the word on. Raises UsageError
+        when a state was loaded into this one, because it would begin at batch 0 all the same.
         """
+        if self._resume:
+            raise UsageError(
+                f"a state was loaded into the loader, to go on at batch {self._resume}, and a trainer would begin at batch 0: "
+                "it keeps the loader's state in its own checkpoints",
+                code="position-given",
+                hint="leave out load_state_dict, and resume the trainer: train(resume_from_checkpoint=True), for Lightning "
+                "fit(…, ckpt_path=…)",
+            )
         lock = self._lock
         endless = Loader(
             lock if lock.once else lock.model_copy(update={"epochs": None}),

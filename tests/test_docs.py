@@ -38,14 +38,13 @@ DOCUMENTS = [*GUIDES, *GENERATED, "CONTRIBUTING.md", "CHANGELOG.md"]
 NOT_RUN = {
     "README.md": {"sh": 2, "text": 2},
     "docs/concepts.md": {"text": 1},
-    "docs/export.md": {"toml": 1},
     "docs/operating.md": {"python": 1, "sh": 2, "text": 3},
     "docs/quickstart-agent-developer.md": {"sh": 1},
     "docs/quickstart-fine-tuner.md": {"sh": 1},
     "docs/quickstart-platform-engineer.md": {"ini": 1},
     "docs/server.md": {"python": 1, "sh": 3},
     "docs/tour.md": {"sh": 1},
-    "docs/trainers.md": {"python": 6},
+    "docs/trainers.md": {"python": 8},  # tests of the plug-ins run them
 }
 #: What a page names and what stands in for it here: gigabytes, for one.
 STAND_INS = {"Qwen/Qwen2.5-0.5B-Instruct": "tiny-chat"}

@@ -10,12 +10,22 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+import treering
 from treering.errors import ConflictError, UsageError
 from treering.mixing import Loader, Mix, mix
 from treering.plugins.hf import TreeringMixin, TreeringTrainer
 from treering.testing import MemoryStore
+
+from .conftest import Shared
+from .running import shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -298,6 +308,34 @@ def test_with_an_eval_dataset_the_collator_is_for_that(tmp_path: Path) -> None:
     trainer.seen = []
     trainer.train()
     assert collated == [5, 5, 5, 5]  # after steps 5 and 10
+
+
+def test_the_page_evaluates_on_the_held_out_records(shared: Shared, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared.bert)
+
+    def tokenise(batch: dict[str, Any]) -> dict[str, Any]:
+        labels = torch.tensor([int(label == "refund") for label in batch["label"]])
+        return {**tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt"), "labels": labels}
+
+    names: dict[str, Any] = {
+        "store": treering.open(shared.store), "tokenise": tokenise, "out": str(tmp_path), "cpu": True,
+        "model": AutoModelForSequenceClassification.from_pretrained(shared.bert, num_labels=2),
+        "loader": shared.mix().loader(batch_size=8, columns=["text", "label"], transform=tokenise),
+        "TrainingArguments": TrainingArguments, "TreeringTrainer": TreeringTrainer,
+    }  # fmt: skip
+    exec(shown("test_hf.py"), names)
+    assert len(names["rows"]) == len(names["store"].load("support@v1").heldout().to_table()) > 0
+    assert [one["step"] for one in names["trainer"].state.log_history if "eval_loss" in one] == [2, 4]
+
+
+def test_a_loader_as_eval_dataset_says_what_to_evaluate_on(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    with a_mix().loader(batch_size=8) as loader, a_mix().loader(batch_size=8) as other:
+        trainer = TreeringTrainer(model=Tiny(), args=args, loader=loader, eval_dataset=other)
+        with pytest.raises(UsageError) as refused:
+            trainer.evaluate()
+    assert refused.value.code == "not-a-dataset"
+    assert "heldout()" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("batch", [3, 0])

@@ -22,6 +22,8 @@ def tokenise(batch):
 
 mix = store.mix("support@v1", "support@live", weights=[0.5, 0.5], seed=7)
 loader = mix.loader(batch_size=8, columns=["id", "text", "label"], transform=tokenise)
-args = TrainingArguments(out, num_train_epochs=2, gradient_accumulation_steps=2, save_steps=3, report_to=[])
-trainer = TreeringTrainer(model=model, args=args, loader=loader)
-trainer.train(resume_from_checkpoint=any(Path(out).glob("checkpoint-*")))
+cpu = not torch.accelerator.is_available()  # unsaid, each process of torchrun's would take itself for the only one
+args = TrainingArguments(
+    out, use_cpu=cpu, num_train_epochs=2, gradient_accumulation_steps=2, save_steps=3, report_to=[]
+)
+TreeringTrainer(model=model, args=args, loader=loader).train(resume_from_checkpoint=any(Path(out).glob("checkpoint-*")))

@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from collections import Counter
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -613,3 +614,20 @@ def test_a_source_smaller_than_a_block_costs_what_it_holds(sizes: dict[str, int]
     tracemalloc.stop()
     assert passes[0] == passes[1]
     assert peak < 32 << 20
+
+
+@pytest.mark.parametrize("options", ["", "adaptive=True, num_workers=1"])
+def test_a_script_that_ends_in_the_middle_of_a_run_says_nothing(options: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import treering\n"
+        "from treering.testing import MemoryStore\n"
+        "if __name__ == '__main__':\n"
+        "    store = MemoryStore()\n"
+        "    store.add('a@v1', [{'id': str(n)} for n in range(100)])\n"
+        f"    loader = treering.mix(store.load('a@v1')).loader(batch_size=8, {options})\n"
+        "    running = iter(loader)\n"
+        "    next(running)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -76,3 +76,10 @@ def epoch(mix: Any, batch_size: int) -> int:
     """Batches of an epoch."""
     with mix.loader(batch_size=batch_size, rank=0, world_size=1) as loader:
         return len(loader)
+
+
+def shown(test: str) -> str:
+    """The block of docs/trainers.md that says that the tests of this file run it."""
+    page = (ROOT / "docs" / "trainers.md").read_text("utf-8")
+    (block,) = re.findall(rf'^```python no-run="[^"]*{test} runs it"\n(.*?)^```$', page, re.DOTALL | re.MULTILINE)
+    return str(block)

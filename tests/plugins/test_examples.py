@@ -88,6 +88,25 @@ def test_two_ranks_of_lightning_get_what_the_bare_loader_gives_them(
         assert seen(tmp_path / "watch", rank) == expected
 
 
+@pytest.mark.parametrize(
+    ("script", "corpus", "model", "batch_size", "batches"),
+    [
+        ("train_hf", "support", "bert", 8, None),
+        pytest.param("train_trl", "chats", "chat", 4, 50, marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
+    ],
+)
+def test_two_ranks_of_a_trainer_on_a_machine_without_gpus(
+    shared: Shared, tmp_path: Path, script: str, corpus: str, model: str, batch_size: int, batches: int | None
+) -> None:
+    pytest.importorskip("trl" if script == "train_trl" else "transformers")
+    mix = shared.mix(corpus)
+    command = [*torchrun(), EXAMPLES / f"{script}.py", shared.store, getattr(shared, model), tmp_path / "out"]
+    run(command, tmp_path / "watch", kill=None)
+    for rank in range(2):
+        expected = bare(mix, batches or 2 * epoch(mix, batch_size), batch_size=batch_size, rank=rank, world_size=2)
+        assert seen(tmp_path / "watch", rank) == expected
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_worker_of_ray_that_dies_is_started_again_where_the_run_stood(shared: Shared, tmp_path: Path) -> None:

@@ -10,12 +10,22 @@ import torch
 
 pytest.importorskip("transformers")
 
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+import treering
 from treering.errors import ConflictError, UsageError
 from treering.mixing import Loader, Mix, mix
-from treering.plugins.hf import TreeringTrainer
+from treering.plugins.hf import TreeringMixin, TreeringTrainer
 from treering.testing import MemoryStore
+
+from .conftest import Shared
+from .running import shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -45,7 +55,8 @@ class Watching(TreeringTrainer):
     """Notes the ids of every batch that reaches the loss."""
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.seen.append(inputs.pop("id"))
+        if "id" in inputs:  # not in those of an eval_dataset
+            self.seen.append(inputs.pop("id"))
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
@@ -228,12 +239,126 @@ def test_what_would_train_on_other_rows_is_refused_before_it_begins(
     assert refused.value.hint
 
 
+def test_a_process_of_torchrun_on_a_machine_without_gpus_hears_of_use_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the Trainer takes itself for the only process; a rank that somebody gave is another matter."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for rank, told in (("1", True), (None, False)):
+        if rank is not None:
+            monkeypatch.setenv("RANK", rank)
+        else:
+            monkeypatch.delenv("RANK")
+        with pytest.raises(UsageError, match="rank 1 of 2") as refused:
+            a_trainer(tmp_path, loader={"rank": 1, "world_size": 2})
+        assert ("use_cpu=True" in str(refused.value.hint)) is told
+
+
 def test_a_trainer_has_arguments_and_one_source_of_rows(tmp_path: Path) -> None:
     loader = a_mix().loader(batch_size=8)
     with pytest.raises(UsageError, match="needs args"):
         TreeringTrainer(model=Tiny(), loader=loader)
     with pytest.raises(UsageError, match="train_dataset as well"):
         TreeringTrainer(model=Tiny(), args=TrainingArguments(str(tmp_path)), loader=loader, train_dataset=[1])
+    with pytest.raises(UsageError, match="train_dataset as well"):
+        TreeringTrainer(Tiny(), TrainingArguments(str(tmp_path)), None, [1, 2], loader=loader)
+    TreeringTrainer(Tiny(), TrainingArguments(str(tmp_path)), None, None, loader=loader)
+
+
+def test_arguments_by_position_that_a_trainer_only_passes_on_have_to_be_named(tmp_path: Path) -> None:
+    class Passing(Trainer):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+    class Mixed(TreeringMixin, Passing):
+        pass
+
+    loader, args = a_mix().loader(batch_size=8), TrainingArguments(str(tmp_path))
+    with pytest.raises(UsageError, match="by their position"):
+        Mixed(Tiny(), args, None, [1, 2], loader=loader)
+    with pytest.raises(UsageError, match="train_dataset as well"):
+        Mixed(model=Tiny(), args=args, train_dataset=[1, 2], loader=loader)
+    Mixed(model=Tiny(), args=args, loader=loader)
+
+
+def test_a_collator_that_would_never_be_called_is_refused(tmp_path: Path) -> None:
+    args, loader = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True), a_mix().loader(batch_size=8)
+    for position, named in (((list,), {}), ((), {"data_collator": list})):
+        with pytest.raises(UsageError, match="transform=") as refused:
+            TreeringTrainer(Tiny(), args, *position, loader=loader, **named)
+        assert refused.value.code == "data-collator"
+
+
+def test_with_an_eval_dataset_the_collator_is_for_that(tmp_path: Path) -> None:
+    rows = [{"x": float(n), "label": n % 2} for n in range(10)]
+    collated: list[int] = []
+
+    def collate(given: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        collated.append(len(given))
+        return {"x": torch.tensor([row["x"] for row in given]), "labels": torch.tensor([row["label"] for row in given])}
+
+    args = TrainingArguments(
+        str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, remove_unused_columns=False,
+        eval_strategy="steps", eval_steps=5, max_steps=10, per_device_eval_batch_size=5, save_strategy="no",
+    )  # fmt: skip
+    trainer = Watching(
+        model=Tiny(), args=args, data_collator=collate, eval_dataset=rows,
+        loader=a_mix().loader(batch_size=8, transform=rename),
+    )  # fmt: skip
+    trainer.seen = []
+    trainer.train()
+    assert collated == [5, 5, 5, 5]  # after steps 5 and 10
+
+
+def test_the_page_evaluates_on_the_held_out_records(shared: Shared, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(shared.bert)
+
+    def tokenise(batch: dict[str, Any]) -> dict[str, Any]:
+        labels = torch.tensor([int(label == "refund") for label in batch["label"]])
+        return {**tokenizer(batch["text"], padding=True, truncation=True, return_tensors="pt"), "labels": labels}
+
+    names: dict[str, Any] = {
+        "store": treering.open(shared.store), "tokenise": tokenise, "out": str(tmp_path), "cpu": True,
+        "model": AutoModelForSequenceClassification.from_pretrained(shared.bert, num_labels=2),
+        "loader": shared.mix().loader(batch_size=8, columns=["text", "label"], transform=tokenise),
+        "TrainingArguments": TrainingArguments, "TreeringTrainer": TreeringTrainer,
+    }  # fmt: skip
+    exec(shown("test_hf.py"), names)
+    assert len(names["rows"]) == len(names["store"].load("support@v1").heldout().to_table()) > 0
+    assert [one["step"] for one in names["trainer"].state.log_history if "eval_loss" in one] == [2, 4]
+
+
+def test_a_loader_as_eval_dataset_says_what_to_evaluate_on(tmp_path: Path) -> None:
+    args = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True)
+    with a_mix().loader(batch_size=8) as loader, a_mix().loader(batch_size=8) as other:
+        trainer = TreeringTrainer(model=Tiny(), args=args, loader=loader, eval_dataset=other)
+        with pytest.raises(UsageError) as refused:
+            trainer.evaluate()
+    assert refused.value.code == "not-a-dataset"
+    assert "heldout()" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("batch", [3, 0])
+def test_a_position_loaded_into_the_loader_is_refused_not_dropped(tmp_path: Path, batch: int) -> None:
+    """The Trainer would begin at batch 0, and train again on what its user has had trained on."""
+    with a_mix().loader(batch_size=8, transform=rename) as stood:
+        state = {**stood.state_dict(), "batch": batch}
+    loader = a_mix().loader(batch_size=8, transform=rename)
+    loader.load_state_dict(state)
+    if batch:
+        with pytest.raises(UsageError, match="go on at batch 3") as refused:
+            a_trainer(tmp_path, loader=loader)
+        assert "resume_from_checkpoint" in str(refused.value.hint)
+    else:
+        assert a_trainer(tmp_path, loader=loader)
+
+
+def test_a_look_at_the_first_batch_is_no_position(tmp_path: Path) -> None:
+    loader = a_mix().loader(batch_size=8, transform=rename)
+    looked_at = next(iter(loader))
+    trainer = a_trainer(tmp_path, loader=loader, max_steps=1, save_strategy="no")
+    trainer.train()
+    assert trainer.seen[0] == looked_at["id"]
 
 
 def test_only_a_loader_is_a_loader(tmp_path: Path) -> None:

@@ -201,5 +201,8 @@ def test_the_module_makes_its_loader_itself() -> None:
         TreeringDataModule(loader)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="rank and world_size come from"):
         TreeringDataModule(mixed.loader, batch_size=8, rank=0, world_size=2)
+    with pytest.raises(UsageError, match="rank comes from") as refused:
+        TreeringDataModule(mixed.loader, batch_size=8, rank=0)
+    assert refused.value.hint == "leave it out"
     with pytest.raises(UsageError, match="isn't in use"):
         TreeringDataModule(mixed.loader, batch_size=8).train_dataloader()

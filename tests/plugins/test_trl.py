@@ -20,7 +20,7 @@ from treering.errors import UsageError
 from treering.plugins.trl import TreeringDPOTrainer, TreeringSFTTrainer, rows_of
 
 from .conftest import Shared
-from .running import bare, epoch
+from .running import bare, epoch, shown
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -148,6 +148,33 @@ def test_preferences_train_a_dpo_trainer(shared: Shared, tmp_path: Path) -> None
 def test_an_endless_loader_needs_max_steps(shared: Shared, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs max_steps"):
         a_trainer(shared, tmp_path, loader={"epochs": None})
+
+
+def test_a_position_loaded_into_the_loader_is_refused_not_dropped(shared: Shared, tmp_path: Path) -> None:
+    with shared.mix("chats").loader(batch_size=4, columns=["messages"]) as loader:
+        loader.load_state_dict({**loader.state_dict(), "batch": 3})
+        with pytest.raises(UsageError, match="go on at batch 3"):
+            TreeringSFTTrainer(shared.chat, SFTConfig(str(tmp_path), bf16=False, use_cpu=True), loader=loader)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "arguments"), [(TreeringSFTTrainer, "SFTConfig"), (TreeringDPOTrainer, "DPOConfig")]
+)
+def test_the_hint_names_the_arguments_of_the_trainer(shared: Shared, trainer: Any, arguments: str) -> None:
+    with shared.mix("chats").loader(batch_size=4) as loader, pytest.raises(UsageError) as refused:
+        trainer(shared.chat, loader=loader)
+    assert refused.value.hint == f'args={arguments}("out")'
+
+
+def test_the_page_evaluates_on_the_held_out_conversations(shared: Shared, tmp_path: Path) -> None:
+    with shared.mix("chats").loader(batch_size=4, columns=["messages", "tools"], epochs=None) as loader:
+        names: dict[str, Any] = {
+            "store": treering.open(shared.store), "out": str(tmp_path), "cpu": True, "base": shared.chat,
+            "loader": loader, "SFTConfig": SFTConfig, "TreeringSFTTrainer": TreeringSFTTrainer,
+        }  # fmt: skip
+        exec(shown("test_trl.py"), names)
+    assert len(names["held"]) == len(names["store"].load("chats@v1").heldout().to_table()) > 0
+    assert [one["step"] for one in names["trainer"].state.log_history if "eval_loss" in one] == [2, 4]
 
 
 def test_a_batch_without_a_token_to_learn_says_so(shared: Shared, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -186,8 +187,17 @@ class Loader:
     def endless(self) -> Loader:
         """The same loader without an end, at batch 0: batch t stays batch t, for those who count epochs themselves.
 
-        It is the one that runs, in a trainer: asked for other weights, this loader passes the word on.
+        It is the one that runs, in a trainer: asked for other weights, this loader passes the word on. Raises UsageError
+        when a state was loaded into this one, because it would begin at batch 0 all the same.
         """
+        if self._resume:
+            raise UsageError(
+                f"a state was loaded into the loader, to go on at batch {self._resume}, and a trainer would begin at batch 0: "
+                "it keeps the loader's state in its own checkpoints",
+                code="position-given",
+                hint="leave out load_state_dict, and resume the trainer: train(resume_from_checkpoint=True), for Lightning "
+                "fit(…, ckpt_path=…)",
+            )
         lock = self._lock
         endless = Loader(
             lock if lock.once else lock.model_copy(update={"epochs": None}),
@@ -226,7 +236,8 @@ class Loader:
             "a treering loader gives batches in their order, and is no dataset to pick rows from",
             code="not-a-dataset",
             hint="iterate it as it is, without a DataLoader around it; for trainers: treering.plugins.hf.TreeringTrainer"
-            "(loader=…), .trl.TreeringSFTTrainer(loader=…), .lightning.TreeringDataModule, .torchdata.TreeringDataLoader",
+            "(loader=…), .trl.TreeringSFTTrainer(loader=…), .lightning.TreeringDataModule, .torchdata.TreeringDataLoader; "
+            "an eval_dataset is made of store.load(ref).heldout().to_table()",
         )
 
     def __iter__(self) -> Iterator[Any]:
@@ -485,9 +496,11 @@ class _Iteration(Iterator[Any]):
         self._cut_short = not self._done
         self.close()
 
-    def __del__(self) -> None:
-        # Not `close`: a collection may run in the very thread that closing would wait for.
-        self._maker.let_go()
+    def __del__(self, _ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        # Not `close`: a collection may run in the very thread that closing would wait for. As the interpreter ends, modules
+        # are emptied and their threads and processes over: nothing is left to be told, and what tells them may be gone.
+        if not _ending():
+            self._maker.let_go()
 
 
 class _Recipe:

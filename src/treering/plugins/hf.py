@@ -15,10 +15,13 @@ Any other Trainer class takes the mixin: `class MyTrainer(TreeringMixin, SomeTra
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from treering.errors import ConflictError, UsageError
@@ -37,25 +40,35 @@ __all__ = ["TreeringCallback", "TreeringMixin", "TreeringTrainer"]
 class TreeringMixin:
     """Gives a Trainer class a `loader=`, which takes the place of `train_dataset`.
 
-    With `remove_unused_columns` (the Trainer's default) a batch is cut down to what the model's `forward` takes; switch
+    Batches are made by the loader's `transform=`; a `data_collator` is for `eval_dataset`, and refused without one. With `remove_unused_columns` (the Trainer's default) a batch is cut down to what the model's `forward` takes; switch
     it off to see `_ref`, `id` and the like in `compute_loss`.
     """
+
+    _arguments: ClassVar[str] = "TrainingArguments"  # what a hint calls the class of `args`
+    _collates: ClassVar[bool] = False  # whether batches of the loader go through `data_collator`
 
     def __init__(self, *args: Any, loader: Loader, **kwargs: Any) -> None:
         if not isinstance(loader, Loader):
             raise UsageError(f"loader is {loader!r}, not a treering loader", code="not-a-loader", hint="mix.loader(…)")
-        if kwargs.pop("train_dataset", None) is not None:
+        given = _by_name(super().__init__, args, kwargs)
+        if given.pop("train_dataset", None) is not None:
             raise UsageError(
                 "there is a loader, and a train_dataset as well", code="two-sources", hint="give one of them"
             )
-        arguments = next((one for one in (*args, kwargs.get("args")) if isinstance(one, TrainingArguments)), None)
-        if arguments is None:
-            raise UsageError("the Trainer needs args", code="no-arguments", hint='args=TrainingArguments("out")')
+        arguments = given.get("args")
+        if not isinstance(arguments, TrainingArguments):
+            raise UsageError("the Trainer needs args", code="no-arguments", hint=f'args={self._arguments}("out")')
+        if not self._collates and given.get("data_collator") is not None and given.get("eval_dataset") is None:
+            raise UsageError(
+                "the Trainer would never call this data_collator: a loader's batches are made already",
+                code="data-collator",
+                hint="make tensors in the loader's transform=; with eval_dataset=, a data_collator is for that",
+            )
         _check_arguments(arguments, loader)
         # or the Trainer's throughput would count another batch size
         arguments.per_device_train_batch_size = max(1, loader.local_batch_size // max(1, arguments.n_gpu))
         self._batches = _Batches(loader)
-        super().__init__(*args, **kwargs, **self._instead_of_a_dataset(arguments))
+        super().__init__(**given, **self._instead_of_a_dataset(arguments))
         self.add_callback(TreeringCallback())  # type: ignore[attr-defined]
 
     @property
@@ -234,16 +247,36 @@ def _the_same(batch: Any) -> Any:
     return batch
 
 
+def _by_name(init: Callable[..., None], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by the names that a Trainer class has for them; its own TypeError for those that it doesn't take.
+
+    Raises UsageError for arguments by position when the class only passes them on: which is the dataset isn't known.
+    """
+    signature = inspect.signature(init)
+    signature.bind_partial(*args, **kwargs)
+    if args and any(one.kind is one.VAR_POSITIONAL for one in signature.parameters.values()):
+        raise UsageError(
+            "which of the Trainer's arguments these are can't be told by their position",
+            code="unnamed-arguments",
+            hint="name them: model=…, args=…",
+        )
+    return {**dict(zip(signature.parameters, args, strict=False)), **kwargs}
+
+
 def _check_arguments(args: TrainingArguments, loader: Loader) -> None:
     """Raise UsageError for a loader of another rank than the Trainer's process, and for a run without an end."""
     there = (args.process_index, args.world_size)
     # with tensor or context parallelism several processes share the rows of one rank, which only the caller knows
     if getattr(args, "parallelism_config", None) is None and (loader.rank, loader.world_size) != there:
+        hint = "leave out rank= and world_size=, and start the script with torchrun or accelerate launch"
+        if there[1] == 1 and "RANK" in os.environ and not torch.cuda.is_available():
+            # without it accelerate looks for GPUs, finds none, and connects nothing
+            hint = "without GPUs the Trainer connects its processes only when args have use_cpu=True"
         raise UsageError(
             f"the loader is of rank {loader.rank} of {loader.world_size}, the Trainer's process of rank "
             f"{there[0]} of {there[1]}: rows would come twice, or never",
             code="other-rank",
-            hint="leave out rank= and world_size=, and start the script with torchrun or accelerate launch",
+            hint=hint,
         )
     if args.max_steps <= 0 and not loader.lock().once and loader.lock().epochs is None:
         raise UsageError("an endless loader (epochs=None) needs max_steps", code="no-max-steps", hint="max_steps=1000")

@@ -19,7 +19,7 @@ from typing import Any
 
 from treering.errors import ConflictError, UsageError
 from treering.mixing.loader import Loader
-from treering.plugins import missing
+from treering.plugins import missing, refuse_ranks
 
 try:
     import pytorch_lightning as pl  # the package `lightning` was quarantined on PyPI for malware; this one never was
@@ -44,8 +44,7 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
                 code="not-a-maker",
                 hint="TreeringDataModule(mix.loader, batch_size=…), without calling mix.loader",
             )
-        if given := {"rank", "world_size"} & set(options):
-            raise UsageError(f"{' and '.join(sorted(given))} come from Lightning's trainer", code="rank-given")
+        refuse_ranks(options, "Lightning's trainer")
         self._make: Callable[..., Loader] = partial(make, *args, **options)
         self._stream: _Stream | None = None
         self._of: Any = None  # whose the stream is

@@ -23,7 +23,7 @@ from typing import Any
 
 from treering.errors import ConflictError, UsageError
 from treering.mixing.loader import Loader
-from treering.plugins import missing
+from treering.plugins import missing, refuse_ranks
 
 try:
     import ray.train
@@ -42,8 +42,7 @@ def worker_loader(make: Callable[..., Loader], *args: Any, **options: Any) -> Lo
     `world_size`. Raises UsageError outside a worker, ConflictError for a checkpoint of another mix or not by `report`.
     """
     rank, world_size = _ranks()
-    if given := {"rank", "world_size"} & set(options):
-        raise UsageError(f"{' and '.join(sorted(given))} come from Ray", code="rank-given")
+    refuse_ranks(options, "Ray")
     loader = make(*args, **options, rank=rank, world_size=world_size)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:

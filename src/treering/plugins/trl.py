@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 from treering.errors import UsageError
 from treering.plugins import missing
@@ -43,6 +43,9 @@ class TRLMixin(TreeringMixin):
     given one that holds the rows of whichever batch comes next, and what it makes of that batch is collated and learnt.
     With packing, the rows of a batch are packed among themselves. A `data_collator` of your own sees all columns.
     """
+
+    _arguments: ClassVar[str] = "SFTConfig"
+    _collates: ClassVar[bool] = True
 
     def _instead_of_a_dataset(self, args: TrainingArguments) -> dict[str, Any]:
         self._rows = _Rows(rows_of(self._batches.first()))
@@ -80,6 +83,8 @@ class TreeringSFTTrainer(TRLMixin, SFTTrainer):  # type: ignore[misc]  # trl shi
 
 class TreeringDPOTrainer(TRLMixin, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` over a loader of `preference` records. `precompute_ref_log_probs` isn't possible."""
+
+    _arguments: ClassVar[str] = "DPOConfig"
 
 
 def rows_of(batch: Any) -> list[dict[str, Any]]:

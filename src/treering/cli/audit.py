@@ -10,7 +10,7 @@ import typer
 
 from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, indented, number, plain, render, say, waiting
+from treering.cli.output import columns, counted, indented, number, plain, render, say, waiting
 from treering.errors import CheckFailedError, StoreError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _shown(found: Audit) -> RenderableType:
     from rich.text import Text
 
     head = (
-        f"{found.ref}: {number(found.rows)} records, {number(found.training_rows)} training, "
+        f"{found.ref}: {counted(found.rows, 'record')}, {number(found.training_rows)} training, "
         f"{number(found.heldout_rows)} held-out"
     )
     parts: list[RenderableType] = [Text(plain(head)), Text()]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render, say, short, waiting, when
+from treering.cli.output import columns, counted, facts, number, render, say, short, waiting, when
 from treering.errors import NotFoundError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _seen(seen: list[SeenBy]) -> str | None:
 def _preview(preview: ErasePreview) -> RenderableType:
     return facts(
         [
-            ("would erase", f"{number(preview.total)} records of {preview.corpus}: {_places(preview.records)}"),
+            ("would erase", f"{counted(preview.total, 'record')} of {preview.corpus}: {_places(preview.records)}"),
             ("annotations", number(preview.annotations)),
             ("rewritten", ", ".join(preview.snapshots) or "no snapshot"),
             ("seen by", _seen(preview.seen_by)),
@@ -138,7 +138,7 @@ def _receipt(receipt: EraseReceipt) -> RenderableType:
     rewritten = [f"{one.name} {short(one.digest_before)} → {short(one.digest_after)}" for one in receipt.snapshots]
     return facts(
         [
-            ("erased", f"{number(receipt.total)} records of {receipt.corpus}: {_places(receipt.records)}"),
+            ("erased", f"{counted(receipt.total, 'record')} of {receipt.corpus}: {_places(receipt.records)}"),
             ("annotations", number(receipt.annotations)),
             ("quarantine", number(receipt.quarantined)),
             ("from spools", number(receipt.spooled)),

@@ -45,7 +45,10 @@ class TreeringDataModule(pl.LightningDataModule):  # type: ignore[misc]
                 hint="TreeringDataModule(mix.loader, batch_size=…), without calling mix.loader",
             )
         if given := {"rank", "world_size"} & set(options):
-            raise UsageError(f"{' and '.join(sorted(given))} come from Lightning's trainer", code="rank-given")
+            raise UsageError(
+                f"{' and '.join(sorted(given))} {'come' if len(given) > 1 else 'comes'} from Lightning's trainer",
+                code="rank-given",
+            )
         self._make: Callable[..., Loader] = partial(make, *args, **options)
         self._stream: _Stream | None = None
         self._of: Any = None  # whose the stream is

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from rich.cells import cell_len
 
 import treering
 from tests.rounds.looking import produce, tickets
+from treering.cli.app import app
 
 from .conftest import Run, jsonl
 
@@ -131,6 +135,20 @@ def test_no_color_and_pipes_get_plain_text(grown: Run, monkeypatch: pytest.Monke
 def test_a_line_leads_from_each_snapshot_to_the_one_before_it(grown: Run, wide: int) -> None:
     signs = [line[0] for line in grown("log", "support").out.splitlines()[1:] if line[0] in "○●◌│"]
     assert "".join(signs) == "○" + "│●" * 7 + "│◌"
+
+
+def groups() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The command itself, and its nouns, each with the commands below it."""
+    every = typer.main.get_command(app)
+    for one in (every, *every.commands.values()):  # type: ignore[attr-defined]
+        if hasattr(one, "commands"):
+            yield one, one.commands
+
+
+def test_the_help_says_what_each_command_is_for_in_a_line_that_is_whole() -> None:
+    for _, below in groups():
+        room = 80 - 2 - 6 - max(map(len, below))  # as the parser reckons
+        assert [name for name, one in below.items() if one.get_short_help_str(room).endswith("...")] == []
 
 
 def test_quarantine_is_called_the_same_in_every_form(grown: Run) -> None:

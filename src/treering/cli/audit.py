@@ -54,8 +54,9 @@ def audit(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Look for what will hurt a model trained on these records; no model is needed.
+    """Look for what will hurt a model trained on these records.
 
+    No model is needed.
     Small subtypes, templates, synthetic and own output, near-duplicates, thin held-out slices, and held-out records that
     leaked into training. Exits with 0 whatever it finds, or with --fail-on-finding with 3.
 

@@ -61,8 +61,9 @@ def erase(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Erase records by subject or id, everywhere in the store, for good. There is no way back.
+    """Erase records by subject or id, everywhere, for good.
 
+    From the whole store; there is no way back.
     Options are seen by others on the machine and kept in shells' histories: --ids-from - takes ids from stdin.
 
     API: Corpus.erase, Corpus.erase_preview, Corpus.erasures.

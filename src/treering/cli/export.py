@@ -82,8 +82,9 @@ def export(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write records to files of other programs: all that a ref names, or exactly the rows of a mix lock.
+    """Write records to files of other programs.
 
+    All that a ref names, or exactly the rows of a mix lock.
     What the format has no place for is said. With `-o -` the records go to stdout and the summary to stderr.
 
     API: Store.export.

@@ -202,8 +202,9 @@ def number(value: int | None) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 snapshot`, `12 snapshots`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1 snapshot`, `12 snapshots`, `3 batches`."""
+    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def size(count: int) -> str:

@@ -67,9 +67,9 @@ def select(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Choose training records under a budget; the choice is named, never changes, and is a ref: CORPUS/NAME.
+    """Choose training records under a budget.
 
-    Held-out and excluded records are never chosen.
+    The choice is named, never changes, and is a ref: CORPUS/NAME. Held-out and excluded records are never chosen.
 
     API: Source.select.
     """

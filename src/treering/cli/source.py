@@ -136,7 +136,9 @@ def head(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the first records of a ref, each with what was said of it later: the newest word per key.
+    """Print the first records of a ref.
+
+    Each with what was said of it later: the newest word per key.
 
     API: Source.scan, Source.annotations.
     """

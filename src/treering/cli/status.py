@@ -54,8 +54,9 @@ def status(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say where a corpus stands, what is new to production, and whether it is time for a round.
+    """Say where a corpus stands and whether a round is due.
 
+    What is new to production is compared with what it was trained on.
     Exits with 0 whatever it says, or with --fail-when-due with 3 when a round is due.
 
     API: treering.status; without a name Store.corpora.

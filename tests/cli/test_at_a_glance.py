@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,10 @@ from rich.cells import cell_len
 import treering
 from tests.rounds.looking import produce, tickets
 from treering.cli.app import app
+from treering.cli.completion import SCHEMAS
+from treering.formats.known import IMPORTERS
+from treering.formats.writers.base import EXPORTERS
+from treering.schema import BUILT_IN
 
 from .conftest import Run, jsonl
 
@@ -149,6 +153,21 @@ def test_the_help_says_what_each_command_is_for_in_a_line_that_is_whole() -> Non
     for _, below in groups():
         room = 80 - 2 - 6 - max(map(len, below))  # as the parser reckons
         assert [name for name, one in below.items() if one.get_short_help_str(room).endswith("...")] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "names"),
+    [
+        ("capture", "--format", IMPORTERS),
+        ("export", "--format", EXPORTERS),
+        ("create", "--schema", BUILT_IN),
+    ],
+)
+def test_the_help_names_every_format_and_record_type(verb: str, option: str, names: Mapping[str, Any]) -> None:
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    (told,) = (one.help for one in command.params if option in one.opts)
+    assert set(names) <= set(re.findall(r"[a-z-]+", told))
+    assert set(BUILT_IN) == set(SCHEMAS)
 
 
 def test_quarantine_is_called_the_same_in_every_form(grown: Run) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, counted, counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
@@ -100,7 +101,9 @@ def capture(
         typer.Option(
             "--format",
             metavar="F",
-            help="What the files hold: auto (by looking), records, openai, trl, parquet, or what else is installed.",
+            help="What the files hold: auto (by looking), records, openai, trl, parquet; claude-code, codex, hooks; otlp, "
+            "openinference, langfuse, langsmith, atif; or a format that a package adds.",
+            autocompletion=completion.importers,
         ),
     ] = "auto",
     follow: Annotated[

@@ -226,7 +226,8 @@ class Loader:
             "a treering loader gives batches in their order, and is no dataset to pick rows from",
             code="not-a-dataset",
             hint="iterate it as it is, without a DataLoader around it; for trainers: treering.plugins.hf.TreeringTrainer"
-            "(loader=…), .trl.TreeringSFTTrainer(loader=…), .lightning.TreeringDataModule, .torchdata.TreeringDataLoader",
+            "(loader=…), .trl.TreeringSFTTrainer(loader=…), .lightning.TreeringDataModule, .torchdata.TreeringDataLoader; as eval_dataset, rows of their own: "
+            "store.load(ref).heldout().to_table()",
         )
 
     def __iter__(self) -> Iterator[Any]:

@@ -41,6 +41,8 @@ class TreeringMixin:
     it off to see `_ref`, `id` and the like in `compute_loss`.
     """
 
+    arguments = "TrainingArguments"  # what the Trainer's args are called, for the hint where they are missing
+
     def __init__(self, *args: Any, loader: Loader, **kwargs: Any) -> None:
         if not isinstance(loader, Loader):
             raise UsageError(f"loader is {loader!r}, not a treering loader", code="not-a-loader", hint="mix.loader(…)")
@@ -50,7 +52,7 @@ class TreeringMixin:
             )
         arguments = next((one for one in (*args, kwargs.get("args")) if isinstance(one, TrainingArguments)), None)
         if arguments is None:
-            raise UsageError("the Trainer needs args", code="no-arguments", hint='args=TrainingArguments("out")')
+            raise UsageError("the Trainer needs args", code="no-arguments", hint=f'args={self.arguments}("out")')
         _check_arguments(arguments, loader)
         # or the Trainer's throughput would count another batch size
         arguments.per_device_train_batch_size = max(1, loader.local_batch_size // max(1, arguments.n_gpu))

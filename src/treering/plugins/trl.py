@@ -77,9 +77,13 @@ class TRLMixin(TreeringMixin):
 class TreeringSFTTrainer(TRLMixin, SFTTrainer):  # type: ignore[misc]  # trl ships no types we check against
     """`trl.SFTTrainer` over a treering loader: `TreeringSFTTrainer(model=…, args=SFTConfig(…), loader=mix.loader(…))`."""
 
+    arguments = "SFTConfig"
+
 
 class TreeringDPOTrainer(TRLMixin, DPOTrainer):  # type: ignore[misc]
     """`trl.DPOTrainer` over a loader of `preference` records. `precompute_ref_log_probs` isn't possible."""
+
+    arguments = "DPOConfig"
 
 
 def rows_of(batch: Any) -> list[dict[str, Any]]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from rich.cells import cell_len
 
 import treering
 from tests.rounds.looking import produce, tickets
+from treering.cli.app import app
+from treering.cli.completion import SCHEMAS
+from treering.formats.known import IMPORTERS
+from treering.formats.writers.base import EXPORTERS
+from treering.schema import BUILT_IN
 
-from .conftest import Run
+from .conftest import Run, jsonl
 
 LONG = "after the release of 3.2, when everybody asked about the new shipping fees and nobody about passwords " * 3
 
@@ -56,7 +64,7 @@ LOOKS = {
         r"^◌ v1 .*pruned",
     ],
     "status support": [r"^round due +yes$", r"^live +160 records", r"^unseen domains +an area of its own 160$"],
-    "status": [r"^support +labelled +160 "],
+    "status": [r"^corpus +type +live +sealed +newest +quarantined +production$", r"^support +labelled +160 "],
     "show support@v3": [r"^rows +60 \(\d+ held-out\)$", r"^digest +[0-9a-f]{64}$"],
     "show support@v2..v8": [r"^support@v8 +60 ", r"^rows +420 "],
     "show support:1": [r"^status +production$"],
@@ -81,11 +89,11 @@ def test_each_look_fits_the_terminal_and_says_the_point(grown: Run, wide: int, c
 def test_a_long_message_folds_beside_the_line_of_snapshots_and_not_across_it(grown: Run, wide: int) -> None:
     lines = grown("log", "support").out.splitlines()
     at = next(n for n, line in enumerate(lines) if line.startswith("● v3"))
-    folded = [line for line in lines[at + 1 :] if not line.startswith(("●", "◌"))]
+    folded = [line for line in lines[at + 1 :] if not line.startswith(("●", "◌", "│"))]
     assert folded
     assert all(line.startswith(" " * 20) for line in folded)
     assert LONG.strip() not in " ".join(lines)  # what is longer is for `show`
-    assert len(lines) < 8 + 3 + 6
+    assert len(lines) < 2 * 8 + 2 + 6
 
 
 def test_findings_stay_in_their_column_when_they_wrap(grown: Run, where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,3 +134,59 @@ def test_no_color_and_pipes_get_plain_text(grown: Run, monkeypatch: pytest.Monke
     assert "\x1b[" in grown("log", "support").out
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[3" not in grown("log", "support").out
+
+
+def test_a_line_leads_from_each_snapshot_to_the_one_before_it(grown: Run, wide: int) -> None:
+    signs = [line[0] for line in grown("log", "support").out.splitlines()[1:] if line[0] in "○●◌│"]
+    assert "".join(signs) == "○" + "│●" * 7 + "│◌"
+
+
+def groups() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The command itself, and its nouns, each with the commands below it."""
+    every = typer.main.get_command(app)
+    for one in (every, *every.commands.values()):  # type: ignore[attr-defined]
+        if hasattr(one, "commands"):
+            yield one, one.commands
+
+
+def test_the_help_says_what_each_command_is_for_in_a_line_that_is_whole() -> None:
+    for _, below in groups():
+        room = 80 - 2 - 6 - max(map(len, below))  # as the parser reckons
+        assert [name for name, one in below.items() if one.get_short_help_str(room).endswith("...")] == []
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "names"),
+    [
+        ("capture", "--format", IMPORTERS),
+        ("export", "--format", EXPORTERS),
+        ("create", "--schema", BUILT_IN),
+    ],
+)
+def test_the_help_names_every_format_and_record_type(verb: str, option: str, names: Mapping[str, Any]) -> None:
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    (told,) = (one.help for one in command.params if option in one.opts)
+    assert set(names) <= set(re.findall(r"[a-z-]+", told))
+    assert set(BUILT_IN) == set(SCHEMAS)
+
+
+def test_quarantine_is_called_the_same_in_every_form(grown: Run) -> None:
+    assert "quarantined" in grown("status").out
+    assert "quarantined" in grown("status", "support").out
+    assert "quarantined" in grown("status", "support", "--json").data
+
+
+def test_one_record_is_not_one_records(support: Run, where: Path) -> None:
+    support("capture", "support", jsonl(where / "one.jsonl", [{"id": "a", "text": "Hi", "label": "x"}]))
+    told = [support("status", "support").out, support("audit", "support@live").out]
+    support("snapshot", "live", "--to", "support")
+    told += [support("log", "support").out, support("status", "support").out]
+    assert [text for text in told if "1 record" not in text or "1 records" in text] == []
+
+
+@pytest.mark.parametrize("sign", ["\u202e", "\u2066", "\u2069", "\u202a", "\x1b", "\x9b"])
+def test_a_record_neither_steers_the_terminal_nor_turns_its_lines_around(support: Run, where: Path, sign: str) -> None:
+    support("capture", "support", jsonl(where / "one.jsonl", [{"id": "a", "text": f"a{sign}b", "label": "x"}]))
+    shown = support("head", "support@live").out
+    assert sign not in shown
+    assert "a\ufffdb" in shown

@@ -182,6 +182,25 @@ def test_mix_shows_the_shares_and_writes_the_lock(support: Run, where: Path) -> 
     assert done.lines == ["wrote the lock to mix.lock.json"]
 
 
+def test_mix_says_when_a_batch_holds_more_than_there_is_and_previews_no_further_than_the_epoch(
+    support: Run, where: Path
+) -> None:
+    support("capture", "support", jsonl(where / "a.jsonl", labelled(300)))
+    support("snapshot", "live", "--to", "support@v1")
+    support("capture", "support", jsonl(where / "b.jsonl", labelled(40, topic="late")))
+    asked = ("mix", "support@v1=0.3", "support@live=0.7", "--preview", "3")
+    wide = support(*asked, "--json").data
+    rows = wide["sources"][1]["train_rows"]
+    assert [one["most_in_a_batch"] for one in wide["sources"]] == [None, 180]
+    assert (wide["batches_per_epoch"], len(wide["preview"])) == (1, 1)
+    shown = " ".join(support(*asked).out.split())
+    assert f"a batch draws up to 180 rows of support@live, which has {rows}" in shown
+    assert "one epoch is 1 batch of 256" in shown
+    small = support(*asked, "--batch-size", "10")
+    assert "several times" not in small.out
+    assert len(support(*asked, "--batch-size", "10", "--json").data["preview"]) == 3
+
+
 def test_a_corpus_can_have_a_schema_of_its_own(support: Run, where: Path) -> None:
     (where / "ticket_records.py").write_text(
         "from pydantic import BaseModel\nclass Ticket(BaseModel):\n    title: str\n    minutes: int\n"

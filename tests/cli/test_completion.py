@@ -175,6 +175,10 @@ def test_fish_offers_what_fits(home: Path) -> None:
         (("snapshot", ""), {"live"}),
         (("snapshot", "live", "--to", "support"), {"support", "support@v4"}),
         (("select", "support/r"), {"support/replay"}),
+        (("capture", "--format", "lang"), {"langfuse", "langsmith"}),
+        (("capture", "--format", "a"), {"auto", "atif"}),
+        (("export", "--format", "t"), {"trl"}),
+        (("create", "--schema", ""), {"chat", "labelled", "preference", "tokens"}),
     ],
 )
 def test_what_is_offered(home: Path, words: tuple[str, ...], offered: set[str]) -> None:

@@ -45,7 +45,7 @@ def test_with_yes_it_erases_and_shows_the_receipt_which_is_listed_from_then_on(p
     assert listed == receipt
     assert "request 12" in people("erase", "support", "--list").out
     text = people("erase", "support", "--id", "y-0", "--yes").out
-    assert "1 records of support: 1 in v1" in text
+    assert "1 record of support: 1 in v1" in text
     assert "not covered" in text
 
 

@@ -631,3 +631,15 @@ def test_a_script_that_ends_in_the_middle_of_a_run_says_nothing(options: str, tm
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_batch_that_is_more_than_an_epoch_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    few = MemoryStore()
+    few.add("c@v1", records("few", 34, heldout_every=0))
+    with mix(few.load("c@v1"), weights=[1]).loader(batch_size=34):
+        assert caplog.messages == []
+    with mix(few.load("c@v1"), weights=[1]).loader(batch_size=35, epochs=None):
+        assert caplog.messages == []  # who trains without epochs means to repeat
+    with mix(few.load("c@v1"), weights=[1]).loader(batch_size=35):
+        (told,) = caplog.messages
+    assert told.startswith("a batch of 35 draws up to 35 rows of c@v1, which has 34: ")

@@ -364,3 +364,22 @@ def test_a_look_at_the_first_batch_is_no_position(tmp_path: Path) -> None:
 def test_only_a_loader_is_a_loader(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         TreeringTrainer(model=Tiny(), loader=[1])  # type: ignore[arg-type]
+
+
+def test_held_out_records_are_an_eval_dataset_and_a_loader_says_so(tmp_path: Path) -> None:
+    store = MemoryStore()
+    records = [
+        {"id": f"r{n}", "x": float(n), "label": n % 2, "split": "heldout" if n < 8 else "train"} for n in range(40)
+    ]
+    store.add("c@v1", records)
+    rows = [{"x": row["x"] / 60, "labels": row["label"]} for row in store.load("c@v1").heldout().to_table().to_pylist()]
+    args = TrainingArguments(str(tmp_path), report_to=[], disable_tqdm=True, use_cpu=True, max_steps=2)
+    with mix(store.load("c@v1"), weights=[1]).loader(batch_size=8, transform=rename) as loader:
+        trainer = TreeringTrainer(model=Tiny(), args=args, loader=loader, eval_dataset=rows)
+        assert len(rows) == 8
+        assert trainer.evaluate()["eval_loss"] > 0
+        trainer = TreeringTrainer(model=Tiny(), args=args, loader=loader, eval_dataset=loader)
+        with pytest.raises(UsageError) as caught:
+            trainer.evaluate()
+    assert caught.value.hint is not None
+    assert "heldout().to_table()" in caught.value.hint

@@ -209,3 +209,11 @@ def test_the_tools_and_calls_are_as_templates_take_them(shared: Shared) -> None:
     assert calling["tools"][0]["function"]["name"] == "get_weather"
     assert calling["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
     assert all(value is not None for message in calling["messages"] for value in message.values())
+
+
+@pytest.mark.parametrize(("trainer", "config"), [(TreeringSFTTrainer, "SFTConfig"), (TreeringDPOTrainer, "DPOConfig")])
+def test_missing_args_are_asked_for_by_trls_own_name(shared: Shared, trainer: Any, config: str) -> None:
+    loader = shared.mix("chats").loader(batch_size=2)
+    with loader, pytest.raises(UsageError) as caught:
+        trainer(model=None, loader=loader)
+    assert caught.value.hint == f'args={config}("out")'

@@ -94,7 +94,7 @@ class _Adapters(TyperGroup):
 
 
 app = typer.Typer(
-    name="adapters", cls=_Adapters, help="List the adapters of a corpus, add one that was trained elsewhere, or export one.",
+    name="adapters", cls=_Adapters, help="List the adapters of a corpus, add one, or export one.",
     rich_markup_mode=None, add_completion=False, no_args_is_help=False,
 )  # fmt: skip
 
@@ -112,7 +112,9 @@ def add(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Add a model that was trained elsewhere; it becomes a candidate without weights.
+    """Add a model that was trained elsewhere.
+
+    It becomes a candidate without weights.
 
     API: treering.rounds.add_external.
     """
@@ -134,9 +136,9 @@ def export(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a LoRA adapter in PEFT's layout, which PEFT loads and vLLM serves.
+    """Write a LoRA adapter in PEFT's layout.
 
-    A classifier's head lies beside it.
+    PEFT loads it and vLLM serves it. A classifier's head lies beside it.
 
     API: treering.rounds.export_adapter.
     """

@@ -53,8 +53,9 @@ def annotate(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say something about a record, or by --from about many, all of them or none.
+    """Say something about a record, or about many.
 
+    With --from FILE about all that it names, or none.
     The newest word counts. Snapshots stay as they are, and locks replay with what had been said by then.
 
     API: Corpus.annotate, Corpus.annotate_many.

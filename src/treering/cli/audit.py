@@ -10,7 +10,7 @@ import typer
 
 from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, indented, number, plain, render, say, waiting
+from treering.cli.output import columns, counted, indented, number, plain, render, say, waiting
 from treering.errors import CheckFailedError, StoreError
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ def audit(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Look for what will hurt a model trained on these records; no model is needed.
+    """Look for what will hurt a model trained on these records.
 
+    No model is needed.
     Small subtypes, templates, synthetic and own output, near-duplicates, thin held-out slices, and held-out records that
     leaked into training. Exits with 0 whatever it finds, or with --fail-on-finding with 3.
 
@@ -101,7 +102,7 @@ def _shown(found: Audit) -> RenderableType:
     from rich.text import Text
 
     head = (
-        f"{found.ref}: {number(found.rows)} records, {number(found.training_rows)} training, "
+        f"{found.ref}: {counted(found.rows, 'record')}, {number(found.training_rows)} training, "
         f"{number(found.heldout_rows)} held-out"
     )
     parts: list[RenderableType] = [Text(plain(head)), Text()]

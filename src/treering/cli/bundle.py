@@ -46,7 +46,9 @@ def pack(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a snapshot, with record, schema versions and certificate, to one file.
+    """Write a snapshot to one file.
+
+    With its record, schema versions and certificate.
 
     API: Store.pack.
     """
@@ -71,8 +73,9 @@ def unpack(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take the snapshot of a packed file in as the next one of a corpus: all of it or nothing.
+    """Take a packed file in as the next snapshot of a corpus.
 
+    All of it or nothing.
     Exits with 3 when the file isn't a sound bundle, with 5 when some of its records are there already.
 
     API: Store.unpack.

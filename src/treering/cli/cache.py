@@ -63,7 +63,9 @@ def build(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Cache the columns of a snapshot's training rows now, instead of in the first run that gains by it.
+    """Cache the columns of a snapshot's training rows now.
+
+    Instead of in the first run that gains by it.
 
     API: Store.cache.build.
     """

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
-from treering.cli.output import columns, counter, facts, number, render, say
+from treering.cli.output import columns, counted, counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def capture(
         typer.Option(
             "--format",
             metavar="F",
-            help="What the files hold: auto (by looking), records, openai, trl, parquet, or what else is installed.",
+            help="What the files hold: auto (by looking), records, openai, trl, parquet; claude-code, codex, hooks; otlp, "
+            "openinference, langfuse, langsmith, atif; or a format that a package adds.",
+            autocompletion=completion.importers,
         ),
     ] = "auto",
     follow: Annotated[
@@ -165,7 +168,7 @@ def capture(
         if one.started_over:
             say(f"{one.source} has changed since an earlier run was cut short: it was read from its beginning")
         if one.skipped:
-            say(f"{one.source}: {number(one.skipped)} lines skipped: an earlier run has stored them")
+            say(f"{one.source}: {counted(one.skipped, 'line')} skipped: an earlier run has stored them")
     if is_history and result.late:
         say(f"{number(result.late)} new records are of periods that are sealed already: they lie in {name}@live")
     if not result.read:
@@ -247,7 +250,7 @@ def _view(result: Captured) -> RenderableType:
     table = facts(
         [
             ("format", only.format if only is not None else None),
-            ("read", f"{number(result.read)} lines"),
+            ("read", counted(result.read, "line")),
             ("skipped", f"{number(result.skipped)} stored by an earlier run" if result.skipped else None),
             ("stored", number(result.stored)),
             ("duplicates", number(result.duplicates)),
@@ -257,7 +260,7 @@ def _view(result: Captured) -> RenderableType:
             ("redacted", ", ".join(f"{number(n)} {what}" for what, n in sorted(result.redacted.items())) or None),
             ("erased before", number(result.erased) if result.erased else None),
             ("id conflicts", number(result.conflicts)),
-            *((one.period, f"{one.ref}, {number(one.rows)} records") for one in result.snapshots),
+            *((one.period, f"{one.ref}, {counted(one.rows, 'record')}") for one in result.snapshots),
         ]
     )
     if len(result.files) < 2:
@@ -294,4 +297,6 @@ def _refusal(result: Captured) -> str:
         parts.append(f"and {more:,} more lines")
     if result.refused_before:
         parts.append(f"and {result.refused_before:,} by the run that was cut short")
-    return f"{total:,} of {result.read:,} records {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"
+    return (
+        f"{total:,} of {counted(result.read, 'record')} {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"
+    )

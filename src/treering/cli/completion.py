@@ -17,10 +17,26 @@ from typing import Any
 
 import typer
 
-__all__ = ["adapters", "completing", "corpora", "live", "named", "quietly", "refs", "snapshots", "targets"]
+__all__ = [
+    "SCHEMAS",
+    "adapters",
+    "completing",
+    "corpora",
+    "exporters",
+    "importers",
+    "live",
+    "named",
+    "quietly",
+    "refs",
+    "schemas",
+    "snapshots",
+    "targets",
+]
 
 VARIABLE = "_TREERING_COMPLETE"
 _PATIENCE_S = 0.8
+#: Record types that come with treering.
+SCHEMAS = ("chat", "labelled", "preference", "tokens")
 #: Where bash ends a word, besides blanks: `support@v1=0.3` is five words to it.
 _BREAKS = "@:="
 
@@ -33,6 +49,25 @@ def completing() -> bool:
 def live(context: typer.Context, incomplete: str) -> list[str]:
     """The word `live`."""
     return _fitting(incomplete, ["live"])
+
+
+def schemas(context: typer.Context, incomplete: str) -> list[str]:
+    """Record types that come with treering."""
+    return _fitting(incomplete, SCHEMAS)
+
+
+def importers(context: typer.Context, incomplete: str) -> list[str]:
+    """Formats that `capture` reads, those of other packages too."""
+    from treering.formats.known import importer_names
+
+    return _fitting(incomplete, ["auto", *importer_names()])
+
+
+def exporters(context: typer.Context, incomplete: str) -> list[str]:
+    """Formats that `export` writes, those of other packages too."""
+    from treering.formats.writers import exporter_names
+
+    return _fitting(incomplete, exporter_names())
 
 
 def corpora(context: typer.Context, incomplete: str) -> list[str]:

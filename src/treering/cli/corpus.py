@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
 from treering.cli.output import columns, render, when
 from treering.errors import NotFoundError, StoreError, UsageError
@@ -83,7 +84,12 @@ def create(
     name: Annotated[str, typer.Argument(help="What to call it: a-z, then a-z 0-9 _ -.")],
     schema: Annotated[
         str,
-        typer.Option("--schema", metavar="S", help="chat, labelled, preference, tokens, or MODULE:NAME of your own."),
+        typer.Option(
+            "--schema",
+            metavar="S",
+            help="chat, labelled, preference, tokens, or MODULE:NAME of your own.",
+            autocompletion=completion.schemas,
+        ),
     ],
     heldout: Annotated[float, typer.Option(help="Share of the groups that becomes held-out.")] = 0.1,
     group_by: Annotated[str, typer.Option(help="Records that share this field share a split.")] = "session_id",
@@ -109,7 +115,10 @@ def schema(
     evolve: Annotated[
         str | None,
         typer.Option(
-            "--evolve", metavar="S", help="Go on with these columns: a record type, or MODULE:NAME of your own."
+            "--evolve",
+            metavar="S",
+            help="Go on with these columns: a record type, or MODULE:NAME of your own.",
+            autocompletion=completion.schemas,
         ),
     ] = None,
     rename: Annotated[

@@ -51,7 +51,7 @@ def diff(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what two refs differ in, and whether it is still the same distribution.
+    """Say what two refs differ in, and whether they drifted apart.
 
     Scores: JS, the Jensen–Shannon distance of values; PSI, the population stability index of numbers and lengths; AUC, how
     well a word-counting classifier tells the texts apart. Exits with 0 whatever it finds, or with --fail-on-drift with 3.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render, say, short, waiting, when
+from treering.cli.output import columns, counted, facts, number, render, say, short, waiting, when
 from treering.errors import NotFoundError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -61,8 +61,9 @@ def erase(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Erase records by subject or id, everywhere in the store, for good. There is no way back.
+    """Erase records by subject or id, everywhere, for good.
 
+    From the whole store; there is no way back.
     Options are seen by others on the machine and kept in shells' histories: --ids-from - takes ids from stdin.
 
     API: Corpus.erase, Corpus.erase_preview, Corpus.erasures.
@@ -126,7 +127,7 @@ def _seen(seen: list[SeenBy]) -> str | None:
 def _preview(preview: ErasePreview) -> RenderableType:
     return facts(
         [
-            ("would erase", f"{number(preview.total)} records of {preview.corpus}: {_places(preview.records)}"),
+            ("would erase", f"{counted(preview.total, 'record')} of {preview.corpus}: {_places(preview.records)}"),
             ("annotations", number(preview.annotations)),
             ("rewritten", ", ".join(preview.snapshots) or "no snapshot"),
             ("seen by", _seen(preview.seen_by)),
@@ -138,7 +139,7 @@ def _receipt(receipt: EraseReceipt) -> RenderableType:
     rewritten = [f"{one.name} {short(one.digest_before)} → {short(one.digest_after)}" for one in receipt.snapshots]
     return facts(
         [
-            ("erased", f"{number(receipt.total)} records of {receipt.corpus}: {_places(receipt.records)}"),
+            ("erased", f"{counted(receipt.total, 'record')} of {receipt.corpus}: {_places(receipt.records)}"),
             ("annotations", number(receipt.annotations)),
             ("quarantine", number(receipt.quarantined)),
             ("from spools", number(receipt.spooled)),

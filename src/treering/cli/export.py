@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
 from treering.cli.output import facts, gauge, number, render, say, size
 from treering.errors import UsageError
@@ -49,7 +50,11 @@ def export(
     format_: Annotated[
         str,
         typer.Option(
-            "--format", "-f", metavar="F", help="records, openai, trl, parquet, hf, or one that a package adds."
+            "--format",
+            "-f",
+            metavar="F",
+            help="records, openai, trl, parquet, hf, or one that a package adds.",
+            autocompletion=completion.exporters,
         ),
     ] = "records",
     output: Annotated[
@@ -82,8 +87,9 @@ def export(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write records to files of other programs: all that a ref names, or exactly the rows of a mix lock.
+    """Write records to files of other programs.
 
+    All that a ref names, or exactly the rows of a mix lock.
     What the format has no place for is said. With `-o -` the records go to stdout and the summary to stderr.
 
     API: Store.export.

@@ -39,8 +39,9 @@ def verify(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare snapshots with all that is known of them: documents, tags, files, records.
+    """Compare snapshots with all that is known of them.
 
+    That is documents, tags, files and records.
     A finding names the file and, where data is damaged, the records. A snapshot that nobody has certified yet is
     certified. Exits with 3 when anything isn't as it was.
 
@@ -91,8 +92,9 @@ def doctor(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Look whether the store is fit to be relied on: documents, permissions, versions, spools, tags, space, rot.
+    """Look whether the store is fit to be relied on.
 
+    At documents, permissions, versions, spools, tags, space and rot.
     Exits with 3 when something is left that needs action.
 
     API: Store.doctor.

@@ -41,7 +41,7 @@ def label(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Go through a sample of records and say how many things each asks for at once.
+    """Say of a sample of records how many things each asks for.
 
     A line per answer, from the terminal or stdin: a number, `s` to skip, `q` to stop. Each answer is stored at once, as an
     annotation `intents`; run again, it goes on with the rest of the same sample. `eval --diagnose` compares what came since

@@ -11,7 +11,7 @@ import typer
 
 from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, render, say, waiting
+from treering.cli.output import columns, counted, number, render, say, waiting
 from treering.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class MixedSource:
     share: float
     units: int
     train_rows: int
+    most_in_a_batch: int | None  # draws of it, when they are more than its training rows; else null
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,16 @@ class MixView:
     batches_per_epoch: int
     digest: str
     lock: str | None
-    preview: list[list[int]]
+    preview: list[list[int]]  # no further than to the epoch's end
     once: dict[str, int] | None = None  # with --replay-ratio: the rows that the whole run draws of each ref
 
 
 def mix(
     refs: RefsArgument = None,
     lock: Annotated[str | None, typer.Option(metavar="FILE", help="Write the mix lock here.")] = None,
-    preview: Annotated[int, typer.Option(metavar="N", min=0, help="Show what the first N batches hold.")] = 0,
+    preview: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Show what the first N batches of the epoch hold.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 256,
     seed: Annotated[int, typer.Option(help="What the order is drawn from.")] = 0,
     replay_ratio: Annotated[
@@ -88,24 +91,28 @@ def mix(
     """
     if not refs:
         raise UsageError("a mix needs sources", code="no-sources", hint="treering mix support@v1=0.3 support@live=0.7")
+    import numpy as np
+
     with waiting("resolving the mix"):
         recipe = build(open_store(store), refs, seed=seed, replay_ratio=replay_ratio, share_by=share_by.value)
         locked = recipe.lock(batch_size)
     if lock is not None:
         save_lock(locked, lock)
+    plan = locked.plan()
+    crowded, length = plan.crowded(), plan.batches_in(1)
     view = MixView(
         sources=[
-            MixedSource(source.ref, weight, share, units, pinned.train_rows)
-            for source, weight, share, units, pinned in zip(
-                recipe.sources, recipe.weights, recipe.shares, recipe.units, locked.sources, strict=True
+            MixedSource(source.ref, weight, share, units, pinned.train_rows, crowded.get(number))
+            for number, (source, weight, share, units, pinned) in enumerate(
+                zip(recipe.sources, recipe.weights, recipe.shares, recipe.units, locked.sources, strict=True)
             )
         ],
         seed=seed,
         batch_size=batch_size,
-        batches_per_epoch=locked.plan().batches_in(1),
+        batches_per_epoch=length,
         digest=locked.digest,
         lock=lock,
-        preview=recipe.counts(preview, batch_size).tolist(),
+        preview=np.diff(plan.taken(np.arange(min(preview, length) + 1)), axis=0).tolist(),
         once=None if replay_ratio is None else recipe.counts_once(batch_size),
     )
     render(view, json, lambda: _tables(view))
@@ -163,8 +170,17 @@ def _tables(view: MixView) -> RenderableType:
         columns(
             ["#", "source", "weight", "share", "training rows"], rows, right=["#", "weight", "share", "training rows"]
         ),
-        Text(f"\none epoch is {view.batches_per_epoch:,} batches of {view.batch_size:,}, seed {view.seed}"),
+        Text(f"\none epoch is {counted(view.batches_per_epoch, 'batch')} of {view.batch_size:,}, seed {view.seed}"),
         Text(f"lock digest {view.digest}"),
+    ]
+    parts += [
+        Text(
+            f"a batch draws up to {s.most_in_a_batch:,} rows of {s.ref}, which has {s.train_rows:,}: "
+            "some come several times in it; a smaller --batch-size avoids that",
+            "yellow",
+        )
+        for s in view.sources
+        if s.most_in_a_batch is not None
     ]
     if view.once is not None:
         counts = ", ".join(f"{count:,} of {ref}" for ref, count in view.once.items())

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 
+#: C0 but tab and line end, C1, and what orders, embeds or isolates directions of writing (the marks alone are harmless).
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _TIE = "\ue000"  # of the private use area: nobody breaks a line at it, and `render` makes it a space again
 
 
@@ -175,9 +177,11 @@ def text(value: Any) -> Text:
 
 
 def plain(value: str) -> str:
-    """Control characters, but for tabs and line ends, become U+FFFD: a record must not steer the reader's terminal."""
-    kept = value.replace("\r\n", "\n")
-    return "".join(c if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160) else "\ufffd" for c in kept)
+    """Control characters, but for tabs and line ends, become U+FFFD: a record must not steer the reader's terminal.
+
+    Those that turn the direction of writing are among them: they make a line read as another one.
+    """
+    return _STEERING.sub("\ufffd", value.replace("\r\n", "\n"))
 
 
 def tied(words: str) -> str:
@@ -198,8 +202,9 @@ def number(value: int | None) -> str:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 snapshot`, `12 snapshots`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """`1 snapshot`, `12 snapshots`, `3 batches`."""
+    ending = "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{count:,} {noun}{'' if count == 1 else ending}"
 
 
 def size(count: int) -> str:

@@ -52,7 +52,9 @@ def list_(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """List what waits in quarantine, each with all its problems; the newest last.
+    """List what waits in quarantine, the newest last.
+
+    Each with all its problems.
 
     API: Corpus.quarantine.
     """
@@ -68,9 +70,9 @@ def list_(
 
 @app.command("retry")
 def retry(name: CorpusArgument, store: StoreOption = None, json: JsonOption = False) -> None:
-    """Try again what waits in quarantine, as after the schema has evolved; what fits is stored and leaves it.
+    """Try again what waits in quarantine.
 
-    Exits with 3 when some of it still waits.
+    As after the schema has evolved; what fits is stored and leaves it. Exits with 3 when some of it still waits.
 
     API: Corpus.retry_quarantine.
     """

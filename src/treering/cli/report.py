@@ -34,9 +34,9 @@ def report(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write a page that shows at a glance whether the model forgets, why, and where it comes from.
+    """Write a page that shows whether the model forgets, and why.
 
-    With --json: its figures on stdout; a page only where -o says.
+    And where it comes from. With --json: its figures on stdout; a page only where -o says.
 
     API: Store.report, treering.report.gather_report.
     """

@@ -23,8 +23,9 @@ def run_round(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Snapshot, train, evaluate, diagnose, ask the gate, promote: one round, if one is due.
+    """Run one round, if one is due.
 
+    Snapshot, train, evaluate, diagnose, ask the gate, promote.
     Continues a round that was interrupted. Exits with 0 when the candidate was promoted or there was nothing to do, with 3
     when production stays as it is, with 5 while another round runs.
 

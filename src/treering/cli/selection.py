@@ -9,7 +9,7 @@ import typer
 
 from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, render, short, waiting
+from treering.cli.output import columns, counted, facts, number, render, short, waiting
 from treering.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def select(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Choose training records under a budget; the choice is named, never changes, and is a ref: CORPUS/NAME.
+    """Choose training records under a budget.
 
-    Held-out and excluded records are never chosen.
+    The choice is named, never changes, and is a ref: CORPUS/NAME. Held-out and excluded records are never chosen.
 
     API: Source.select.
     """
@@ -146,7 +146,7 @@ def _tables(record: SelectionRecord) -> RenderableType:
             f"to the source over {report.by}",
         ),
         ("starving", _starving(record) if report.starving else "none"),
-        ("too large", f"{number(report.too_large)} rows exceed the budget alone" if report.too_large else None),
+        ("too large", f"{counted(report.too_large, 'row')} above the budget alone" if report.too_large else None),
     ]
     shown = report.domains[:_SHOWN]
     heads = [report.by, "in the source", "chosen", "share", "aimed at"]

@@ -29,9 +29,9 @@ def serve(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Take records, annotations, OpenTelemetry and hooks over HTTP until SIGTERM; see docs/server.md.
+    """Take records, telemetry and hooks over HTTP until SIGTERM.
 
-    What is answered with 200 is on disk. Prints its URL once it takes requests.
+    Annotations too; see docs/server.md. What is answered with 200 is on disk. Prints its URL once it takes requests.
 
     API: treering.server.run.serve.
     """

@@ -165,7 +165,7 @@ def _drawing(found: Log) -> RenderableType:
 
     sealed = sum(entry.rows for entry in found.snapshots)
     head = Text(plain(found.corpus), "bold")
-    head.append(f"  {number(sealed)} records in {counted(len(found.snapshots), 'snapshot')}", "default")
+    head.append(f"  {counted(sealed, 'record')} in {counted(len(found.snapshots), 'snapshot')}", "default")
     if found.production:
         head.append(f", {found.production} in production", "default")
     # What a snapshot is called, holds and is used for stays in columns; a message may be of any length, and folds.
@@ -175,9 +175,8 @@ def _drawing(found: Log) -> RenderableType:
     line.add_column(no_wrap=True)
     line.add_column(overflow="fold")
     line.add_row("○ live", number(found.live_rows), "not sealed yet", "")
-    for place, entry in enumerate(found.snapshots):
-        if not place:
-            line.add_row("│", "", "", "")
+    for entry in found.snapshots:
+        line.add_row("│", "", "", "")
         sign = Text("◌" if entry.pruned_at else "●", "yellow" if entry.pruned_at else "green" if entry.trained else "")
         said = Text()
         if entry.trained:

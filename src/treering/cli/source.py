@@ -13,7 +13,7 @@ import typer
 
 from treering.cli import completion
 from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, facts, number, plain, render, say, short, tied, waiting, when
+from treering.cli.output import columns, counted, facts, number, plain, render, say, short, tied, waiting, when
 from treering.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,9 @@ def head(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the first records of a ref, each with what was said of it later: the newest word per key.
+    """Print the first records of a ref.
+
+    Each with what was said of it later: the newest word per key.
 
     API: Source.scan, Source.annotations.
     """
@@ -269,7 +271,7 @@ def _details(view: SourceView) -> RenderableType:
         chosen = view.selection
         by = f" by {chosen.by}" if chosen.by else ""
         pairs += [
-            ("selection", f"{chosen.strategy}{by}, {number(chosen.rows)} rows of {chosen.chosen_from}"),
+            ("selection", f"{chosen.strategy}{by}, {counted(chosen.rows, 'row')} of {chosen.chosen_from}"),
             ("budget", f"{number(chosen.used)} of {number(chosen.budget)} {chosen.unit}"),
             ("digest", chosen.digest),
             ("chosen", when(chosen.created_at)),

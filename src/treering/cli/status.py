@@ -54,8 +54,9 @@ def status(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say where a corpus stands, what is new to production, and whether it is time for a round.
+    """Say where a corpus stands and whether a round is due.
 
+    What is new to production is compared with what it was trained on.
     Exits with 0 whatever it says, or with --fail-when-due with 3 when a round is due.
 
     API: treering.status; without a name Store.corpora.
@@ -92,19 +93,19 @@ def _details(found: Status) -> RenderableType:
             due.append(f"\n{reason}", "default")
     elif new.training_rows < found.policy.fewest:
         due.append(
-            f", {number(new.training_rows)} new training records; {found.policy.fewest:,} are the fewest", "default"
+            f", {counted(new.training_rows, 'new training record')}; {found.policy.fewest:,} are the fewest", "default"
         )
     files = f" in {counted(found.live_fragments, 'file')}"
     pairs: list[tuple[str, Any]] = [
         ("corpus", f"{found.corpus}, {found.record_type} records"),
         ("round due", due),
-        ("live", f"{number(found.live_rows)} records" + (files if found.live_rows else "")),
-        ("sealed", f"{number(found.sealed_rows)} records in {counted(found.snapshots, 'snapshot')}"),
+        ("live", counted(found.live_rows, "record") + (files if found.live_rows else "")),
+        ("sealed", f"{counted(found.sealed_rows, 'record')} in {counted(found.snapshots, 'snapshot')}"),
         ("newest snapshot", f"{found.newest}, sealed {when(found.newest_at)}" if found.newest_at else None),
-        ("quarantine", f"{number(found.quarantined)} records"),
+        ("quarantined", counted(found.quarantined, "record")),
         ("production", f"{found.production}, {_days(found.production_days)} old" if found.production else "none"),
         ("candidate", found.candidate or "none"),
-        ("new", f"{number(new.rows)} records, {number(new.training_rows)} of them training" + _oldest(found)),
+        ("new", f"{counted(new.rows, 'record')}, {number(new.training_rows)} of them training" + _oldest(found)),
         *(_unseen(found, column) for column in ("label", "domain")),
         ("table", found.uri),
     ]
@@ -160,7 +161,7 @@ def _status(store: Store, corpus: Corpus) -> CorpusStatus:
 
 
 def _overview(every: list[CorpusStatus]) -> RenderableType:
-    heads = ["corpus", "type", "live", "sealed", "newest", "refused", "production"]
+    heads = ["corpus", "type", "live", "sealed", "newest", "quarantined", "production"]
     rows = [
         (
             s.corpus,
@@ -173,4 +174,4 @@ def _overview(every: list[CorpusStatus]) -> RenderableType:
         )
         for s in every
     ]
-    return columns(heads, rows, right=["live", "sealed", "refused"])
+    return columns(heads, rows, right=["live", "sealed", "quarantined"])

@@ -241,9 +241,10 @@ def _facts(
 
 
 def _text(matrices: dict[str, ScoreMatrix], verdicts: dict[str, Verdict], promoted: str | None) -> str:
-    # Side by side but for the last line, which says the same of both.
-    left = ["new data only", *matrices["live_only"].table().splitlines()[:-1]]
-    right = ["the mix", *matrices["mix"].table().splitlines()[:-1]]
+    # Side by side but for the last lines, which say the same of both.
+    said = len(matrices["mix"].formulas().splitlines())
+    left = ["new data only", *matrices["live_only"].table().splitlines()[:-said]]
+    right = ["the mix", *matrices["mix"].table().splitlines()[:-said]]
     width = max(map(len, left))
     lines = [f"{a:<{width}}    {b}".rstrip() for a, b in zip_longest(left, right, fillvalue="")]
     lines += [

@@ -327,7 +327,11 @@ def _near_duplicates(counted: Counted, lines: AuditLines) -> Judged:
     if not counted.has_content:
         return _skipped("near-duplicates", "the records have no text")
     share = counted.duplicates / max(counted.compared, 1)
-    among = f"a sample of {counted.compared:,}" if counted.sampled else f"{counted.compared:,} records"
+    among = (
+        f"a sample of {counted.compared:,}"
+        if counted.sampled
+        else f"{counted.compared:,} record{'' if counted.compared == 1 else 's'}"
+    )
     error = ""
     if counted.sampled and share:
         error = f" (± {196 * math.sqrt(share * (1 - share) / counted.compared):.1f})"

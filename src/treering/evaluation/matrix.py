@@ -22,6 +22,7 @@ __all__ = ["ScoreMatrix", "ScoreMatrixModel"]
 FloatArray = npt.NDArray[np.float64]
 
 SUMMARY = ("average", "bwt", "forgetting", "forward_transfer", "intransigence")
+_WIDTH = 80
 _DOMAIN = re.compile(r".*?\[domain=(.*)\]", re.DOTALL)  # what evaluation calls the slice of a domain
 
 
@@ -291,11 +292,11 @@ class ScoreMatrix:
         told = [f"{name} {self.shown(v, signed=signed)}" for name, v, signed in numbers[:3]]
         told += [f"{name} {self.shown(v, signed=signed)}" for name, v, signed in numbers[3:] if not math.isnan(v)]
         unit = "points of 100" if self.better == "higher" else "the lower the better"
-        lines += ["", f"{'   '.join(told)}   ({self.metric}, {unit})", self.formulas()]
+        lines += ["", *_filled([*told, f"({self.metric}, {unit})"], "   "), self.formulas()]
         return "\n".join(line.rstrip() for line in lines)
 
     def formulas(self) -> str:
-        """What the numbers below the table are, in one line: libraries differ in what they call forgetting."""
+        """What the numbers below the table are, in lines of 80: libraries differ in what they call forgetting."""
         change, drop = "R[T,j] − R[l,j]", "max over l≤i<T of R[i,j] − R[T,j]"
         if self.better == "lower":
             change, drop = "R[l,j] − R[T,j]", "R[T,j] − min over l≤i<T of R[i,j]"
@@ -304,7 +305,8 @@ class ScoreMatrix:
             said.append("forward transfer: mean of R[l−1,j] − a guess, each label as likely as any other")
         if not math.isnan(self.intransigence):
             said.append("intransigence: mean of fresh[j] − R[l,j]")
-        return f"{'; '.join(said)}; R[i,j] is slice j after round i, l the round that learnt it, T the last"
+        said.append("R[i,j] is slice j after round i, l the round that learnt it, T the last")
+        return "\n".join(_filled([*(f"{one};" for one in said[:-1]), said[-1]], " "))
 
     def shown(self, score: float | None, *, signed: bool = False) -> str:
         """One score as the table prints it: in points of 100, a loss in nats; `·` for None and NaN."""
@@ -334,6 +336,18 @@ class ScoreMatrix:
         """(slice, the round that learnt it) for every slice learnt before the last round."""
         last = len(self.rounds) - 1
         return [(j, r) for j, r in enumerate(self.learned_in) if r is not None and r < last]
+
+
+def _filled(pieces: Sequence[str], between: str) -> list[str]:
+    """The pieces, as many on a line as fit into 80 columns."""
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        longer = f"{lines[-1]}{between}{piece}"
+        if len(longer) <= _WIDTH:
+            lines[-1] = longer
+        else:
+            lines.append(piece)
+    return lines
 
 
 def points(score: float | None, *, signed: bool = False) -> str:

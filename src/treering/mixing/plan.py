@@ -432,6 +432,14 @@ class MixPlan:
         """C_s(t) of one batch, as numbers."""
         return tuple(self.taken(np.array([batch]))[0].tolist())
 
+    def crowded(self) -> dict[int, int]:
+        """Sources of which a batch draws more rows than there are, so that some come several times in it → draws at most."""
+        total = sum(self.units)
+        most = [-(-self.batch_size * unit // total) for unit in self.units]
+        if self.once:
+            most = [min(pair) for pair in zip(most, self.limits.tolist(), strict=True)]
+        return {n: draws for n, (draws, rows) in enumerate(zip(most, self.sizes, strict=True)) if draws > rows > 0}
+
     def batch_of(self, source: int, draw: int) -> int:
         """The batch that a draw of a source belongs to; the source has to have a weight by then."""
         batch = self.batch_reaching(source, draw)

@@ -7,6 +7,7 @@ a module of the function's name would hide it.)
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_SIZE", "CHUNK_ROWS", "POOL_ROWS", "Exhaustion", "Mix", "mix", "streams"]
 
 Exhaustion = Literal["repeat", "stop", "error"]
+
+_log = logging.getLogger(__name__)
 
 BATCH_SIZE = 256
 
@@ -351,7 +354,8 @@ class Mix:
         transform: called with each batch; what it returns is delivered instead.
         num_workers: 0 reads in a thread beside the training step; more are processes, for heavy transforms.
         epochs: passes over the live (or new) source, without one over the source with the largest share; None: endless.
-            The last batch is filled up from the next pass, so a few records come once more (`replay_ratio`: never).
+            The last batch is filled up from the next pass, so a few records come once more (`replay_ratio`: never); where
+            one batch is more than a pass, many do, which is logged as a warning.
         rank, world_size: deliver only this slice of each global batch; those of torch.distributed, else of torchrun
                 (RANK and WORLD_SIZE), when left out.
         chunk_rows: neighbours that are read together; 1 is a full shuffle, at the price of random reads. When left out,
@@ -385,6 +389,13 @@ class Mix:
             pad_value=pad_value,
             exhaustion=exhaustion,
         )
+        if epochs is not None and (draws := lock.plan().crowded().get(lock.anchor)):
+            pinned = lock.sources[lock.anchor]
+            _log.warning(
+                "a batch of %d draws up to %d rows of %s, which has %d: an epoch draws its records more than once; "
+                "a smaller batch_size avoids that",
+                batch_size, draws, pinned.pin.ref, pinned.train_rows,
+            )  # fmt: skip
         return Loader(
             lock,
             self._sources,

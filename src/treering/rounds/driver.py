@@ -333,7 +333,9 @@ def _forecast(store: BaseStore, settings: RoundConfig, *, now: bool) -> RoundRes
         number=plan.number,
         outcome="planned",
         reasons=plan.reasons,
-        sealed=None if plan.seals is None else f"{plan.corpus}@v{plan.seals}, {found.live_rows:,} records",
+        sealed=None
+        if plan.seals is None
+        else f"{plan.corpus}@v{plan.seals}, {found.live_rows:,} record{'' if found.live_rows == 1 else 's'}",
         sources=sources,
         share=plan.share,
         share_reason=plan.share_reason,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from treering.evaluation.gate import CheckedRow
 from treering.evaluation.matrix import points
 from treering.rounds.documents import RoundResult, SourceShare
@@ -9,6 +11,7 @@ from treering.rounds.documents import RoundResult, SourceShare
 __all__ = ["summary"]
 
 _SHOWN = 4
+_WIDTH = 80
 _OUTCOMES = {
     "not-due": "nothing to do",
     "planned": "would run",
@@ -44,7 +47,9 @@ def summary(result: RoundResult) -> str:
     if result.checked:
         lines.append(_line("diagnosis", f"{result.checked - len(result.findings)} of {result.checked} checks are fine"))
         for finding in result.findings[:_SHOWN]:
-            lines.append(_line("", finding.says + (f": {finding.remedy}" if finding.remedy else "")))
+            lines.append(_line("", finding.says + (":" if finding.remedy else "")))
+            if finding.remedy:  # in one piece, however long: a command that is broken isn't one
+                lines.append(f"{'':15}{finding.remedy}")
         if len(result.findings) > _SHOWN:
             lines.append(
                 _line("", f"and {len(result.findings) - _SHOWN} more: treering eval {result.adapter} --diagnose")
@@ -71,7 +76,8 @@ def _head(result: RoundResult) -> str:
 
 
 def _line(name: str, text: str) -> str:
-    return f"  {name:<11}{text}"
+    lines = wrap(text, _WIDTH - 13, break_long_words=False, break_on_hyphens=False) or [""]
+    return "\n".join(f"  {'' if n else name:<11}{line}" for n, line in enumerate(lines))
 
 
 def _source(source: SourceShare) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -418,3 +420,60 @@ def test_a_conversation_that_an_importer_stumbles_over_is_in_quarantine_and_hold
     kept = server.store.corpus("chats").quarantine()
     assert len(kept) == 3
     assert "KeyError" in kept[0].problems[0].message
+
+
+def span(conversation: str, *more: dict[str, Any], text: str = "hi", number: int = 1) -> dict[str, Any]:
+    """An export of one call in OTLP's JSON."""
+    said = [{"role": "user", "parts": [{"type": "text", "content": text}]}]
+    answer = [{"role": "assistant", "parts": [{"type": "text", "content": "ok"}]}]
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.conversation.id": conversation,
+        "gen_ai.input.messages": json.dumps(said),
+        "gen_ai.output.messages": json.dumps(answer),
+    }
+    one = {
+        "traceId": f"{number:032x}", "spanId": f"{number:016x}", "name": "chat",
+        "startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000001000000000",
+        "attributes": [*({"key": key, "value": {"stringValue": value}} for key, value in attributes.items()), *more],
+    }  # fmt: skip
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]}
+
+
+def test_what_is_sent_is_never_taken_for_the_servers_own_marks(server: Running) -> None:
+    poison = {"key": "x", "value": {"kvlistValue": {"values": [{"key": "__bytes__", "value": {"stringValue": "a"}}]}}}
+    assert server.post("/v1/traces", span("c1", poison)).status_code == 200
+    events = turn("s1")
+    events[1]["tool_input"] = {"__bytes__": "a"}
+    assert server.post("/v1/hooks/claude-code", events).status_code == 200
+    rows = until(lambda: found if len(found := stored(server)) == 2 else None)
+    (arguments,) = [
+        one["function"]["arguments"] for row in rows for m in row["messages"] for one in m["tool_calls"] or ()
+    ]
+    assert json.loads(arguments) == {"__bytes__": "a"}
+
+
+@given(st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(), st.binary()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=5), st.from_regex(r"__bytes___{0,2}x?_?", fullmatch=True)), inner, max_size=2),
+    ),
+))  # fmt: skip
+def test_what_is_held_comes_back_as_it_came(value: Any) -> None:
+    from treering.server.held import _packed, unpacked
+
+    assert unpacked(_packed(value)) == value
+
+
+def test_a_piece_that_cannot_be_read_is_in_quarantine_and_holds_up_no_other(server: Running) -> None:
+    from treering.server.held import held_path
+
+    assert server.post("/v1/hooks/codex", turn("bad")[:2]).status_code == 200
+    path = held_path(server.store.corpus("chats"))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("""UPDATE pieces SET payload = '{"__bytes__": "a"}' WHERE seq = 1""")
+    assert server.post("/v1/hooks/codex", turn("bad")[2:]).status_code == 200
+    assert server.post("/v1/hooks/codex", turn("good")).status_code == 200
+    assert [row["session_id"] for row in stored(server)] == ["good"]
+    assert len(server.store.corpus("chats").quarantine()) == 3

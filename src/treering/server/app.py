@@ -296,17 +296,21 @@ def _add_reading(app: FastAPI) -> None:
         service = service_of(request)
         return _answer(await service.read(lambda: treering.status(service.store, name)))
 
-    @app.get("/health", tags=["server"], responses={503: {"description": "Stopping: it takes nothing new."}})
+    @app.get(
+        "/health",
+        tags=["server"],
+        responses={503: {"description": "Stopping: it takes nothing new; or failed: a corpus' writer has ended."}},
+    )
     async def health(request: Request) -> Response:
         """Whether the server takes requests. Needs no key and tells nothing of the store."""
         service = service_of(request)
-        state = "stopping" if service.draining else "ok"
+        state = "stopping" if service.draining else "failed" if service.writers.failed else "ok"
         told = {
             "status": state,
             "version": treering.__version__,
             "uptime_s": round(time.monotonic() - service.started, 1),
         }
-        return Response(to_json(told), 503 if service.draining else 200, media_type=JSON[0])
+        return Response(to_json(told), 200 if state == "ok" else 503, media_type=JSON[0])
 
     @app.get("/metrics", tags=["server"], responses=ERRORS)
     async def metrics(request: Request, access: Allowed) -> Response:

@@ -23,7 +23,7 @@ from treering.store.durable import make_directory, sync_directory
 if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
 
-__all__ = ["Held", "Piece", "held_path"]
+__all__ = ["Held", "Piece", "held_path", "unpacked"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
@@ -71,7 +71,7 @@ class Held:
         """Keep pieces, all or none; they are on disk when this returns. Raises StoreError."""
         rows = []
         for one in pieces:
-            text = json.dumps(one.value, ensure_ascii=False, separators=(",", ":"), default=_tagged)
+            text = _packed(one.value)
             rows.append((one.format, one.conversation, one.trace, time.time(), len(text), text))
         with _translated(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
@@ -104,8 +104,11 @@ class Held:
                 total -= size
         return chosen
 
-    def pieces(self, kind: str, conversation: str) -> tuple[list[int], list[tuple[Any, int]]]:
-        """Numbers and (value, size) of a conversation's pieces in the order they came, scores about it among them."""
+    def pieces(self, kind: str, conversation: str) -> tuple[list[int], list[tuple[str, int]]]:
+        """Numbers and (text, size) of a conversation's pieces in the order they came, scores about it among them.
+
+        What a text says, `unpacked` tells.
+        """
         with _translated(self.path):
             rows = self._connection.execute(
                 "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = ? ORDER BY seq",
@@ -117,7 +120,7 @@ class Held:
                         "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = '' AND trace = ?",
                         (kind, trace),
                     ).fetchall()
-        return [row[0] for row in rows], [(json.loads(row[1], object_hook=_untagged), row[2]) for row in rows]
+        return [row[0] for row in rows], [(row[1], row[2]) for row in rows]
 
     def forget(self, numbers: Sequence[int]) -> None:
         """Let go of pieces: what they say is stored."""
@@ -142,16 +145,36 @@ class Held:
                     self.path.with_suffix(suffix).unlink(missing_ok=True)
 
 
+#: A dict of this one member stands for bytes. One that somebody sent has a "_" more, or it would be taken for ours.
+_BYTES = "__bytes__"
+
+
+def _packed(value: Any) -> str:
+    return json.dumps(_tagged(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def unpacked(text: str) -> Any:
+    """The value of a piece. Raises ValueError when it isn't one."""
+    return json.loads(text, object_hook=_untagged)
+
+
 def _tagged(value: Any) -> Any:
     if isinstance(value, bytes):
-        return {"__bytes__": base64.b64encode(value).decode()}
-    raise TypeError(f"a {type(value).__name__} has no place in telemetry")
+        return {_BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        tagged = {key: _tagged(one) for key, one in value.items()}
+        if len(tagged) == 1 and next(iter(tagged)).startswith(_BYTES):
+            return {f"{key}_": one for key, one in tagged.items()}
+        return tagged
+    return [_tagged(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _untagged(value: dict[str, Any]) -> Any:
-    return (
-        base64.b64decode(value["__bytes__"]) if len(value) == 1 and isinstance(value.get("__bytes__"), str) else value
-    )
+    if len(value) == 1 and (key := next(iter(value))).startswith(_BYTES):
+        if key == _BYTES:
+            return base64.b64decode(value[key], validate=True)
+        return {key[:-1]: value[key]}
+    return value
 
 
 @contextmanager

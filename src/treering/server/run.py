@@ -20,7 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from treering.errors import StoreError, TreeringError, UsageError
 from treering.server.app import create_app
-from treering.server.keys import list_keys
+from treering.server.keys import has_keys
 from treering.server.limits import Limits
 from treering.server.service import Service, is_loopback
 
@@ -88,7 +88,7 @@ def serve(
 def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: Limits | None = None) -> Prepared:
     """Listen, so that requests may come, and leave it to the caller to `run`. Raises as `serve` does."""
     bounds = limits or Limits()
-    if not is_loopback(host) and not list_keys(store):
+    if not is_loopback(host) and not has_keys(store):
         raise UsageError(
             f"without keys anybody who reaches {host} could write and read",
             code="no-keys",

@@ -214,6 +214,38 @@ def test_a_batch_that_is_too_large_is_sent_in_smaller_ones_and_one_record_that_i
     assert sorted(taken) == sorted(one["id"] for one in labelled(100))
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_proxy_that_says_bad_request_costs_no_record(spool: Path, status: int) -> None:
+    is_back = threading.Event()
+
+    def answer(path: str, body: bytes) -> Answer:
+        return stored(body) if is_back.is_set() else (status, {"content-type": "text/html"}, b"<h1>HTTPS port</h1>")
+
+    with answering(answer) as url:
+        remote = client(url, spool, close_s=0.2)
+        live = remote.capture()
+        live.extend(labelled(20))
+        with pytest.warns(CaptureWarning, match=str(status)):
+            live.close()
+        assert live.counts.refused == 0
+        assert remote.close(0) == 20
+        is_back.set()
+        with client(url, spool) as again, again.capture() as live:
+            live.add({"text": "t"})
+            end = time.monotonic() + 20
+            while live.counts.stored < 21 and time.monotonic() < end:
+                time.sleep(0.05)
+            assert live.counts.stored == 21
+
+
+def test_what_is_refused_is_in_no_log(server: Running, spool: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with client(server.url, spool) as remote, remote.capture() as live:
+        live.add({"id": "r", "text": "t", "label": ["CANARY"]})
+        assert live.flush().refused == 1
+        assert "refused r: [('label', 'wrong-type')]" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
 def test_a_key_that_is_refused_keeps_records_and_stops_no_other_corpus(
     spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 import treering
 from treering.errors import TreeringError
-from treering.server.bodies import ARROW, JSON, NDJSON, Given, parse_records
+from treering.server.bodies import ARROW, JSON, NDJSON, Given, identify, parse_records
 from treering.server.guard import Guard, error_response
 from treering.server.limits import Limits, Refusal
 from treering.server.page import add_page
@@ -132,8 +130,14 @@ def _add_writing(app: FastAPI) -> None:
         service = service_of(request)
         writer = await service.writer(name)
         async with taken(request) as body:
-            given = await _records(service, body, media_of(request))
-            _identify(given, name, idempotency_key)
+            media = media_of(request)
+
+            def read() -> Given:
+                given = parse_records(body, media, service.limits)
+                identify(given, name, idempotency_key)
+                return given
+
+            given = await parsed(service, body, read)
             outcomes = await service.answered(writer.submit(given, "http"))
         return _stored(outcomes)
 
@@ -164,17 +168,6 @@ def _add_writing(app: FastAPI) -> None:
 
 async def _records(service: Service, body: bytes, media: str) -> Given:
     return await parsed(service, body, lambda: parse_records(body, media, service.limits))
-
-
-def _identify(given: Given, name: str, key: str | None) -> None:
-    """Give each record without an id one: fresh, or the same each time a request with this key is sent."""
-    for position, record in zip(given.positions, given.records, strict=True):
-        if isinstance(record, dict) and record.get("id") is None:
-            if key is None:
-                record["id"] = os.urandom(16).hex()
-            else:
-                text = f"{name}\0{key}\0{position}"
-                record["id"] = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _stored(outcomes: Sequence[Outcome]) -> Response:

@@ -20,12 +20,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from treering.capture import Recorder
+from treering.capture.erasing import held_path
 from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
 from treering.formats.base import Found, Importer, Unfit
 from treering.formats.hooks import Hooks
 from treering.formats.otlp import Otlp
 from treering.server.bodies import Given
-from treering.server.held import Held, Piece, held_path, unpacked
+from treering.server.held import Held, Piece, unpacked
 from treering.server.limits import Limits
 from treering.store.denylist import denylist
 
@@ -296,6 +297,8 @@ class Writer:
             self._denied = known
             self._seen.clear()  # what was erased isn't a duplicate when it comes again
             self._recorder.flush()  # a recorder learns of erasures by committing
+            if self._held is not None:
+                self._settle_denied(self._recorder, self._held)
         return self._recorder
 
     def _serve(self, batches: list[_Batch]) -> None:
@@ -428,23 +431,27 @@ class Writer:
             recorder.refuse(one.kept, one.problems, "telemetry")
             self.tally.refuse(one.problems[0])
         if not pieces:
-            if held_path(self.corpus).exists():
-                self._holding()
+            if held_path(self.corpus).exists():  # of an earlier server, while something may have been erased
+                self._settle_denied(recorder, self._holding())
             return
         if self.corpus.record.redact:
-            # Nothing of it may lie on the disk as it came: what came at once is all that is collapsed.
-            for kind in sorted({one.format for one in pieces}):
-                self._import(recorder, kind, [(one.value, 0) for one in pieces if one.format == kind])
-            return
+            # Nothing of it may lie on the disk as it came: of calls, what came at once is all that is collapsed. An event
+            # of a hook says nothing alone, so those wait in memory for the end of their turn.
+            calls = [(one.value, 0) for one in pieces if one.format == "otlp"]
+            if calls:
+                self._import(recorder, "otlp", calls)
+            pieces = [one for one in pieces if one.format != "otlp"]
+            if not pieces:
+                return
         held = self._holding()
-        held.add(pieces)
+        self.tally.duplicates += held.add(pieces)
         for conversation in ended:
             for kind in sorted({one.format for one in pieces if one.conversation == conversation}):
                 self._settle_one(recorder, held, kind, conversation)
 
     def _holding(self) -> Held:
         if self._held is None:
-            self._held = Held(held_path(self.corpus))
+            self._held = Held(held_path(self.corpus), in_memory=bool(self.corpus.record.redact))
         return self._held
 
     def _settle_due(self, *, last: bool = False) -> None:
@@ -454,7 +461,10 @@ class Writer:
         try:
             held = self._holding()
             idle = 0.0 if last else self._limits.hold_s
-            due = held.due({"otlp": idle, "hooks": _TURN_S}, self._limits.hold_bytes)
+            turn = 0.0 if last and held.in_memory else _TURN_S
+            if time.monotonic() - self._looked > _LOOK_S:
+                self._ready()  # something may have been erased meanwhile
+            due = held.due({"otlp": idle, "hooks": turn}, self._limits.hold_bytes)
         except TreeringError as exc:
             due, failure = [], exc
         for kind, conversation in due:
@@ -467,6 +477,18 @@ class Writer:
             if last:
                 raise failure
 
+    def _settle_denied(self, recorder: Recorder, held: Held) -> None:
+        """Settle what names somebody or something that was erased: the recorder drops it, and here nothing is left of it."""
+        denied = denylist(self.corpus)
+        for kind, conversation in held.conversations():
+            _, kept = held.pieces(kind, conversation)
+            try:
+                is_named = any(denied.mentions(unpacked(text)) for text, _ in kept)
+            except ValueError:
+                is_named = True
+            if is_named:
+                self._settle_one(recorder, held, kind, conversation)
+
     def _settle_one(self, recorder: Recorder, held: Held, kind: str, conversation: str) -> None:
         numbers, kept = held.pieces(kind, conversation)
         try:
@@ -474,7 +496,15 @@ class Writer:
         except Exception as exc:
             self._misread(recorder, kind, [text for text, _ in kept], exc)
         else:
-            self._import(recorder, kind, values)
+            if conversation:
+                self._import(recorder, kind, values)
+            else:
+                problem = Problem(
+                    (), "bad-value", "expected a score of a call that is under way, got one of another call"
+                )
+                for value, _ in values:
+                    recorder.refuse(value, [problem], kind)
+                    self.tally.refuse(problem)
         held.forget(numbers)
 
     def _import(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:

@@ -297,6 +297,19 @@ class Sender:
                 logger.warning("records for %s wait on this host: %s", corpus, _message(answer))
             pace.error = _message(answer)
             pace.not_before = time.monotonic() + self._settings.parked_s
+            if status in (401, 403):
+                self._release(corpus)
+
+    def _release(self, corpus: str) -> None:
+        """Leave what was taken over to a client with another key: it may be good for it, and this one isn't."""
+        found = self._spool.release(corpus)
+        if found:
+            rows = sum(one.rows for one in found)
+            logger.info("left %d records for %s to a client whose key is good for them", rows, corpus)
+            with self._lock:
+                self.tally(corpus).added -= rows
+                self._spooled_bytes -= sum(len(one.payload) for one in found)
+                self._done.notify_all()
 
     def _settled(self, corpus: str, pace: _Pace, entries: Sequence[Entry], said: Mapping[str, Any]) -> None:
         with self._lock:

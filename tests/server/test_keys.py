@@ -48,6 +48,7 @@ def test_a_key_opens_its_corpus_for_its_verbs_and_nothing_else(store: treering.S
     store.create("other", "labelled")
     _, writes = create_key(store, ["notes"], verbs=["capture"])
     _, reads = create_key(store, ["notes"], verbs=["read"])
+    _, counts = create_key(store, ["notes"], verbs=["metrics"])
     _, everything = create_key(store, ["*"], verbs=["capture", "read", "metrics"])
     with running(store) as server:
 
@@ -64,6 +65,7 @@ def test_a_key_opens_its_corpus_for_its_verbs_and_nothing_else(store: treering.S
         assert status(reads, "GET", "/metrics") == 403
         assert status(everything, "POST", "/v1/corpora/other/records") == 200
         assert status(everything, "GET", "/metrics") == 200
+        assert status(counts, "GET", "/metrics") == 403  # it tells of all corpora
         # A key tells nothing of corpora beyond it, not even whether they are there.
         assert status(reads, "GET", "/v1/corpora/nobody") == 403
         listed = server.http.get("/v1/corpora", headers=bearer(reads)).json()

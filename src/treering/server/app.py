@@ -19,6 +19,7 @@ import treering
 from treering.errors import TreeringError
 from treering.server.bodies import ARROW, JSON, NDJSON, Given, identify, parse_records
 from treering.server.guard import Guard, error_response
+from treering.server.keys import EVERY_CORPUS
 from treering.server.limits import Limits, Refusal
 from treering.server.page import add_page
 from treering.server.requests import ERRORS, Allowed, Failed, Name, media_of, parsed, service_of, taken
@@ -307,8 +308,8 @@ def _add_reading(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["server"], responses=ERRORS)
     async def metrics(request: Request, access: Allowed) -> Response:
-        """Prometheus' text format. Needs a key with the verb `metrics` once there are keys."""
-        access.require("metrics")
+        """Prometheus' text format. Needs a key for all corpora with the verb `metrics` once there are keys."""
+        access.require("metrics", EVERY_CORPUS)  # it tells of all of them
         return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

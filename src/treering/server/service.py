@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -50,10 +51,11 @@ class Access:
     def require(self, verb: Verb, corpus: str | None = None) -> None:
         """Raise Refusal when it may not."""
         if not self.allows(verb, corpus):
-            what = f"{verb} {corpus}" if corpus else verb
+            what = f"{verb} {'all corpora' if corpus == EVERY_CORPUS else corpus}" if corpus else verb
+            quoted = shlex.quote(corpus or "")
             raise Refusal(
                 403, "not-allowed", f"this key isn't good to {what}",
-                f"treering keys create {f'--corpus {corpus} ' if corpus else ''}--verbs {verb}",
+                f"treering keys create {f'--corpus {quoted} ' if corpus else ''}--verbs {verb}",
             )  # fmt: skip
 
     @property

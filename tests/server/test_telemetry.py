@@ -327,6 +327,13 @@ def test_a_turn_under_way_outlives_the_server(store: treering.Store, chats: tree
     assert len(row["messages"]) == 4
 
 
+def test_events_that_make_no_record_are_counted(server: Running) -> None:
+    assert server.post("/v1/hooks/claude-code", turn("s1")[2:]).status_code == 200
+    assert stored(server) == []
+    metric = 'treering_passed_items_total{corpus="chats",why="ends of turns whose beginning wasn\'t seen"} 1.0'
+    assert metric in server.http.get("/metrics").text
+
+
 def test_what_is_no_hook_is_400(server: Running) -> None:
     for body in (
         b"{}",

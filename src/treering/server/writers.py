@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from treering.capture import Recorder
 from treering.capture.erasing import held_path
 from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
-from treering.formats.base import Found, Importer, Unfit
+from treering.formats.base import Found, Importer, Passed, Unfit
 from treering.formats.hooks import Hooks
 from treering.formats.otlp import Otlp
 from treering.server.bodies import Given
@@ -75,6 +75,7 @@ class Tally:
     duplicates: int = 0
     refused: int = 0
     erased: int = 0
+    passed: Counter[str] = field(default_factory=Counter)  # parts of conversations that made nothing, by why
     seconds: dict[int, int] = field(default_factory=dict)  # stored, by the second of the monotonic clock
     problems: deque[tuple[float, Problem]] = field(default_factory=lambda: deque(maxlen=5))  # the last ones, and when
 
@@ -535,6 +536,8 @@ class Writer:
                 elif isinstance(one, Unfit):
                     recorder.refuse(one.kept, one.problems, kind)
                     self.tally.refuse(one.problems[0])
+                elif isinstance(one, Passed):
+                    self.tally.passed[one.why] += 1
 
         for line, (value, size) in enumerate(values, 1):
             take(importer.feed(line, value, b" " * size))  # of its text an importer of these looks at the size alone

@@ -224,6 +224,48 @@ def test_streamed_completions_are_captured_once_they_have_gone_by(
     assert json.loads(tool["meta"])["finish_reason"] == "tool_calls"
 
 
+def test_messages_that_can_be_gone_through_once_reach_the_api_all_the_same(
+    remote: treering.Client, chats: Running, api: str
+) -> None:
+    wrapped = remote.wrap_openai(openai.OpenAI(base_url=api, api_key="k"))
+    heard: list[Any] = []
+    completions: Any = wrapped.chat.completions
+    post = completions._post
+
+    def hear(path: str, *, body: Any, **more: Any) -> Any:
+        heard.append(list(body["messages"]))
+        return post(path, body=body, **more)
+
+    completions._post = hear
+    asked = [{"role": "user", "content": "weather?"}]
+    messages: Any = iter(asked)
+    wrapped.chat.completions.create(model="gpt-x", messages=messages)
+    assert heard == [asked]
+
+    class Odd(list[Any]):
+        turns = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.turns += 1
+            if self.turns == 1:
+                raise RuntimeError("can't be read now")
+            return super().__iter__()
+
+    assert wrapped.chat.completions.create(model="gpt-x", messages=Odd(asked)).choices
+    (row,) = captured(remote, chats)
+    assert said(row)[0] == ("user", "weather?")
+
+
+def test_arguments_named_like_secrets_are_in_no_record(remote: treering.Client, chats: Running) -> None:
+    @remote.capture_calls
+    def ask(question: str, api_key: str = "sk-CANARY", token: str = "CANARY", keyword: str = "rain") -> str:
+        return question
+
+    ask("weather?")
+    (row,) = captured(remote, chats)
+    assert said(row) == [("user", "weather?"), ("user", "rain"), ("assistant", "weather?")]
+
+
 def test_the_async_client_is_captured_streams_too(remote: treering.Client, chats: Running, api: str) -> None:
     async def ask() -> None:
         async with remote.wrap_openai(openai.AsyncOpenAI(base_url=api, api_key="k")) as wrapped:

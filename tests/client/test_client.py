@@ -18,7 +18,7 @@ import treering
 from tests.server.running import Process, Running, ids, labelled
 from treering.client import CaptureWarning
 from treering.client.sender import Sender
-from treering.client.spool import Spool
+from treering.client.spool import Spool, spool_directory
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 
 from .fake import Answer, answering, failed, lines, stored
@@ -214,6 +214,38 @@ def test_a_batch_that_is_too_large_is_sent_in_smaller_ones_and_one_record_that_i
     assert sorted(taken) == sorted(one["id"] for one in labelled(100))
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_proxy_that_says_bad_request_costs_no_record(spool: Path, status: int) -> None:
+    is_back = threading.Event()
+
+    def answer(path: str, body: bytes) -> Answer:
+        return stored(body) if is_back.is_set() else (status, {"content-type": "text/html"}, b"<h1>HTTPS port</h1>")
+
+    with answering(answer) as url:
+        remote = client(url, spool, close_s=0.2)
+        live = remote.capture()
+        live.extend(labelled(20))
+        with pytest.warns(CaptureWarning, match=str(status)):
+            live.close()
+        assert live.counts.refused == 0
+        assert remote.close(0) == 20
+        is_back.set()
+        with client(url, spool) as again, again.capture() as live:
+            live.add({"text": "t"})
+            end = time.monotonic() + 20
+            while live.counts.stored < 21 and time.monotonic() < end:
+                time.sleep(0.05)
+            assert live.counts.stored == 21
+
+
+def test_what_is_refused_is_in_no_log(server: Running, spool: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with client(server.url, spool) as remote, remote.capture() as live:
+        live.add({"id": "r", "text": "t", "label": ["CANARY"]})
+        assert live.flush().refused == 1
+        assert "refused r: [('label', 'wrong-type')]" in caplog.text
+    assert "CANARY" not in caplog.text
+
+
 def test_a_key_that_is_refused_keeps_records_and_stops_no_other_corpus(
     spool: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +263,36 @@ def test_a_key_that_is_refused_keeps_records_and_stops_no_other_corpus(
             closed.close()
         assert remote.close(0) == 1
     assert "records for closed wait on this host: 403" in caplog.text
+
+
+def test_what_was_taken_over_and_ones_key_is_not_good_for_is_left_to_whose_is(
+    server: Running, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treering.client import sender
+    from treering.server.keys import create_key
+
+    monkeypatch.setattr(sender, "_ADOPT_EVERY_S", 0.2)
+    server.store.create("other", "labelled")
+    _, good = create_key(server.store, ["notes"])
+    _, wrong = create_key(server.store, ["other"])
+    dead = client("http://127.0.0.1:9", spool, close_s=0)  # whose records wait
+    with pytest.warns(CaptureWarning), dead.capture() as live:
+        live.extend(labelled(3))
+    assert dead.close(0) == 3
+    (before,) = spool.iterdir()
+    before.rename(spool_directory(server.url, spool))
+    stranger = treering.Client(server.url, wrong, corpus="other", spool=spool)
+    with stranger.capture() as live:
+        live.add({"text": "t", "label": "l"})
+        assert live.flush().stored == 1
+    end = time.monotonic() + 20
+    while not stranger._sender._spool._released and time.monotonic() < end:
+        time.sleep(0.05)
+    with client(server.url, spool, key=good):
+        while len(ids(server.store)) < 3 and time.monotonic() < end:
+            time.sleep(0.05)
+    assert ids(server.store) == ["r0", "r1", "r2"]
+    assert stranger.close() == 0
 
 
 def test_a_client_belongs_to_its_process(spool: Path) -> None:

@@ -45,7 +45,9 @@ def test_deployment_examples_name_commands_and_options_that_exist(name: str) -> 
 def test_the_compose_file_serves_on_all_addresses_and_gives_it_time_to_drain() -> None:
     services = yaml.safe_load((EXAMPLES / "compose.yaml").read_text("utf-8"))["services"]
     assert "--host 0.0.0.0" in services["treering"]["command"]
-    assert "exec treering" in services["treering"]["command"]  # else sh would keep SIGTERM to itself
+    assert services["treering"]["command"].startswith("treering ")  # a shell would keep SIGTERM to itself
+    built = services["treering"]["build"]["dockerfile_inline"]
+    assert "/src[server]" in built  # what is run once, such as init, needs it too
     assert services["treering"]["stop_grace_period"] == "90s"
     assert "8321" in services["proxy"]["command"]
 
@@ -57,6 +59,12 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     unit.write_text(text.replace("/opt/treering/bin/treering", "/bin/true").replace("User=treering\n", ""))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
     assert "treering.service" not in done.stderr, done.stderr
+
+
+def test_the_unit_makes_its_store_before_it_serves_it() -> None:
+    lines = (EXAMPLES / "treering.service").read_text("utf-8").splitlines()
+    before, serve = (next(one for one in lines if one.startswith(name)) for name in ("ExecStartPre=", "ExecStart="))
+    assert before.partition("=")[2] == serve.partition("=")[2].partition(" serve ")[0] + " init"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl here")
@@ -71,6 +79,10 @@ def test_the_hooks_of_the_examples_capture_a_turn(store: treering.Store, agent: 
         {"hook_event_name": "PostToolUse", "tool_name": "Bash", "tool_input": {"command": "ls"}, "tool_response": "a", "tool_use_id": "t"},
         {"hook_event_name": "Stop", "last_assistant_message": "one file"},
     ]  # fmt: skip
+    # A command's arguments are everybody's to read: the key is said by what the shell does itself.
+    for groups in hooks.values():
+        for hook in groups[0]["hooks"]:
+            assert "TREERING_KEY" not in hook["command"].partition("curl")[2]
     with running(store) as server:
         told = {"TREERING_URL": server.url, "TREERING_KEY": token, "TREERING_CORPUS": "chats"}
         for event in events:

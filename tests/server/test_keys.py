@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 import treering
-from treering.errors import NotFoundError, UsageError
+from treering.errors import NotFoundError, StoreError, UsageError
 from treering.server import keys
 from treering.server.keys import create_key, list_keys, parse_expiry, revoke_key
 from treering.server.run import prepare
@@ -47,6 +48,7 @@ def test_a_key_opens_its_corpus_for_its_verbs_and_nothing_else(store: treering.S
     store.create("other", "labelled")
     _, writes = create_key(store, ["notes"], verbs=["capture"])
     _, reads = create_key(store, ["notes"], verbs=["read"])
+    _, counts = create_key(store, ["notes"], verbs=["metrics"])
     _, everything = create_key(store, ["*"], verbs=["capture", "read", "metrics"])
     with running(store) as server:
 
@@ -63,6 +65,7 @@ def test_a_key_opens_its_corpus_for_its_verbs_and_nothing_else(store: treering.S
         assert status(reads, "GET", "/metrics") == 403
         assert status(everything, "POST", "/v1/corpora/other/records") == 200
         assert status(everything, "GET", "/metrics") == 200
+        assert status(counts, "GET", "/metrics") == 403  # it tells of all corpora
         # A key tells nothing of corpora beyond it, not even whether they are there.
         assert status(reads, "GET", "/v1/corpora/nobody") == 403
         listed = server.http.get("/v1/corpora", headers=bearer(reads)).json()
@@ -184,11 +187,59 @@ def test_without_keys_names_of_other_hosts_and_pages_of_other_origins_are_refuse
 
     assert code(host="evil.example") == "bad-host"  # DNS rebinding
     assert code(host="evil.example:8321") == "bad-host"
+    assert code(host="127.0.0.1.evil.example:8321") == "bad-host"  # a name, however it begins
+    assert code(host="127.evil.example") == "bad-host"
     assert code(origin="https://evil.example") == "bad-origin"
     assert code(origin="null") == "bad-origin"
     own = server.url.removeprefix("http://")
     assert server.http.get("/v1/corpora", headers={"origin": server.url}).status_code == 200
     assert server.http.get("/v1/corpora", headers={"host": own.replace("127.0.0.1", "localhost")}).status_code == 200
+
+
+def test_a_damaged_key_document_stops_no_revocation_and_opens_nothing(
+    store: treering.Store, notes: treering.Corpus, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, token = create_key(store, ["notes"])
+    good, other = create_key(store, ["notes"])
+    damaged, _ = create_key(store, ["notes"])
+    assert store.root is not None
+    with running(store) as server:
+        (store.root / "keys" / damaged.id / "key.json").write_bytes(b"{")
+        assert revoke_key(store, made.id).revoked_at is not None
+        (store.root / "keys" / good.id / "revoked.json").write_bytes(b"")  # a host that went down while it revoked
+        server.prepared.service.ring.refresh()
+        for gone in (token, other):
+            answer = server.http.get("/v1/corpora", headers=bearer(gone))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "revoked-key")
+    assert damaged.id in caplog.text
+    for look in (lambda: list_keys(store), lambda: revoke_key(store, damaged.id)):
+        with pytest.raises(StoreError, match=damaged.id):
+            look()
+    assert (store.root / "keys" / damaged.id / "revoked.json").exists()
+    for one in (made, good):
+        (store.root / "keys" / one.id / "key.json").unlink()
+    with running(store) as server:  # of keys there is only one left, which can't be read
+        assert server.http.get("/v1/corpora").status_code == 401
+
+
+def test_a_look_at_the_keys_that_fails_is_logged_and_not_the_last_one(
+    store: treering.Store, notes: treering.Corpus, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, token = create_key(store, ["notes"])
+    monkeypatch.setattr(keys, "REFRESH_S", 0.05)
+    with running(store) as server:
+        real = type(store.objects).list
+
+        def fails(*args: object, **kwargs: object) -> object:
+            raise RuntimeError("nobody thought of this")
+
+        monkeypatch.setattr(type(store.objects), "list", fails)
+        time.sleep(0.3)
+        monkeypatch.setattr(type(store.objects), "list", real)
+        assert "nobody thought of this" in caplog.text
+        revoke_key(store, made.id)
+        time.sleep(0.5)
+        assert server.http.get("/v1/corpora", headers=bearer(token)).status_code == 401
 
 
 def test_keys_that_cannot_be_meant_are_refused(store: treering.Store, notes: treering.Corpus) -> None:
@@ -215,6 +266,9 @@ def test_an_expiry_is_an_age_or_a_moment() -> None:
     for bad in ("soon", "0d", "-3d", "3y", ""):
         with pytest.raises(UsageError, match="neither a time nor an age"):
             parse_expiry(bad)
+    for beyond in ("9999-12-31T23:59:59-10:00", "999999w"):
+        with pytest.raises(UsageError, match="beyond the year 9999"):
+            parse_expiry(beyond)
 
 
 def test_revoking_twice_keeps_the_first_time(store: treering.Store, notes: treering.Corpus) -> None:

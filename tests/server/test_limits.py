@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 import treering
+from treering.server import limits, run
 from treering.server.limits import Limits, Refusal, unzip
 
 from .running import Running, ids, labelled, running
@@ -23,10 +25,10 @@ MIB = 1 << 20
 
 @pytest.fixture
 def small(store: treering.Store, notes: treering.Corpus) -> Iterator[Running]:
-    limits = Limits(
+    bounds = Limits(
         max_body=64 << 10, max_decoded=256 << 10, max_records=500, max_header=4 << 10, max_connections=60, header_s=0.6, body_s=0.6
     )  # fmt: skip
-    with running(store, limits) as found:
+    with running(store, bounds) as found:
         yield found
 
 
@@ -69,6 +71,31 @@ def test_a_gzip_bomb_is_413_and_never_held_in_full(small: Running) -> None:
     with pytest.raises(Refusal, match="when decompressed"):
         unzip(nested, 256 << 10)
     assert small.prepared.service.budget.bytes == 0
+
+
+def test_gzip_data_of_many_members_is_refused_soon_and_holds_up_nobody(
+    small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = time.monotonic()
+    with pytest.raises(Refusal, match="members"):
+        unzip(gzip.compress(b"") * 150_000, 64 * MIB)
+    assert time.monotonic() - began < 2
+    many = b"".join(gzip.compress(b"%d" % n * 10_000) for n in range(100))  # across the pieces that are read at once
+    assert unzip(many, 64 * MIB) == gzip.decompress(many)
+
+    def slowly(data: bytes, most: int) -> bytes:
+        time.sleep(2)
+        return unzip(data, most)
+
+    monkeypatch.setattr(limits, "unzip", slowly)
+    body = gzip.compress(b"[]")
+    sending = threading.Thread(target=small.post, args=(RECORDS, body), kwargs={"content_encoding": "gzip"})
+    sending.start()
+    time.sleep(0.3)
+    began = time.monotonic()
+    assert httpx.get(f"{small.url}/health").status_code == 200
+    assert time.monotonic() - began < 1
+    sending.join()
 
 
 @pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b"{}")[:-3], gzip.compress(b"{}") + b"junk", b"\x1f\x8b"])
@@ -131,6 +158,24 @@ def test_headers_and_bodies_that_come_too_slowly_are_408(small: Running) -> None
         assert answered.startswith(b"HTTP/1.1 408")
         assert said(silent) == b""
     assert small.prepared.service.budget.bytes == 0
+
+
+def test_a_connection_whose_body_nobody_reads_is_closed_in_time(
+    small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "_GRACE_S", 0.5)
+    head = b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n"
+    with connect(small) as idle, connect(small) as trickling:
+        idle.sendall(head % b"/health")  # answered before its body came
+        trickling.sendall(head % b"/nowhere")
+        began = time.monotonic()
+        for _ in range(5):
+            time.sleep(0.1)
+            trickling.sendall(b"x")
+        for connection in (idle, trickling):
+            connection.settimeout(8)
+            assert said(connection).startswith(b"HTTP/1.1 40")
+        assert time.monotonic() - began < 6
 
 
 def test_what_is_no_http_is_answered_and_closed(small: Running) -> None:

@@ -111,6 +111,19 @@ def test_with_an_idempotency_key_records_without_ids_are_stored_once_too(server:
     assert len(server.store.load("notes@v1")) == 4
 
 
+def test_with_an_idempotency_key_arrow_data_without_ids_is_stored_once_too(server: Running) -> None:
+    table = pa.table({"id": pa.array([None, "mine"], pa.string()), "text": ["a", "b"], "label": ["l", "l"]})
+    for sent in (table, table.drop_columns(["id"])):
+        body = arrow(sent)
+        headers = {"content_type": "application/vnd.apache.arrow.stream", "idempotency_key": f"k{sent.num_columns}"}
+        first, second = (server.post(RECORDS, body, **headers).json()["records"] for _ in range(2))
+        assert [one["id"] for one in first] == [one["id"] for one in second]
+    assert len(ids(server.store)) == 4
+    twice = pa.Table.from_arrays([table["text"], table["text"], table["label"]], names=["text", "text", "label"])
+    answer = server.post(RECORDS, arrow(twice), content_type="application/vnd.apache.arrow.stream")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad-arrow")
+
+
 def test_what_was_erased_is_answered_so_and_never_comes_back(server: Running) -> None:
     about = [{**one, "subject": "u1"} for one in labelled(2)]
     server.post(RECORDS, about)

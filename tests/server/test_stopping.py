@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 import treering
+from treering.errors import ConflictError
+from treering.server.run import prepare
 
 from .running import Process, ids, labelled, process
 
@@ -79,6 +81,19 @@ def test_a_port_that_is_taken_and_an_address_without_keys_end_in_one_clear_line(
     assert code == 2
     assert "without keys anybody" in said
     assert "Traceback" not in said
+
+
+def test_a_store_that_this_host_serves_is_not_served_twice_and_is_again_after_a_kill(
+    where: Path, store: treering.Store
+) -> None:
+    with process(where) as first:
+        with pytest.raises(ConflictError, match=f"process {first.popen.pid} at port {first.port}"):
+            prepare(store, port=0)
+        first.end(signal.SIGKILL)
+        with process(where) as second:
+            assert httpx.get(f"{second.url}/health").status_code == 200
+            assert second.end() == 0
+    prepare(store, port=0).service.close()
 
 
 def test_what_was_acknowledged_survives_a_kill_and_is_there_after_the_next_start(

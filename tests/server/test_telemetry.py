@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -325,6 +327,13 @@ def test_a_turn_under_way_outlives_the_server(store: treering.Store, chats: tree
     assert len(row["messages"]) == 4
 
 
+def test_events_that_make_no_record_are_counted(server: Running) -> None:
+    assert server.post("/v1/hooks/claude-code", turn("s1")[2:]).status_code == 200
+    assert stored(server) == []
+    metric = 'treering_passed_items_total{corpus="chats",why="ends of turns whose beginning wasn\'t seen"} 1.0'
+    assert metric in server.http.get("/metrics").text
+
+
 def test_what_is_no_hook_is_400(server: Running) -> None:
     for body in (
         b"{}",
@@ -418,3 +427,180 @@ def test_a_conversation_that_an_importer_stumbles_over_is_in_quarantine_and_hold
     kept = server.store.corpus("chats").quarantine()
     assert len(kept) == 3
     assert "KeyError" in kept[0].problems[0].message
+
+
+def span(conversation: str, *more: dict[str, Any], text: str = "hi", number: int = 1) -> dict[str, Any]:
+    """An export of one call in OTLP's JSON."""
+    said = [{"role": "user", "parts": [{"type": "text", "content": text}]}]
+    answer = [{"role": "assistant", "parts": [{"type": "text", "content": "ok"}]}]
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.conversation.id": conversation,
+        "gen_ai.input.messages": json.dumps(said),
+        "gen_ai.output.messages": json.dumps(answer),
+    }
+    one = {
+        "traceId": f"{number:032x}", "spanId": f"{number:016x}", "name": "chat",
+        "startTimeUnixNano": "1700000000000000000", "endTimeUnixNano": "1700000001000000000",
+        "attributes": [*({"key": key, "value": {"stringValue": value}} for key, value in attributes.items()), *more],
+    }  # fmt: skip
+    return {"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]}
+
+
+def test_what_is_sent_is_never_taken_for_the_servers_own_marks(server: Running) -> None:
+    poison = {"key": "x", "value": {"kvlistValue": {"values": [{"key": "__bytes__", "value": {"stringValue": "a"}}]}}}
+    assert server.post("/v1/traces", span("c1", poison)).status_code == 200
+    events = turn("s1")
+    events[1]["tool_input"] = {"__bytes__": "a"}
+    assert server.post("/v1/hooks/claude-code", events).status_code == 200
+    rows = until(lambda: found if len(found := stored(server)) == 2 else None)
+    (arguments,) = [
+        one["function"]["arguments"] for row in rows for m in row["messages"] for one in m["tool_calls"] or ()
+    ]
+    assert json.loads(arguments) == {"__bytes__": "a"}
+
+
+@given(st.recursive(
+    st.one_of(st.none(), st.integers(), st.text(), st.binary()),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=5), st.from_regex(r"__bytes___{0,2}x?_?", fullmatch=True)), inner, max_size=2),
+    ),
+))  # fmt: skip
+def test_what_is_held_comes_back_as_it_came(value: Any) -> None:
+    from treering.server.held import _packed, unpacked
+
+    assert unpacked(_packed(value)) == value
+
+
+def test_a_piece_that_cannot_be_read_is_in_quarantine_and_holds_up_no_other(server: Running) -> None:
+    from treering.capture.erasing import held_path
+
+    assert server.post("/v1/hooks/codex", turn("bad")[:2]).status_code == 200
+    path = held_path(server.store.corpus("chats"))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("""UPDATE pieces SET payload = '{"__bytes__": "a"}' WHERE seq = 1""")
+    assert server.post("/v1/hooks/codex", turn("bad")[2:]).status_code == 200
+    assert server.post("/v1/hooks/codex", turn("good")).status_code == 200
+    assert [row["session_id"] for row in stored(server)] == ["good"]
+    assert len(server.store.corpus("chats").quarantine()) == 3
+
+
+def test_a_call_that_is_sent_again_after_its_conversation_went_on_and_was_stored_doubles_nothing(
+    store: treering.Store, chats: treering.Corpus
+) -> None:
+    provider = TracerProvider()
+    memory = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    for n in range(2):
+        call(provider, "c1", n)
+    first, second = (exported((one,)).SerializeToString() for one in memory.get_finished_spans())
+    for _ in range(2):  # again by a server that was started anew
+        with running(store, Limits(hold_s=0.3)) as server:
+            for body in (first, second):
+                answer = server.http.post(
+                    "/v1/traces", content=body, headers={"content-type": "application/x-protobuf"}
+                )
+                assert answer.status_code == 200
+            until(lambda: stored(server))
+            server.http.post("/v1/traces", content=first, headers={"content-type": "application/x-protobuf"})
+            time.sleep(1)
+        assert len(store.live("chats").to_table()) == 1
+
+
+SCORE = {
+    "timeUnixNano": "1700000002000000000", "traceId": f"{1:032x}", "spanId": f"{1:016x}",
+    "eventName": "gen_ai.evaluation.result",
+    "attributes": [
+        {"key": "gen_ai.evaluation.name", "value": {"stringValue": "quality"}},
+        {"key": "gen_ai.evaluation.score.value", "value": {"doubleValue": 0.9}},
+    ],
+}  # fmt: skip
+SCORES = {"resourceLogs": [{"scopeLogs": [{"logRecords": [SCORE]}]}]}
+
+
+def test_a_score_before_its_call_is_said_of_it_at_a_stop_too(store: treering.Store, chats: treering.Corpus) -> None:
+    with running(store, Limits(hold_s=600)) as server:
+        assert server.post("/v1/logs", SCORES).status_code == 200
+        time.sleep(0.2)
+        assert server.post("/v1/traces", span("c1")).status_code == 200
+    (row,) = store.live("chats").to_table().to_pylist()
+    said = store.corpus("chats").annotations([row["id"]]).to_pylist()
+    assert {one["key"]: json.loads(one["value"]) for one in said}["quality"] == 0.9
+
+
+def test_a_score_without_a_call_waits_over_a_stop_and_ends_in_quarantine(
+    store: treering.Store, chats: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treering.server import held
+
+    with running(store) as server:
+        assert server.post("/v1/logs", SCORES).status_code == 200
+    assert chats.quarantine() == []
+    monkeypatch.setattr(held, "_WORDS_WAIT_S", 0.0)
+    with running(store):
+        pass
+    (kept,) = chats.quarantine()
+    assert "a score" in kept.problems[0].message
+
+
+def test_hooks_into_a_corpus_that_redacts_become_records_and_lie_nowhere_as_they_came(store: treering.Store) -> None:
+    pytest.importorskip("phonenumbers")
+    store.create("chats", "chat", redact=True)
+
+    def kept() -> list[Any]:
+        assert store.root is not None
+        return [one for one in store.root.rglob("*") if one.is_file() and b"ann@example.com" in one.read_bytes()]
+
+    with running(store) as server:
+        for event in turn("s1"):
+            event = {**event, **({"prompt": "I am ann@example.com"} if "prompt" in event else {})}
+            assert server.post("/v1/hooks/claude-code", event).status_code == 200
+            assert kept() == []
+        (row,) = stored(server)
+        assert row["messages"][0]["content"] == "I am [EMAIL]"
+        server.post("/v1/hooks/claude-code", turn("under way")[:2])
+    assert store.live("chats").to_table().column("session_id").to_pylist() == ["s1", "under way"]
+    assert kept() == []
+
+
+def test_what_was_erased_is_held_no_longer(
+    store: treering.Store, chats: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from treering.server import writers
+
+    monkeypatch.setattr(writers, "_LOOK_S", 0.2)
+    assert store.root is not None
+    folder = store.root
+
+    def holding(text: bytes) -> list[Any]:
+        found = [one for one in folder.rglob("held/*") if one.is_file()]
+        return [one for one in found if text in one.read_bytes()]
+
+    user = {"key": "user.id", "value": {"stringValue": "u42"}}
+    with running(store, Limits(hold_s=600)) as server:
+        server.post("/v1/corpora/chats/records", {"id": "x", "subject": "u42", "messages": turns_of("a", "b")})
+        server.post("/v1/traces", span("c1", user, text="CANARY one"))
+        server.post("/v1/traces", span("c2", text="another", number=2))
+        assert holding(b"CANARY one")
+        receipt = server.store.corpus("chats").erase(where={"subject": "u42"})
+        assert any("under way" in one for one in receipt.not_covered)
+        until(lambda: not holding(b"CANARY one"), 10)
+        assert holding(b"CANARY one") == []
+        assert holding(b"another")
+    (row,) = store.live("chats").to_table().to_pylist()
+    assert row["session_id"] == "c2"
+    assert holding(b"another") == []
+    with running(store) as server:  # what a turn says waits for its end, over a stop too
+        prompt, *_ = turn("s-u43")
+        server.post("/v1/hooks/claude-code", {**prompt, "prompt": "CANARY two"})
+        server.post("/v1/corpora/chats/records", {"id": "s-u43", "messages": turns_of("a", "b")})
+    chats.erase(ids=["s-u43"])
+    assert holding(b"CANARY two")
+    with running(store):
+        until(lambda: not holding(b"CANARY two"), 10)
+        assert holding(b"CANARY two") == []
+
+
+def turns_of(asked: str, said: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]

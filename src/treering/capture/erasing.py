@@ -20,7 +20,7 @@ from treering.store.erase import ErasePreview, Scrubbed, Wanted, drop_cached
 from treering.store.erase import erase as erase_stored
 from treering.store.erase import preview as preview_stored
 
-__all__ = ["erase", "preview", "scrub"]
+__all__ = ["erase", "held_path", "preview", "scrub"]
 
 #: How long other processes of this host get to commit what their spools held when the erasure was decided: they do so
 #: every two seconds.
@@ -70,6 +70,11 @@ def _subjects(where: Mapping[str, str | Sequence[str]] | None) -> tuple[str, ...
     return (given,) if isinstance(given, str) else tuple(given)
 
 
+def held_path(corpus: BaseCorpus) -> Path:
+    """Where a server on this host holds conversations that aren't complete."""
+    return corpus.store.host_dir / "held" / f"{corpus.record.table}.sqlite"
+
+
 def scrub(corpus: BaseCorpus) -> Scrubbed:
     """Commit, or drop, what this host's spools hold, overwrite what they held, and drop its caches of what was erased."""
     dropped = flush_spools(corpus)
@@ -88,6 +93,11 @@ def scrub(corpus: BaseCorpus) -> Scrubbed:
         left.append(
             f"{len(busy)} spools of processes on this host that were busy: their next commit overwrites what they held"
         )
+    if pieces := _number(held_path(corpus), "count(*), 0", "pieces"):
+        left.append(
+            f"{pieces} pieces of conversations under way in {held_path(corpus)}: a server drops those that name what was "
+            "erased within 10 seconds, or when it starts"
+        )
     damaged = sorted(directory.glob("*.damaged")) if directory.is_dir() else []
     if damaged:
         left.append(
@@ -100,8 +110,8 @@ def _oldest(path: Path) -> int:
     return _number(path, f"min(seq), {2**62}") or 2**62
 
 
-def _number(path: Path, what: str) -> int:
-    """Of the batches in a spool that may be another process's; 0 when it is gone, or can't be asked just now."""
+def _number(path: Path, what: str, table: str = "batches") -> int:
+    """Of the batches in a spool, or the pieces of conversations, that may be another process's; 0 when it is gone, or can't be asked just now."""
     if not path.exists():
         return 0
     try:
@@ -109,7 +119,7 @@ def _number(path: Path, what: str) -> int:
     except sqlite3.Error:
         return 0
     try:
-        return int(connection.execute(f"SELECT coalesce({what}) FROM batches").fetchone()[0])  # noqa: S608
+        return int(connection.execute(f"SELECT coalesce({what}) FROM {table}").fetchone()[0])  # noqa: S608
     except sqlite3.Error:
         return 0
     finally:

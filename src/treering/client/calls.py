@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ logger = logging.getLogger("treering.client")
 
 Make = Callable[[Mapping[str, Any], Any], Mapping[str, Any] | None]
 Session = str | Callable[[Mapping[str, Any]], str | None] | None
+
+#: Names of arguments that aren't what was asked and must be in no corpus.
+_SECRET = re.compile(r"(?i)(^|_)(api_?key|key|token|secret|password|passwd|pwd|credentials?|auth|authorization)$")
 
 #: Members of a message that the record type `chat` has.
 _FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -96,7 +100,8 @@ def _chat_of(given: Mapping[str, Any], result: Any) -> dict[str, Any] | None:
     if isinstance(messages, list | tuple) and messages:
         asked = [_message(one) for one in messages]
     else:
-        asked = [{"role": "user", "content": one} for one in given.values() if isinstance(one, str)]
+        texts = [one for name, one in given.items() if isinstance(one, str) and not _SECRET.search(name)]
+        asked = [{"role": "user", "content": one} for one in texts]
     if not asked:
         return None
     is_message = isinstance(result, Mapping) and "role" in result
@@ -175,14 +180,26 @@ def _captured(method: Callable[..., Any], recorder: RemoteRecorder, session: Ses
     return wrapped
 
 
-def _asked(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What is asked, as it is now: whoever calls may append the answer to the very same list."""
-    messages = kwargs.get("messages")
-    return {**kwargs, "messages": list(messages) if isinstance(messages, Iterable) else []}
+def _asked(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """What is asked, as it is now: whoever calls may append the answer to the very same list. None when it can't be read.
+
+    What can be gone through once alone is put into `kwargs` as a list: the API must get it, too.
+    """
+    for name in ("messages", "tools"):
+        if isinstance(kwargs.get(name), Iterator):
+            kwargs[name] = list(kwargs[name])  # what this raises is the caller's own
+    try:
+        messages = kwargs.get("messages")
+        return {**kwargs, "messages": list(messages) if isinstance(messages, Iterable) else []}
+    except Exception:
+        logger.exception("what a completion was asked can't be read")
+        return None
 
 
-def _watched(result: Any, asked: Mapping[str, Any], recorder: RemoteRecorder, session: Session) -> Any:
+def _watched(result: Any, asked: Mapping[str, Any] | None, recorder: RemoteRecorder, session: Session) -> Any:
     """The result; a stream tells what went by once it has ended."""
+    if asked is None:
+        return result
     try:
         if hasattr(result, "choices"):
             _keep(recorder, asked, session, result.model_dump(exclude_none=True))

@@ -29,6 +29,8 @@ _KEPT_REFUSALS = 100
 _ADOPT_EVERY_S = 30.0
 #: Answers that say: later.
 _PASSING = frozenset([408, 425, 429, 500, 502, 503, 504])
+#: Codes of errors that are about the records: sent again they say the same.
+_OF_RECORDS = frozenset(["bad-json", "bad-records", "invalid-record"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,7 +288,7 @@ class Sender:
         status = answer.status_code
         if status in (200, 422) and (said := _outcomes(answer, rows)) is not None:
             self._settled(corpus, pace, entries, said)
-        elif status in (400, 413, 422):
+        elif status == 413 or (status in (400, 422) and _code(answer) in _OF_RECORDS):
             self._too_much(corpus, pace, entries, _message(answer))
         elif status in _PASSING:
             self._later(corpus, pace, _message(answer), answer.headers.get("retry-after"))
@@ -295,6 +297,19 @@ class Sender:
                 logger.warning("records for %s wait on this host: %s", corpus, _message(answer))
             pace.error = _message(answer)
             pace.not_before = time.monotonic() + self._settings.parked_s
+            if status in (401, 403):
+                self._release(corpus)
+
+    def _release(self, corpus: str) -> None:
+        """Leave what was taken over to a client with another key: it may be good for it, and this one isn't."""
+        found = self._spool.release(corpus)
+        if found:
+            rows = sum(one.rows for one in found)
+            logger.info("left %d records for %s to a client whose key is good for them", rows, corpus)
+            with self._lock:
+                self.tally(corpus).added -= rows
+                self._spooled_bytes -= sum(len(one.payload) for one in found)
+                self._done.notify_all()
 
     def _settled(self, corpus: str, pace: _Pace, entries: Sequence[Entry], said: Mapping[str, Any]) -> None:
         with self._lock:
@@ -306,7 +321,9 @@ class Sender:
             for one in said["records"]:
                 if one["status"] == "refused":
                     tally.refusals.append((one["id"], one.get("problems") or []))
-                    logger.warning("%s refused %s: %s", corpus, one["id"], one.get("problems"))
+                    # Their messages may quote what was refused, which has no business in a log.
+                    where = [(".".join(map(str, found["loc"])), found["kind"]) for found in one.get("problems") or ()]
+                    logger.warning("%s refused %s: %s", corpus, one["id"], where)
         pace.failures, pace.error, pace.not_before = 0, None, 0.0
         if pace.most_rows is not None:
             pace.most_rows = 2 * pace.most_rows if 2 * pace.most_rows < self._settings.batch_rows else None
@@ -368,6 +385,15 @@ def _outcomes(answer: httpx.Response, rows: int) -> Mapping[str, Any] | None:
         return None
     is_ours = isinstance(said, dict) and isinstance(said.get("records"), list) and len(said["records"]) == rows
     return said if is_ours else None
+
+
+def _code(answer: httpx.Response) -> str | None:
+    """The code of treering's own errors; None of what a proxy says, or another server."""
+    try:
+        found = answer.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _message(answer: httpx.Response) -> str:

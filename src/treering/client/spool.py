@@ -62,6 +62,8 @@ class Spool:
         self._directory = directory
         self._lock = threading.Lock()
         self._held: FileLock | None = None
+        self._released: set[Path] = set()  # what this one adopted, and can't send
+        self._adopted: set[int] = set()
         self.path: Path | None = None
         try:
             if directory is not None:
@@ -104,6 +106,7 @@ class Spool:
         """Forget entries: the server has them. Raises StoreError."""
         with self._lock, _translated(self.path), _transaction(self._connection):
             self._connection.executemany("DELETE FROM entries WHERE seq = ?", [(one.seq,) for one in entries])
+        self._adopted.difference_update(one.seq for one in entries)
 
     def replace(self, old: Entry, new: Sequence[Entry]) -> None:
         """Put others in an entry's place, all at once. Raises StoreError."""
@@ -139,7 +142,7 @@ class Spool:
         """
         taken: list[Entry] = []
         for path in sorted(self._directory.glob("*.sqlite")) if self._directory is not None else []:
-            if path == self.path:
+            if path == self.path or path in self._released:
                 continue
             lock = FileLock(path.with_suffix(".lock"), timeout=0, thread_local=False)
             try:
@@ -157,6 +160,7 @@ class Spool:
                         theirs.close()
                 found = [Entry(next(number), *row) for row in rows]
                 self.append(found)
+                self._adopted.update(one.seq for one in found)
                 taken += found
                 _remove(path)
             except StoreError as exc:
@@ -170,6 +174,29 @@ class Spool:
                 with suppress(OSError):
                     path.with_suffix(".lock").unlink()
         return taken
+
+    def release(self, corpus: str) -> list[Entry]:
+        """Put what was taken over for a corpus back into a file of its own, for a client whose key is good for it.
+
+        This one doesn't take it over again. A kill in between leaves it in both, and ids make that once. Raises StoreError.
+        """
+        if self._directory is None or not self._adopted:
+            return []
+        found = [one for one in self._all(corpus) if one.seq in self._adopted]
+        if not found:
+            return []
+        other = Spool(self._directory)
+        assert other.path is not None
+        self._released.add(other.path)
+        other.append([Entry(n, one.corpus, one.rows, one.payload) for n, one in enumerate(found, 1)])
+        self.remove(found)
+        other.close()
+        return found
+
+    def _all(self, corpus: str) -> list[Entry]:
+        with self._lock, _translated(self.path):
+            query = "SELECT seq, corpus, rows, payload FROM entries WHERE corpus = ? ORDER BY seq"
+            return [Entry(*row) for row in self._connection.execute(query, (corpus,))]
 
     def close(self) -> None:
         """Let go of it; an empty one is removed, another one waits for whoever comes next."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,8 +17,9 @@ from starlette.exceptions import HTTPException
 
 import treering
 from treering.errors import TreeringError
-from treering.server.bodies import ARROW, JSON, NDJSON, Given, parse_records
+from treering.server.bodies import ARROW, JSON, NDJSON, Given, identify, parse_records
 from treering.server.guard import Guard, error_response
+from treering.server.keys import EVERY_CORPUS
 from treering.server.limits import Limits, Refusal
 from treering.server.page import add_page
 from treering.server.requests import ERRORS, Allowed, Failed, Name, media_of, parsed, service_of, taken
@@ -132,8 +131,14 @@ def _add_writing(app: FastAPI) -> None:
         service = service_of(request)
         writer = await service.writer(name)
         async with taken(request) as body:
-            given = await _records(service, body, media_of(request))
-            _identify(given, name, idempotency_key)
+            media = media_of(request)
+
+            def read() -> Given:
+                given = parse_records(body, media, service.limits)
+                identify(given, name, idempotency_key)
+                return given
+
+            given = await parsed(service, body, read)
             outcomes = await service.answered(writer.submit(given, "http"))
         return _stored(outcomes)
 
@@ -164,17 +169,6 @@ def _add_writing(app: FastAPI) -> None:
 
 async def _records(service: Service, body: bytes, media: str) -> Given:
     return await parsed(service, body, lambda: parse_records(body, media, service.limits))
-
-
-def _identify(given: Given, name: str, key: str | None) -> None:
-    """Give each record without an id one: fresh, or the same each time a request with this key is sent."""
-    for position, record in zip(given.positions, given.records, strict=True):
-        if isinstance(record, dict) and record.get("id") is None:
-            if key is None:
-                record["id"] = os.urandom(16).hex()
-            else:
-                text = f"{name}\0{key}\0{position}"
-                record["id"] = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def _stored(outcomes: Sequence[Outcome]) -> Response:
@@ -296,22 +290,26 @@ def _add_reading(app: FastAPI) -> None:
         service = service_of(request)
         return _answer(await service.read(lambda: treering.status(service.store, name)))
 
-    @app.get("/health", tags=["server"], responses={503: {"description": "Stopping: it takes nothing new."}})
+    @app.get(
+        "/health",
+        tags=["server"],
+        responses={503: {"description": "Stopping: it takes nothing new; or failed: a corpus' writer has ended."}},
+    )
     async def health(request: Request) -> Response:
         """Whether the server takes requests. Needs no key and tells nothing of the store."""
         service = service_of(request)
-        state = "stopping" if service.draining else "ok"
+        state = "stopping" if service.draining else "failed" if service.writers.failed else "ok"
         told = {
             "status": state,
             "version": treering.__version__,
             "uptime_s": round(time.monotonic() - service.started, 1),
         }
-        return Response(to_json(told), 503 if service.draining else 200, media_type=JSON[0])
+        return Response(to_json(told), 200 if state == "ok" else 503, media_type=JSON[0])
 
     @app.get("/metrics", tags=["server"], responses=ERRORS)
     async def metrics(request: Request, access: Allowed) -> Response:
-        """Prometheus' text format. Needs a key with the verb `metrics` once there are keys."""
-        access.require("metrics")
+        """Prometheus' text format. Needs a key for all corpora with the verb `metrics` once there are keys."""
+        access.require("metrics", EVERY_CORPUS)  # it tells of all of them
         return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

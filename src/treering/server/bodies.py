@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from treering.server.limits import Limits, Refusal
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ARROW", "JSON", "NDJSON", "Given", "Unread", "parse_records", "read_arrow"]
+__all__ = ["ARROW", "JSON", "NDJSON", "Given", "Unread", "identify", "parse_records", "read_arrow"]
 
 JSON = ("application/json",)
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines")
@@ -86,7 +87,7 @@ def _lines(body: bytes, limits: Limits) -> Given:
 
 
 def read_arrow(body: bytes, limits: Limits) -> pa.Table:
-    """The table of an Arrow IPC stream, every buffer of it checked, with an id for each row. Raises Refusal.
+    """The table of an Arrow IPC stream, every buffer of it checked. Raises Refusal.
 
     Compressed buffers are refused: what they become couldn't be bounded beforehand.
     """
@@ -98,6 +99,8 @@ def read_arrow(body: bytes, limits: Limits) -> pa.Table:
         for message in pa.ipc.MessageReader.open_stream(pa.py_buffer(body)):
             if message.type == "schema":
                 schema = pa.ipc.read_schema(message)
+                if len(set(schema.names)) < len(schema):
+                    raise pa.ArrowInvalid("two columns have one name")
                 _check_types(schema)
             elif message.type == "record batch":
                 if _is_compressed(message.metadata.to_pybytes()):
@@ -116,7 +119,7 @@ def read_arrow(body: bytes, limits: Limits) -> pa.Table:
                 raise pa.ArrowInvalid(f"a message of kind {message.type} has no place here")
         if schema is None:
             raise pa.ArrowInvalid("there is no schema")
-        return _with_ids(pa.Table.from_batches(batches, schema))
+        return pa.Table.from_batches(batches, schema)
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, EOFError) as exc:
         raise Refusal(
             400, "bad-arrow", f"the body isn't an Arrow IPC stream: {str(exc).splitlines()[0][:200]}"
@@ -159,19 +162,36 @@ def _is_compressed(metadata: bytes) -> bool:
     return bool(member(batch, 3))
 
 
-def _with_ids(table: pa.Table) -> pa.Table:
-    """The table with an id in every row, so that each has a name in the answer; another type of column stays as it is."""
+def identify(given: Given, name: str, key: str | None) -> None:
+    """Give each record without an id one, so that each has a name in the answer.
+
+    Fresh, or the same each time a request with this key is sent to this corpus. A column `id` of another type than text
+    stays as it is: the recorder says what is wrong with it.
+    """
+
+    def made(position: int) -> str:
+        if key is None:
+            return os.urandom(16).hex()
+        text = f"{name}\0{key}\0{position}"
+        return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+    for position, record in zip(given.positions, given.records, strict=True):
+        if isinstance(record, dict) and record.get("id") is None:
+            record["id"] = made(position)
+    if given.table is not None:
+        given.table = _with_ids(given.table, made)
+
+
+def _with_ids(table: pa.Table, made: Callable[[int], str]) -> pa.Table:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     at = table.schema.get_field_index("id")
-    if at >= 0 and not (pa.types.is_string(table.schema.field(at).type) and table.column(at).null_count):
-        return table
-    raw = os.urandom(16 * len(table)).hex()
-    fresh = pa.array([raw[i : i + 32] for i in range(0, len(raw), 32)], pa.string())
     if at < 0:
-        return table.append_column("id", fresh)
-    return table.set_column(at, "id", pc.coalesce(table.column(at), fresh))
+        return table.append_column("id", pa.array([made(n) for n in range(len(table))], pa.string()))
+    if not (pa.types.is_string(table.schema.field(at).type) and table.column(at).null_count):
+        return table
+    ids = [made(n) if one is None else one for n, one in enumerate(table.column(at).to_pylist())]
+    return table.set_column(at, "id", pa.array(ids, pa.string()))
 
 
 def _check_count(count: int, limits: Limits) -> None:

@@ -8,6 +8,7 @@ what is settled twice, after a kill say, is stored once.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import sqlite3
 import time
@@ -15,15 +16,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from treering.errors import StoreError
 from treering.store.durable import make_directory, sync_directory
 
-if TYPE_CHECKING:
-    from treering.store.corpus import BaseCorpus
-
-__all__ = ["Held", "Piece", "held_path"]
+__all__ = ["Held", "Piece", "unpacked"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pieces (
@@ -32,9 +30,12 @@ CREATE TABLE IF NOT EXISTS pieces (
 );
 CREATE INDEX IF NOT EXISTS by_conversation ON pieces (format, conversation);
 CREATE INDEX IF NOT EXISTS by_trace ON pieces (trace) WHERE conversation = '';
+CREATE TABLE IF NOT EXISTS settled (piece BLOB PRIMARY KEY, at REAL NOT NULL) WITHOUT ROWID;
 """
 #: Scores that came before, or long after, the call they are about wait so long for it.
 _WORDS_WAIT_S = 3_600.0
+#: So long it is remembered which calls were stored: exporters send again what they got no answer for.
+_REMEMBERED_S = 6 * 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,31 +48,37 @@ class Piece:
     value: Any
 
 
-def held_path(corpus: BaseCorpus) -> Path:
-    """Where the pieces of a corpus lie on this host."""
-    return corpus.store.host_dir / "held" / f"{corpus.record.table}.sqlite"
-
-
 class Held:
     """The pieces of one corpus. For one thread."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises StoreError."""
+    def __init__(self, path: Path, *, in_memory: bool = False) -> None:
+        """In the file at `path`, or in memory: then a kill loses them. Raises StoreError."""
         self.path = path
+        self.in_memory = in_memory
         with _translated(path):
-            make_directory(path.parent, below=path.parents[1])
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+            if not in_memory:
+                make_directory(path.parent, below=path.parents[1])
+            where = ":memory:" if in_memory else path
+            self._connection = sqlite3.connect(where, isolation_level=None, timeout=30, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
             self._connection.execute("PRAGMA secure_delete=ON")
             self._connection.executescript(_SCHEMA)
-            sync_directory(path.parent)
+            if not in_memory:
+                sync_directory(path.parent)
 
-    def add(self, pieces: Iterable[Piece]) -> None:
-        """Keep pieces, all or none; they are on disk when this returns. Raises StoreError."""
+    def add(self, pieces: Iterable[Piece]) -> int:
+        """Keep pieces, all or none; they are on disk when this returns. Raises StoreError.
+
+        How many there were that are stored already: calls of a model that were sent once more.
+        """
         rows = []
+        again = 0
         for one in pieces:
-            text = json.dumps(one.value, ensure_ascii=False, separators=(",", ":"), default=_tagged)
+            text = _packed(one.value)
+            if one.conversation and one.format == "otlp" and self._was_settled(text):
+                again += 1
+                continue
             rows.append((one.format, one.conversation, one.trace, time.time(), len(text), text))
         with _translated(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
@@ -85,9 +92,18 @@ class Held:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+        return again
+
+    def _was_settled(self, text: str) -> bool:
+        with _translated(self.path):
+            found = self._connection.execute("SELECT 1 FROM settled WHERE piece = ?", (_hashed(text),)).fetchone()
+        return found is not None
 
     def due(self, idle_s: Mapping[str, float], most_bytes: int) -> list[tuple[str, str]]:
-        """(format, conversation) of those that nothing came for so long (by format), and the oldest while all are too large."""
+        """(format, conversation) of those that nothing came for so long (by format), and the oldest while all are too large.
+
+        Scores come last, so that they go with their call when that is due, too.
+        """
         now = time.time()
         with _translated(self.path):
             found = self._connection.execute(
@@ -95,17 +111,18 @@ class Held:
             ).fetchall()
         total = sum(size for *_, size in found)
         chosen = []
-        for kind, conversation, newest, size in found:
-            wait = idle_s[kind]
-            if not conversation and wait > 0:
-                wait = max(wait, _WORDS_WAIT_S)
+        for kind, conversation, newest, size in sorted(found, key=lambda one: not one[1]):
+            wait = idle_s[kind] if conversation else _WORDS_WAIT_S  # of scores: whatever stops, their call may come yet
             if now - newest >= wait or newest > now + 60 or total > most_bytes:
                 chosen.append((kind, conversation))
                 total -= size
         return chosen
 
-    def pieces(self, kind: str, conversation: str) -> tuple[list[int], list[tuple[Any, int]]]:
-        """Numbers and (value, size) of a conversation's pieces in the order they came, scores about it among them."""
+    def pieces(self, kind: str, conversation: str) -> tuple[list[int], list[tuple[str, int]]]:
+        """Numbers and (text, size) of a conversation's pieces in the order they came, scores about it among them.
+
+        What a text says, `unpacked` tells.
+        """
         with _translated(self.path):
             rows = self._connection.execute(
                 "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = ? ORDER BY seq",
@@ -117,41 +134,83 @@ class Held:
                         "SELECT seq, payload, size, trace FROM pieces WHERE format = ? AND conversation = '' AND trace = ?",
                         (kind, trace),
                     ).fetchall()
-        return [row[0] for row in rows], [(json.loads(row[1], object_hook=_untagged), row[2]) for row in rows]
+        return [row[0] for row in rows], [(row[1], row[2]) for row in rows]
 
     def forget(self, numbers: Sequence[int]) -> None:
-        """Let go of pieces: what they say is stored."""
+        """Let go of pieces: what they say is stored. Nothing of them is left in the file, nor in its log."""
+        now = time.time()
         with _translated(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("DELETE FROM pieces WHERE seq = ?", [(one,) for one in numbers])
-            self._connection.execute("COMMIT")
+            try:
+                for one in numbers:
+                    query = "SELECT payload FROM pieces WHERE seq = ? AND format = 'otlp' AND conversation <> ''"
+                    for (text,) in self._connection.execute(query, (one,)).fetchall():
+                        self._connection.execute("INSERT OR REPLACE INTO settled VALUES (?, ?)", (_hashed(text), now))
+                self._connection.execute("DELETE FROM settled WHERE at < ?", (now - _REMEMBERED_S,))
+                self._connection.executemany("DELETE FROM pieces WHERE seq = ?", [(one,) for one in numbers])
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def conversations(self) -> list[tuple[str, str]]:
+        """(format, conversation) of all."""
+        with _translated(self.path):
+            return self._connection.execute("SELECT DISTINCT format, conversation FROM pieces").fetchall()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is held."""
+        """Whether nothing is held, nor remembered."""
+        query = "SELECT EXISTS (SELECT 1 FROM pieces) OR EXISTS (SELECT 1 FROM settled WHERE at >= ?)"
         with _translated(self.path):
-            return not self._connection.execute("SELECT EXISTS (SELECT 1 FROM pieces)").fetchone()[0]
+            return not self._connection.execute(query, (time.time() - _REMEMBERED_S,)).fetchone()[0]
 
     def close(self) -> None:
         """Let go of it; an empty one is removed."""
         empty = self.is_empty
         self._connection.close()
-        if empty:
+        if empty and not self.in_memory:
             for suffix in (".sqlite", ".sqlite-wal", ".sqlite-shm"):
                 with suppress(OSError):
                     self.path.with_suffix(suffix).unlink(missing_ok=True)
 
 
+#: A dict of this one member stands for bytes. One that somebody sent has a "_" more, or it would be taken for ours.
+_BYTES = "__bytes__"
+
+
+def _hashed(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _packed(value: Any) -> str:
+    return json.dumps(_tagged(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def unpacked(text: str) -> Any:
+    """The value of a piece. Raises ValueError when it isn't one."""
+    return json.loads(text, object_hook=_untagged)
+
+
 def _tagged(value: Any) -> Any:
     if isinstance(value, bytes):
-        return {"__bytes__": base64.b64encode(value).decode()}
-    raise TypeError(f"a {type(value).__name__} has no place in telemetry")
+        return {_BYTES: base64.b64encode(value).decode()}
+    if isinstance(value, dict):
+        tagged = {key: _tagged(one) for key, one in value.items()}
+        if len(tagged) == 1 and next(iter(tagged)).startswith(_BYTES):
+            return {f"{key}_": one for key, one in tagged.items()}
+        return tagged
+    return [_tagged(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _untagged(value: dict[str, Any]) -> Any:
-    return (
-        base64.b64decode(value["__bytes__"]) if len(value) == 1 and isinstance(value.get("__bytes__"), str) else value
-    )
+    if len(value) == 1 and (key := next(iter(value))).startswith(_BYTES):
+        if key == _BYTES:
+            return base64.b64decode(value[key], validate=True)
+        return {key[:-1]: value[key]}
+    return value
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,10 +37,13 @@ __all__ = [
     "StoredKey",
     "Verb",
     "create_key",
+    "has_keys",
     "list_keys",
     "parse_expiry",
     "revoke_key",
 ]
+
+logger = logging.getLogger("treering.server")
 
 Verb = Literal["capture", "annotate", "read", "metrics"]
 VERBS: tuple[Verb, ...] = get_args(Verb)
@@ -150,43 +154,68 @@ def create_key(
 def list_keys(store: BaseStore) -> list[KeyState]:
     """All keys that were ever made, oldest first. Raises StoreError."""
     paths = set(store.objects.list(_FOLDER))
-    found = []
-    for path in paths:
-        if not path.endswith("/key.json"):
-            continue
-        key = parse_document(StoredKey, path, store.objects.get(path))
-        if path != f"{_FOLDER}/{key.id}/key.json":
-            raise StoreError(f"{path} is the key {key.id}", code="document-damaged")
-        revoked = f"{_FOLDER}/{key.id}/revoked.json"
-        at = parse_document(Revocation, revoked, store.objects.get(revoked)).at if revoked in paths else None
-        found.append(KeyState(key, at))
+    found = [_read(store, key_id, paths) for key_id in _ids(paths)]
     return sorted(found, key=lambda one: (one.key.created_at, one.key.id))
 
 
+def has_keys(store: BaseStore) -> bool:
+    """Whether a key was ever made, one that can't be read included. Raises StoreError."""
+    return bool(_ids(store.objects.list(_FOLDER)))
+
+
+def _ids(paths: Iterable[str]) -> list[str]:
+    parts = [path.split("/") for path in paths]
+    return [one[1] for one in parts if len(one) == 3 and one[2] == "key.json"]
+
+
+def _read(store: BaseStore, key_id: str, paths: Container[str]) -> KeyState:
+    """A key, of which `paths` tell whether it was revoked. Raises StoreError when its document is damaged."""
+    path, revoked = f"{_FOLDER}/{key_id}/key.json", f"{_FOLDER}/{key_id}/revoked.json"
+    key = parse_document(StoredKey, path, store.objects.get(path))
+    if key.id != key_id:
+        raise StoreError(f"{path} is the key {key.id}", code="document-damaged")
+    at = None
+    if revoked in paths:
+        try:
+            at = parse_document(Revocation, revoked, store.objects.get(revoked)).at
+        except StoreError:  # that it is there says enough
+            at = key.created_at
+    return KeyState(key, at)
+
+
 def revoke_key(store: BaseStore, key_id: str) -> KeyState:
-    """Make a key worthless for good; one that is already stays so. Raises NotFoundError."""
-    known = {one.key.id: one for one in list_keys(store)}
-    if key_id not in known:
+    """Make a key worthless for good; one that is already stays so.
+
+    Raises NotFoundError, and StoreError when its document is damaged: it is revoked all the same.
+    """
+    if key_id not in _ids(store.objects.list(_FOLDER)):
         raise NotFoundError(f"there is no key {key_id!r}", code="no-key", hint="treering keys list shows their ids")
-    if known[key_id].revoked_at is None:
-        now = datetime.now(UTC)
-        with suppress(AlreadyExistsError):  # somebody else did it at the same moment
-            data = Revocation(id=key_id, at=now).model_dump_json(indent=2).encode()
-            store.objects.create(f"{_FOLDER}/{key_id}/revoked.json", data)
-    return next(one for one in list_keys(store) if one.key.id == key_id)
+    with suppress(AlreadyExistsError):  # it was before, or by somebody else at the same moment
+        data = Revocation(id=key_id, at=datetime.now(UTC)).model_dump_json(indent=2).encode()
+        store.objects.create(f"{_FOLDER}/{key_id}/revoked.json", data)
+    return _read(store, key_id, {f"{_FOLDER}/{key_id}/revoked.json"})
 
 
 def parse_expiry(text: str) -> datetime:
     """`90d`, `12h`, `30m`, `2w`: from now; or a date or time in ISO 8601, UTC unless it says otherwise. Raises UsageError."""
     if match := _AGE.fullmatch(text):
-        return datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])})
+        return _until(text, lambda: datetime.now(UTC) + timedelta(**{_UNITS[match[2]]: int(match[1])}))
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise UsageError(
             f"{text!r} is neither a time nor an age", code="bad-expiry", hint="such as 90d, 12h or 2027-01-31"
         ) from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    return _until(text, lambda: moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC))
+
+
+def _until(text: str, moment: Callable[[], datetime]) -> datetime:
+    try:
+        return moment()
+    except OverflowError:
+        raise UsageError(
+            f"{text!r} is beyond the year 9999 in UTC", code="bad-expiry", hint="such as 2027-01-31"
+        ) from None
 
 
 def _hashed(token: str) -> str:
@@ -204,6 +233,8 @@ class KeyRing:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._states: dict[str, KeyState] = {}
+        self._is_empty = True
+        self._complained: set[str] = set()
         self._stop = threading.Event()
         self.refresh()
         self._thread = threading.Thread(target=self._keep_fresh, name="treering-keys", daemon=True)
@@ -212,13 +243,26 @@ class KeyRing:
     @property
     def is_empty(self) -> bool:
         """Whether no key was ever made. Keys that expired or were revoked count: losing the last one opens nothing."""
-        return not self._states
+        return self._is_empty
 
     def refresh(self) -> None:
-        """Read the keys anew. Raises StoreError."""
+        """Read the keys anew; of one that can't be read what was known holds, and its revocation. Raises StoreError."""
         with self._lock:
             self._looked = time.monotonic()
-            self._states = {**self._states, **{one.key.id: one for one in list_keys(self._store)}}
+            paths = set(self._store.objects.list(_FOLDER))
+            states = dict(self._states)
+            for key_id in _ids(paths):
+                self._is_empty = False
+                try:
+                    states[key_id] = _read(self._store, key_id, paths)
+                except (StoreError, NotFoundError) as exc:
+                    if key_id not in self._complained:
+                        self._complained.add(key_id)
+                        logger.error("the key %s can't be read: %s", key_id, exc)
+                    known = states.get(key_id)
+                    if known is not None and f"{_FOLDER}/{key_id}/revoked.json" in paths:
+                        states[key_id] = KeyState(known.key, known.revoked_at or datetime.now(UTC))
+            self._states = states
 
     def find(self, token: str) -> KeyState | None:
         """The key that this is, whatever it is worth; None when it isn't one. Compares in constant time."""
@@ -240,6 +284,13 @@ class KeyRing:
         self._thread.join()
 
     def _keep_fresh(self) -> None:
+        failed = False
         while not self._stop.wait(REFRESH_S):
-            with suppress(StoreError, NotFoundError):  # it may come back; until then what we know holds
+            try:
                 self.refresh()
+            except Exception as exc:  # the store may come back; until then what we know holds
+                if not failed:
+                    logger.exception("the keys can't be looked at: one that is revoked meanwhile stays good: %s", exc)
+                failed = True
+            else:
+                failed = False

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["Budget", "Limits", "Refusal", "read_body", "unzip"]
 
 _MIB = 1 << 20
+#: Compressed data is read in pieces of this size: what a member leaves over of one is copied.
+_PIECE = 64 << 10
+#: Members of gzip data. Writers make one, or one for each time they flush.
+_MEMBERS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +80,16 @@ class Budget:
 
 
 async def read_body(
-    stream: AsyncIterable[bytes], declared: str | None, encoding: str, limits: Limits, budget: Budget
+    stream: AsyncIterable[bytes],
+    declared: str | None,
+    encoding: str,
+    limits: Limits,
+    budget: Budget,
+    beside: Callable[[Callable[[], bytes]], Awaitable[bytes]],
 ) -> tuple[bytes, int]:
     """A request's body, decompressed, and the bytes that `budget` counts for it: the caller gives them back.
 
-    `declared`: its Content-Length; `encoding`: its Content-Encoding. Raises Refusal; nothing stays counted then.
+    `declared`: its Content-Length; `encoding`: its Content-Encoding; `beside` does what takes long. Raises Refusal; nothing stays counted then.
     """
     if encoding not in ("", "identity", "gzip", "x-gzip"):
         raise Refusal(415, "bad-encoding", f"can't read the content encoding {encoding[:40]!r}", "send gzip, or none")
@@ -97,7 +107,8 @@ async def read_body(
                 pieces.append(piece)
         body = b"".join(pieces)
         if encoding in ("gzip", "x-gzip"):
-            body = unzip(body, limits.max_decoded)
+            packed = body
+            body = await beside(lambda: unzip(packed, limits.max_decoded))
             budget.take_bytes(len(body) - size if len(body) > size else 0)
             size = max(size, len(body))
         return body, size
@@ -114,20 +125,29 @@ async def read_body(
 def unzip(data: bytes, most: int) -> bytes:
     """Gzip data, decompressed; never holds more than `most` bytes of it. Raises Refusal for a bomb and for what isn't gzip."""
     found: list[bytes] = []
-    size = 0
+    size = members = 0
+    member: Any = None
     try:
-        while data:
-            member = zlib.decompressobj(wbits=31)
-            piece = member.decompress(data, most - size + 1)
-            size += len(piece)
-            if size > most:
-                raise Refusal(
-                    413, "too-large", f"the body is more than {most:,} bytes when decompressed", "send smaller batches"
-                )
-            found.append(piece)
-            if not member.eof:
-                raise Refusal(400, "bad-gzip", "the gzip data ends too early", "send it again, whole")
-            data = member.unused_data
+        for start in range(0, len(data), _PIECE):
+            rest = data[start : start + _PIECE]
+            while rest:
+                if member is None:
+                    member, members = zlib.decompressobj(wbits=31), members + 1
+                    if members > _MEMBERS:
+                        raise Refusal(400, "bad-gzip", f"the gzip data has more than {_MEMBERS:,} members", "send one")
+                piece = member.decompress(rest, most - size + 1)
+                size += len(piece)
+                if size > most:
+                    raise Refusal(
+                        413, "too-large", f"the body is more than {most:,} bytes when decompressed",
+                        "send smaller batches",
+                    )  # fmt: skip
+                found.append(piece)
+                rest = member.unused_data
+                if member.eof:
+                    member = None
+        if member is not None:
+            raise Refusal(400, "bad-gzip", "the gzip data ends too early", "send it again, whole")
     except zlib.error as exc:
         raise Refusal(400, "bad-gzip", f"the body isn't gzip data: {exc}", "leave Content-Encoding out") from exc
     return b"".join(found)

@@ -71,6 +71,10 @@ class _Records(Collector):
         waiting = GaugeMetricFamily(
             "treering_uncommitted_records", "Records on disk that readers don't see yet.", labels=["corpus"]
         )
+        passed = CounterMetricFamily(
+            "treering_passed_items", "Parts of conversations of which no record was made, by why.",
+            labels=["corpus", "why"],
+        )  # fmt: skip
         for writer in self._writers.all():
             name, tally, counts = writer.corpus.name, writer.tally, writer.counts
             for outcome, count in (
@@ -78,6 +82,8 @@ class _Records(Collector):
                 ("erased", tally.erased),
             ):  # fmt: skip
                 answered.add_metric([name, outcome], count)
+            for why, count in tuple(tally.passed.items()):
+                passed.add_metric([name, why], count)
             if counts is None:
                 continue
             done = counts.stored + counts.duplicates + counts.conflicts
@@ -88,3 +94,4 @@ class _Records(Collector):
         yield answered
         yield committed
         yield waiting
+        yield passed

@@ -75,7 +75,7 @@ async def taken(request: Request) -> AsyncIterator[bytes]:
     service = service_of(request)
     encoding = request.headers.get("content-encoding", "").strip().lower()
     declared = request.headers.get("content-length")
-    body, held = await read_body(request.stream(), declared, encoding, service.limits, service.budget)
+    body, held = await read_body(request.stream(), declared, encoding, service.limits, service.budget, service.beside)
     try:
         service.budget.take_request()
         try:

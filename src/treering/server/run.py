@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -16,11 +17,12 @@ from typing import TYPE_CHECKING
 
 import httptools
 import uvicorn
+from filelock import FileLock, Timeout
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from treering.errors import StoreError, TreeringError, UsageError
+from treering.errors import ConflictError, StoreError, TreeringError, UsageError
 from treering.server.app import create_app
-from treering.server.keys import list_keys
+from treering.server.keys import has_keys
 from treering.server.limits import Limits
 from treering.server.service import Service, is_loopback
 
@@ -35,6 +37,8 @@ logger = logging.getLogger("treering.server")
 _LAST_WORDS_S = 2.0
 #: For so long new requests hear that it is stopping, even if nothing is under way: balancers notice.
 _NOTICE_S = 0.3
+#: A body's time is up for its connection so long after it is for who reads it, and answers that it is late.
+_GRACE_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Prepared:
     service: Service
     _server: _Server
     _listener: socket.socket
+    _alone: FileLock
 
     def run(self) -> None:
         """Serve until told to stop, then commit what was accepted. Raises StoreError when that can't be done now."""
@@ -59,6 +64,8 @@ class Prepared:
                     code="not-committed",
                     hint="it is committed when the store is next written to from this machine",
                 ) from exc
+            finally:
+                self._alone.release()
 
     def stop(self) -> None:
         """As SIGTERM does; from any thread, and from a signal handler."""
@@ -76,7 +83,7 @@ def serve(
     """Serve a store until SIGTERM or SIGINT; then end what was accepted, commit it, and return.
 
     `port` 0 takes a free one; `ready` is called with the URL. Raises UsageError for an address beyond loopback while the
-    store has no key, or one that can't be had, StoreError when what was acknowledged couldn't be committed: it is on disk
+    store has no key, or one that can't be had, ConflictError when this host serves the store already, StoreError when what was acknowledged couldn't be committed: it is on disk
     and waits for the next opener.
     """
     prepared = prepare(store, host, port, limits=limits)
@@ -88,7 +95,7 @@ def serve(
 def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: Limits | None = None) -> Prepared:
     """Listen, so that requests may come, and leave it to the caller to `run`. Raises as `serve` does."""
     bounds = limits or Limits()
-    if not is_loopback(host) and not list_keys(store):
+    if not is_loopback(host) and not has_keys(store):
         raise UsageError(
             f"without keys anybody who reaches {host} could write and read",
             code="no-keys",
@@ -97,9 +104,15 @@ def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: 
     listener = _listen(host, port)
     _allow_files(bounds.max_connections)
     try:
+        alone = _alone(store, listener)
+    except BaseException:
+        listener.close()
+        raise
+    try:
         app = create_app(store, limits=bounds, needs_keys=not is_loopback(host))
     except BaseException:
         listener.close()
+        alone.release()
         raise
     service: Service = app.state.service
     config = uvicorn.Config(
@@ -116,7 +129,30 @@ def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: 
     )
     name = f"[{host}]" if ":" in host else host
     url = f"http://{name}:{listener.getsockname()[1]}"
-    return Prepared(url, service, _Server(config, service, bounds), listener)
+    return Prepared(url, service, _Server(config, service, bounds), listener, alone)
+
+
+def _alone(store: Store, listener: socket.socket) -> FileLock:
+    """Hold this host's right to serve the store: two servers would settle, and remove, each other's conversations.
+
+    The kernel frees it when the process dies. Raises ConflictError, StoreError.
+    """
+    path = store.host_dir / "server.lock"
+    who = store.host_dir / "server.txt"  # beside it: whoever tries the lock empties its file
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        who.write_text(f"process {os.getpid()} at port {listener.getsockname()[1]}")
+    except Timeout:
+        found = who.read_text() if who.exists() else "another process"
+        raise ConflictError(
+            f"{store.uri} is served on this host already, by {found}", code="served", hint="end that one first"
+        ) from None
+    except OSError as exc:
+        lock.release()
+        raise StoreError(f"can't lock {path}: {exc.strerror}", code="write-failed") from exc
+    return lock
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -221,9 +257,12 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
         def on_headers_complete(self) -> None:
             self._in_header = False
             self._stop_waiting()
+            # Who reads the body says that it is late; of one that nobody reads, after a refusal say, only we can know.
+            self._deadline = self.loop.call_later(limits.body_s + _GRACE_S, self._never_ended)
             super().on_headers_complete()
 
         def on_message_complete(self) -> None:
+            self._stop_waiting()
             super().on_message_complete()
             self._in_header, self._header_bytes = True, 0
 
@@ -238,6 +277,10 @@ def _protocol(limits: Limits) -> type[HttpToolsProtocol]:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
+
+        def _never_ended(self) -> None:
+            self._deadline = None
+            self.transport.close()
 
         def _too_slow(self) -> None:
             self._deadline = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,19 +21,21 @@ if TYPE_CHECKING:
 
     from treering.front import Store
 
-__all__ = ["LOOPBACK", "Access", "Service", "is_loopback"]
+__all__ = ["Access", "Service", "is_loopback"]
 
 Found = TypeVar("Found")
-
-#: Names of this machine to itself.
-LOOPBACK = frozenset(["127.0.0.1", "::1", "localhost"])
 
 _READERS = 4
 
 
 def is_loopback(host: str) -> bool:
     """Whether an address can only be reached from this machine."""
-    return host in LOOPBACK or host.startswith("127.")
+    if host.lower() == "localhost":
+        return True
+    try:  # an address alone: a name that merely begins like one may mean whatever its owner likes
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Access:
@@ -47,10 +51,11 @@ class Access:
     def require(self, verb: Verb, corpus: str | None = None) -> None:
         """Raise Refusal when it may not."""
         if not self.allows(verb, corpus):
-            what = f"{verb} {corpus}" if corpus else verb
+            what = f"{verb} {'all corpora' if corpus == EVERY_CORPUS else corpus}" if corpus else verb
+            quoted = shlex.quote(corpus or "")
             raise Refusal(
                 403, "not-allowed", f"this key isn't good to {what}",
-                f"treering keys create {f'--corpus {corpus} ' if corpus else ''}--verbs {verb}",
+                f"treering keys create {f'--corpus {quoted} ' if corpus else ''}--verbs {verb}",
             )  # fmt: skip
 
     @property

@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,12 +20,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from treering.capture import Recorder
+from treering.capture.erasing import held_path
 from treering.errors import InvalidRecordError, NotFoundError, Problem, StoreError, TreeringError
-from treering.formats.base import Found, Importer, Unfit
+from treering.formats.base import Found, Importer, Passed, Unfit
 from treering.formats.hooks import Hooks
 from treering.formats.otlp import Otlp
 from treering.server.bodies import Given
-from treering.server.held import Held, Piece, held_path
+from treering.server.held import Held, Piece, unpacked
 from treering.server.limits import Limits
 from treering.store.denylist import denylist
 
@@ -74,6 +75,7 @@ class Tally:
     duplicates: int = 0
     refused: int = 0
     erased: int = 0
+    passed: Counter[str] = field(default_factory=Counter)  # parts of conversations that made nothing, by why
     seconds: dict[int, int] = field(default_factory=dict)  # stored, by the second of the monotonic clock
     problems: deque[tuple[float, Problem]] = field(default_factory=lambda: deque(maxlen=5))  # the last ones, and when
 
@@ -167,15 +169,22 @@ class Writer:
 
         The future raises InvalidRecordError when a table's columns don't fit, StoreError.
         """
-        future: Future[list[Outcome]] = Future()
-        self._waiting.put(_Batch(given, source, future))
-        return future
+        return self._put(_Batch(given, source, _future()))
 
     def call(self, work: Callable[[Recorder], Done]) -> Future[Done]:
         """Do something with the recorder, after what was submitted before."""
-        future: Future[Done] = Future()
-        self._waiting.put(_Call(work, future))
-        return future
+        return self._put(_Call(work, _future()))
+
+    def _put(self, one: _Batch | _Call) -> Future[Any]:
+        self._waiting.put(one)
+        if not self.is_alive:  # it may have ended just now, and nobody would come for this one
+            self._give_up(StoreError(f"the writer of {self.corpus.name} has ended", code="stopping"))
+        return one.future
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes what comes."""
+        return self._thread.is_alive()
 
     def hold(self, pieces: Sequence[Piece], misfits: Sequence[Unfit], ended: Sequence[str] = ()) -> Future[None]:
         """Keep pieces of conversations; done once they are on disk, and misfits in quarantine.
@@ -194,46 +203,79 @@ class Writer:
     # --- the thread ----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        going_on = True
-        while going_on:
+        try:
+            while self._turn():
+                pass
+        except BaseException as exc:  # a defect; requests must hear of it, and `close` must not say that all is well
+            logger.exception("the writer of %s has ended", self.corpus.name)
+            self._failure = _ended(self.corpus.name, exc)
+        for let_go in (self._let_go_of_held, self._let_go_of_recorder):
             try:
-                first = self._waiting.get(timeout=_TICK_S if self._held is not None else None)
+                let_go()
+            except Exception as exc:
+                self._failure = exc if isinstance(exc, TreeringError) else _ended(self.corpus.name, exc)
+        self._give_up(self._failure or StoreError("the server is stopping", code="stopping"))
+
+    def _turn(self) -> bool:
+        """Serve what waits; whether to go on."""
+        try:
+            one = self._waiting.get(timeout=_TICK_S if self._held is not None else None)
+        except queue.Empty:
+            self._settle_due()
+            return True
+        batches: list[_Batch] = []
+        call: _Call | None = None
+        going_on = True
+        count = 0
+        while True:
+            if one is None:
+                going_on = False
+                break
+            if isinstance(one, _Call):
+                call = one
+                break
+            batches.append(one)
+            count += one.given.count
+            if count >= _TOGETHER:
+                break
+            try:
+                one = self._waiting.get_nowait()
             except queue.Empty:
-                self._settle_due()
-                continue
-            batches: list[_Batch] = []
-            call: _Call | None = None
-            count = 0
-            one: _Batch | _Call | None = first
-            while True:
-                if one is None:
-                    going_on = False
-                    break
-                if isinstance(one, _Call):
-                    call = one
-                    break
-                batches.append(one)
-                count += one.given.count
-                if count >= _TOGETHER:
-                    break
-                try:
-                    one = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
+                break
+        try:
             if batches:
                 self._serve(batches)
             if call is not None:
                 _settle(call.future, partial(self._done, call))
-            if self._held is not None and time.monotonic() - self._ticked >= _TICK_S:
-                self._settle_due()
-        try:
-            if self._held is not None:
+        except BaseException as exc:
+            for given in (*batches, *((call,) if call is not None else ())):
+                if not given.future.done():
+                    given.future.set_exception(_ended(self.corpus.name, exc))
+            raise
+        if self._held is not None and time.monotonic() - self._ticked >= _TICK_S:
+            self._settle_due()
+        return going_on
+
+    def _give_up(self, why: Exception) -> None:
+        """Answer what waits, and what nobody will come for any more."""
+        while True:
+            try:
+                one = self._waiting.get_nowait()
+            except queue.Empty:
+                return
+            if one is not None:
+                one.future.set_exception(why)
+
+    def _let_go_of_held(self) -> None:
+        if self._held is not None:
+            try:
                 self._settle_due(last=True)
+            finally:
                 self._held.close()
-            if self._recorder is not None:
-                self._recorder.close()
-        except Exception as exc:
-            self._failure = exc
+
+    def _let_go_of_recorder(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _done(self, call: _Call) -> Any:
         return call.work(self._ready())
@@ -256,6 +298,8 @@ class Writer:
             self._denied = known
             self._seen.clear()  # what was erased isn't a duplicate when it comes again
             self._recorder.flush()  # a recorder learns of erasures by committing
+            if self._held is not None:
+                self._settle_denied(self._recorder, self._held)
         return self._recorder
 
     def _serve(self, batches: list[_Batch]) -> None:
@@ -388,39 +432,80 @@ class Writer:
             recorder.refuse(one.kept, one.problems, "telemetry")
             self.tally.refuse(one.problems[0])
         if not pieces:
-            if held_path(self.corpus).exists():
-                self._holding()
+            if held_path(self.corpus).exists():  # of an earlier server, while something may have been erased
+                self._settle_denied(recorder, self._holding())
             return
         if self.corpus.record.redact:
-            # Nothing of it may lie on the disk as it came: what came at once is all that is collapsed.
-            for kind in sorted({one.format for one in pieces}):
-                self._import(recorder, kind, [(one.value, 0) for one in pieces if one.format == kind])
-            return
+            # Nothing of it may lie on the disk as it came: of calls, what came at once is all that is collapsed. An event
+            # of a hook says nothing alone, so those wait in memory for the end of their turn.
+            calls = [(one.value, 0) for one in pieces if one.format == "otlp"]
+            if calls:
+                self._import(recorder, "otlp", calls)
+            pieces = [one for one in pieces if one.format != "otlp"]
+            if not pieces:
+                return
         held = self._holding()
-        held.add(pieces)
+        self.tally.duplicates += held.add(pieces)
         for conversation in ended:
             for kind in sorted({one.format for one in pieces if one.conversation == conversation}):
                 self._settle_one(recorder, held, kind, conversation)
 
     def _holding(self) -> Held:
         if self._held is None:
-            self._held = Held(held_path(self.corpus))
+            self._held = Held(held_path(self.corpus), in_memory=bool(self.corpus.record.redact))
         return self._held
 
     def _settle_due(self, *, last: bool = False) -> None:
+        """Make records of the conversations that are complete. Raises only at last: else the next look tries again."""
         self._ticked = time.monotonic()
+        failure: Exception | None = None
         try:
             held = self._holding()
             idle = 0.0 if last else self._limits.hold_s
-            due = held.due({"otlp": idle, "hooks": _TURN_S}, self._limits.hold_bytes)
-            for kind, conversation in due:
+            turn = 0.0 if last and held.in_memory else _TURN_S
+            if time.monotonic() - self._looked > _LOOK_S:
+                self._ready()  # something may have been erased meanwhile
+            due = held.due({"otlp": idle, "hooks": turn}, self._limits.hold_bytes)
+        except TreeringError as exc:
+            due, failure = [], exc
+        for kind, conversation in due:
+            try:
                 self._settle_one(self._ready(), held, kind, conversation)
-        except TreeringError:
-            logger.exception("conversations of %s wait", self.corpus.name)  # on disk; the next look tries again
+            except Exception as exc:  # what holds this one up holds up no other
+                failure = exc
+        if failure is not None:
+            logger.error("conversations of %s wait", self.corpus.name, exc_info=failure)  # on disk
+            if last:
+                raise failure
+
+    def _settle_denied(self, recorder: Recorder, held: Held) -> None:
+        """Settle what names somebody or something that was erased: the recorder drops it, and here nothing is left of it."""
+        denied = denylist(self.corpus)
+        for kind, conversation in held.conversations():
+            _, kept = held.pieces(kind, conversation)
+            try:
+                is_named = any(denied.mentions(unpacked(text)) for text, _ in kept)
+            except ValueError:
+                is_named = True
+            if is_named:
+                self._settle_one(recorder, held, kind, conversation)
 
     def _settle_one(self, recorder: Recorder, held: Held, kind: str, conversation: str) -> None:
-        numbers, values = held.pieces(kind, conversation)
-        self._import(recorder, kind, values)
+        numbers, kept = held.pieces(kind, conversation)
+        try:
+            values = [(unpacked(text), size) for text, size in kept]
+        except Exception as exc:
+            self._misread(recorder, kind, [text for text, _ in kept], exc)
+        else:
+            if conversation:
+                self._import(recorder, kind, values)
+            else:
+                problem = Problem(
+                    (), "bad-value", "expected a score of a call that is under way, got one of another call"
+                )
+                for value, _ in values:
+                    recorder.refuse(value, [problem], kind)
+                    self.tally.refuse(problem)
         held.forget(numbers)
 
     def _import(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
@@ -430,11 +515,15 @@ class Writer:
         except TreeringError:
             raise  # the store's: they wait, and are tried again
         except Exception as exc:
-            logger.exception("pieces of %s can't be read", self.corpus.name)
-            problem = Problem((), "bad-value", f"expected a conversation, got {type(exc).__name__} while reading it")
-            for value, _ in values:
-                recorder.refuse(value, [problem], kind)
-                self.tally.refuse(problem)
+            self._misread(recorder, kind, [value for value, _ in values], exc)
+
+    def _misread(self, recorder: Recorder, kind: str, values: Sequence[Any], exc: Exception) -> None:
+        """Put into quarantine what can't be read."""
+        logger.error("pieces of %s can't be read", self.corpus.name, exc_info=exc)
+        problem = Problem((), "bad-value", f"expected a conversation, got {type(exc).__name__} while reading it")
+        for value in values:
+            recorder.refuse(value, [problem], kind)
+            self.tally.refuse(problem)
 
     def _make_records(self, recorder: Recorder, kind: str, values: Sequence[tuple[Any, int]]) -> None:
         importer = _IMPORTERS[kind](self.corpus.record_type, None)
@@ -447,6 +536,8 @@ class Writer:
                 elif isinstance(one, Unfit):
                     recorder.refuse(one.kept, one.problems, kind)
                     self.tally.refuse(one.problems[0])
+                elif isinstance(one, Passed):
+                    self.tally.passed[one.why] += 1
 
         for line, (value, size) in enumerate(values, 1):
             take(importer.feed(line, value, b" " * size))  # of its text an importer of these looks at the size alone
@@ -479,15 +570,22 @@ class Writers:
         self._closed = False
 
     def known(self, name: str) -> Writer | None:
-        """The writer of a corpus, if there is one already."""
-        return self._writers.get(name)
+        """The writer of a corpus, if there is one already, and it goes on."""
+        found = self._writers.get(name)
+        return found if found is not None and found.is_alive else None
+
+    @property
+    def failed(self) -> list[str]:
+        """Corpora whose writer has ended though nobody closed it; the next request makes another one."""
+        with self._lock:
+            return [] if self._closed else [name for name, one in self._writers.items() if not one.is_alive]
 
     def of(self, name: str) -> Writer:
         """The writer of a corpus. Raises NotFoundError, UsageError, StoreError; asks the store, so not in an event loop."""
         with self._lock:
             if self._closed:
                 raise StoreError("the server is stopping", code="stopping")
-            if name not in self._writers:
+            if self.known(name) is None:
                 self._writers[name] = Writer(self._store.corpus(name), self._limits)
             return self._writers[name]
 
@@ -513,6 +611,21 @@ class Writers:
                 failures.append(exc)
         if failures:
             raise failures[0]
+
+
+def _future() -> Future[Any]:
+    """A future that its waiter can't cancel: one who doesn't wait any longer must not stop what others wait for."""
+    made: Future[Any] = Future()
+    made.set_running_or_notify_cancel()
+    return made
+
+
+def _ended(name: str, exc: BaseException) -> StoreError:
+    made = StoreError(
+        f"the writer of {name} has ended: {type(exc).__name__}", code="writer-ended", hint="the server's log says more"
+    )
+    made.__cause__ = exc
+    return made
 
 
 def _settle(future: Future[Done], work: Callable[[], Done]) -> None:

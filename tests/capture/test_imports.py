@@ -76,6 +76,15 @@ def test_every_compression_and_url_gives_the_same_records(chats: treering.Corpus
     assert counted(chats.capture_file(io.BytesIO(text))) == (40, 0, 0)
 
 
+def test_a_file_is_the_same_however_its_path_is_spelt(store: treering.Store, tmp_path: Path) -> None:
+    corpus = store.create("spelt", "labelled")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.jsonl").write_text('{"text": "same", "label": "l"}\n')
+    (tmp_path / "link").symlink_to("logs")
+    spelt = [f"{tmp_path}/logs/a.jsonl", f"file://{tmp_path}/logs/a.jsonl", f"local://{tmp_path}/link/a.jsonl"]
+    assert [corpus.capture_file(one).stored for one in spelt] == [1, 0, 0]
+
+
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 def test_what_came_before_a_cut_in_an_archive_is_stored_and_the_cut_is_named(
     chats: treering.Corpus, tmp_path: Path, ending: str

@@ -18,13 +18,14 @@ from typing import IO, Any, Protocol
 import xxhash
 
 from treering.capture.annotations import annotate_rows, unknown_ids
-from treering.capture.positions import find_position, forget_position, keep_position
+from treering.capture.positions import find_position, forget_position, keep_position, position_key
 from treering.capture.recorder import Recorder
 from treering.capture.sources import (
     UNREAD,
     Piece,
     Source,
     expand,
+    inode_of,
     name_of,
     opened,
     origin_of,
@@ -221,7 +222,7 @@ class ImportJob:
         self._said: list[dict[str, Any]] = []  # annotations, each with the id of its record
         self._size = 0
         self._done = 0
-        self._going: dict[str, FileImport] = {}  # imports whose position is to be kept, by origin
+        self._going: dict[str, FileImport] = {}  # imports whose position is to be kept, by its key
         self._settled = time.monotonic()
 
     def __enter__(self) -> ImportJob:
@@ -266,16 +267,23 @@ class ImportJob:
                 self._read(source, going)
         finally:
             self.take()
-        self._going.pop(going.origin or "", None)
-        if going.keeps_position and going.origin is not None:
+        if going.is_renamed:  # without its position it would be another file the next time, under its new name
             self.settle()
-            forget_position(self.corpus, going.origin)
+        self._going.pop(going.key or "", None)
+        if going.keeps_position and not going.is_renamed and going.key is not None:
+            self.settle()
+            forget_position(self.corpus, going.key)
         return summary
 
     def keep_up(self, going: FileImport) -> None:
         """Keep noting how far a file has come that isn't read to its end."""
-        assert going.origin is not None
-        self._going[going.origin] = going
+        assert going.key is not None
+        self._going[going.key] = going
+
+    def let_go(self, going: FileImport) -> None:
+        """Note where a file stands that nothing more will be read of."""
+        self.settle()
+        self._going.pop(going.key or "", None)
 
     def _read(self, source: Source, going: FileImport) -> bool:
         """False when the file isn't the one that an earlier import has begun with."""
@@ -288,7 +296,7 @@ class ImportJob:
                     return True
                 if self.format == ParquetImporter.name:
                     raise StoreError(f"{name_of(source)} isn't a Parquet file", code="read-failed")
-                if going.origin is not None:
+                if going.key is not None:
                     self.keep_up(going)
                 return self._take_in(going, pieces(source, stream, shape, members))
 
@@ -448,17 +456,31 @@ class FileImport:
     """The import of one file, value by value: which format it has, what it makes, how far it has come."""
 
     def __init__(
-        self, job: Taker, source: Source, summary: FileSummary, *, resume: bool = True, size: int | None = None
+        self,
+        job: Taker,
+        source: Source,
+        summary: FileSummary,
+        *,
+        resume: bool = True,
+        size: int | None = None,
+        inode: int | None = None,
     ) -> None:
         """Continues an import that was cut short, if the file still begins as it did; `resume=False` starts over.
 
-        `size`: bytes that a file has which isn't read to its end now. Raises UsageError for a format that can't fill the
+        `size`, `inode`: of a file that is open and isn't read to its end now. Raises UsageError for a format that can't fill the
         corpus' record type.
         """
         self._job = job
         self._source = source
         self.summary = summary
         self.origin = origin_of(source)
+        #: What its position is found by; None when none is kept.
+        self.key: str | None = None
+        if self.origin is not None:
+            self.key = position_key(self.origin, inode_of(self.origin) if inode is None else inode)
+        self.is_renamed = (
+            False  # an earlier import has begun with it under another name: ids go on being made from that
+        )
         self.keeps_position = False  # whether there is one
         self.is_spent = False  # what the format held back was taken: nothing more may be fed
         self._digest = xxhash.xxh3_128()
@@ -468,10 +490,13 @@ class FileImport:
         self._refused_at = summary.refused
         self._refused_before = 0
         self._before: ImportPosition | None = None
-        if resume and self.origin is not None:
-            self._before = self._found_position(self.origin)
+        if resume and self.key is not None:
+            self._before = self._found_position(self.key)
             if self._before is not None and size is not None and size < self._before.bytes:
                 self._before, summary.started_over = None, True
+        if self._before is not None:
+            self.is_renamed = self._before.origin != self.origin
+            self.origin = self._before.origin
         self._importer: Importer | None = None
         format_ = self._before.format if self._before is not None else job.format
         if format_ != AUTO:
@@ -479,8 +504,8 @@ class FileImport:
         self._held: list[Piece] = []
         self._held_bytes = 0
 
-    def _found_position(self, origin: str) -> ImportPosition | None:
-        found = find_position(self._job.corpus, origin)
+    def _found_position(self, key: str) -> ImportPosition | None:
+        found = find_position(self._job.corpus, key)
         if found is None:
             return None
         self.keeps_position = True
@@ -517,8 +542,8 @@ class FileImport:
         if before.remembers and piece.text.strip():
             for _ in self._made(piece):
                 pass
-        if self._values == before.values:
-            if self._digest.hexdigest() != before.digest:
+        if self._values == before.values or self._bytes > before.bytes:
+            if self._values != before.values or self._digest.hexdigest() != before.digest:
                 return self._is_another()
             summary.skipped += before.values
             summary.refused_before += before.refused
@@ -528,7 +553,7 @@ class FileImport:
 
     def _is_another(self) -> bool:
         self.summary.read -= self._values  # they are read again
-        self._before, self.origin = None, None  # nothing more is noted here
+        self._before, self.key, self.is_renamed = None, None, False  # nothing more is noted here
         return False
 
     def _made(self, piece: Piece) -> Iterable[Outcome]:
@@ -579,11 +604,13 @@ class FileImport:
 
     def keep_position(self) -> None:
         """Note how far it has come; all of that is stored."""
-        if self.origin is None or self._importer is None or self._held or self._before is not None or not self.has_news:
+        if self.key is None or self._importer is None or self._held or self._before is not None or not self.has_news:
             return
+        assert self.origin is not None
         keep_position(
             self._job.corpus,
-            self.origin,
+            self.key,
+            origin=self.origin,
             format=self._importer.name,
             values=self._values,
             bytes=self._bytes,

@@ -34,6 +34,7 @@ __all__ = [
     "compression_of",
     "expand",
     "has_wildcards",
+    "inode_of",
     "name_of",
     "opened",
     "origin_of",
@@ -122,10 +123,21 @@ def name_of(source: Source) -> str:
 
 
 def origin_of(source: Source) -> str | None:
-    """What ids of a file's records are made from; None for a stream, whose records get fresh ones."""
+    """What ids of a file's records are made from, however its path is spelt; None for a stream: its records get fresh ones."""
     if not isinstance(source, str):
         return None
-    return source if "://" in source else os.path.abspath(source)
+    path = source
+    for scheme in ("file://", "local://"):
+        path = path.removeprefix(scheme)
+    return source if "://" in path else os.path.realpath(path)
+
+
+def inode_of(origin: str) -> int | None:
+    """What a local file goes by under any name; None for anything else, and where there is no such file."""
+    try:
+        return os.stat(origin).st_ino or None
+    except (OSError, ValueError):
+        return None
 
 
 def compression_of(source: str) -> str | None:

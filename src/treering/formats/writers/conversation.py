@@ -142,11 +142,11 @@ def lay_over(
     laid = []
     for place, message in enumerate(made):
         over = dict(fits.get(str(place), {}))
-        for key, one in list(over.items()) if keeps is not None else ():
-            # A member of ours in another shape fits, or it wouldn't have been taken as what the record says.
-            if key not in MESSAGE_FIELDS and not isinstance(one, keeps.get(key, ())):
-                note(f"messages.{key}")
-                del over[key]
+        if keeps is not None:  # a member of ours in another shape is right: it was taken as what the record says
+            for key in over.keys() - MESSAGE_FIELDS:
+                if not isinstance(over[key], keeps.get(key, ())):
+                    note(f"messages.{key}")
+                    del over[key]
         laid.append(original(message, over))
     return laid
 

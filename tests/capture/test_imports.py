@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from treering.capture import importer as module
 from treering.capture.importer import ImportSummary
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 from treering.formats import Found, Importer, Outcome, Passed, known
+from treering.formats.records import RecordsImporter
 
 
 def talk(i: int, **more: Any) -> dict[str, Any]:
@@ -74,6 +76,35 @@ def test_every_compression_and_url_gives_the_same_records(chats: treering.Corpus
         file.write(text)
     assert counted(chats.capture_file("memory://imports/*.jsonl")) == (40, 0, 0)
     assert counted(chats.capture_file(io.BytesIO(text))) == (40, 0, 0)
+
+
+def test_a_server_that_cant_be_reached_is_no_missing_file(chats: treering.Corpus) -> None:
+    pytest.importorskip("aiohttp")
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503 if "busy" in self.path else 404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(NotFoundError, match="there is no file"):
+                chats.capture_file(f"{url}/none.jsonl")
+            with pytest.raises(StoreError, match=r"can't read .*503"):
+                chats.capture_file(f"{url}/busy.jsonl")
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(StoreError, match=r"can't read .*connect"):
+        chats.capture_file(f"{url}/none.jsonl")
 
 
 def test_a_file_is_the_same_however_its_path_is_spelt(store: treering.Store, tmp_path: Path) -> None:
@@ -326,6 +357,25 @@ def test_an_import_that_was_cut_short_is_continued_where_it_stood(
     again = chats.capture_file(path)  # it was read to its end: the next one looks at all of it
     assert (again.skipped, again.duplicates, again.refused) == (0, 5_999, 1)
     assert len(questions(chats)) == 5_999
+
+
+def test_an_import_that_was_interrupted_is_continued_without_a_gap(
+    chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in.jsonl", [talk(i) for i in range(5_000)])
+    feed = RecordsImporter.feed
+
+    def interrupted(self: RecordsImporter, line: int, value: Any, text: bytes) -> Any:
+        if line == 3_000:
+            raise KeyboardInterrupt
+        return feed(self, line, value, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordsImporter, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chats.capture_file(path, format="records")
+    chats.capture_file(path, format="records")
+    assert len(questions(chats)) == 5_000
 
 
 @pytest.mark.parametrize("change", ["other", "shorter", "inserted"])

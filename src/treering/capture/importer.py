@@ -85,7 +85,9 @@ class FileSummary:
     refused: int = 0
     refused_before: int = 0  # by that earlier import
     passed: Counter[str] = field(default_factory=Counter)  # why → how many values are rightly no records
-    started_over: bool = False  # an earlier import was cut short, but the file has changed since
+    started_over: bool = (
+        False  # it was cut off while it was followed, or has changed since an earlier import was cut short
+    )
     problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
     error: TreeringError | None = None  # it couldn't be read, or not to its end
 
@@ -132,16 +134,18 @@ def import_file(
     """Capture what a file holds (a path, any fsspec URL, a glob, a binary stream, or several of them). See `Corpus.capture_file`.
 
     `progress` is called with the number of values done so far. Raises NotFoundError when there is no such file, StoreError when
-    it can't be read or stored; what came before the damage is captured then, and of several files the others.
+    it can't be read or stored; what came before the damage is captured then. What is wrong with one file of a list, of whatever
+    length, or of a glob is in its summary.
     """
     given = expand(source)
+    alone = len(given) == 1 and not isinstance(source, list | tuple)
     job = ImportJob(corpus, format=format, progress=progress, redact=redact)
     with job:
         for one in given:
             try:
                 job.read(one)
             except TreeringError as exc:
-                if len(given) == 1:
+                if alone:
                     raise
                 job.files[-1].error = exc
     return job.summary()
@@ -306,7 +310,13 @@ class ImportJob:
         with _few_collections():
             while flow.goes_on:
                 # The recorder pulls: records turn into columns a thousand at a time, and never many lie about as objects.
-                receipts = self.recorder.extend(flow.records(), sources=flow.places)
+                try:
+                    receipts = self.recorder.extend(flow.records(), sources=flow.places)
+                except (
+                    BaseException
+                ):  # Ctrl-C too: what it had pulled may be nowhere, so nothing is noted of this stretch
+                    self._going.pop(going.key or "", None)
+                    raise
                 for position, wrong in receipts.refused:
                     self._refused(flow.summary, flow.places.lines[position], wrong)
                 self.take()
@@ -372,6 +382,18 @@ class ImportJob:
         """Put everything that was handed over on disk."""
         records, places = self._records, self._places
         self._records, self._places, self._size = [], [], 0
+        try:
+            self._put_on_disk(records, places)
+        except BaseException:
+            self._going.clear()  # as above
+            raise
+        waits = bool(self._said) or any(one.has_news for one in self._going.values())
+        if len(self._said) >= _ANNOTATIONS or (waits and time.monotonic() - self._settled >= _SETTLE_S):
+            self.settle()
+        else:
+            self._progress(self._done)
+
+    def _put_on_disk(self, records: list[dict[str, Any]], places: list[tuple[FileSummary, int]]) -> None:
         if self._unfit:
             unfit, self._unfit = self._unfit, []
             refused = [(one.kept, one.problems, f"{of.source}:{one.line}") for of, one in unfit]
@@ -381,11 +403,6 @@ class ImportJob:
             receipts = self.recorder.extend(records, sources=_Places(places))
             for position, wrong in receipts.refused:
                 self._refused(*places[position], wrong)
-        waits = bool(self._said) or any(one.has_news for one in self._going.values())
-        if len(self._said) >= _ANNOTATIONS or (waits and time.monotonic() - self._settled >= _SETTLE_S):
-            self.settle()
-        else:
-            self._progress(self._done)
 
     def _refused(self, summary: FileSummary, line: int, problems: tuple[Problem, ...]) -> None:
         summary.refused += 1

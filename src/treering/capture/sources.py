@@ -163,10 +163,23 @@ def opened(source: Source) -> tuple[str, IO[bytes]]:
     except IsADirectoryError as exc:
         raise NotFoundError(f"{source} is a directory, not a file", code="no-file") from exc
     except (FileNotFoundError, NotADirectoryError) as exc:
+        if (cause := _unreached(exc)) is not None:
+            raise StoreError(f"can't read {source}: {cause}", code="read-failed") from exc
         raise NotFoundError(f"there is no file {source}", code="no-file") from exc
     except (OSError, ValueError, ImportError) as exc:
         raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc
     return source, io.BufferedReader(_Zstd(file, source), _CHUNK) if is_zstd else file
+
+
+def _unreached(exc: OSError) -> BaseException | None:
+    """Why a server couldn't be asked; None when it said that there is no such file. fsspec's HTTP says that of either."""
+    cause = exc.__cause__
+    if cause is None or isinstance(cause, FileNotFoundError):
+        return None
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return None if status in (404, 410) else cause
+    return cause if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp") else None
 
 
 class _Zstd(io.RawIOBase):

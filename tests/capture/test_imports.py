@@ -546,6 +546,29 @@ def test_what_formats_bring_is_redacted_before_it_reaches_the_disk(chats: treeri
     assert b"anna@example.org" not in below
 
 
+def test_what_is_said_of_refused_lines_is_redacted_too(store: treering.Store, tmp_path: Path) -> None:
+    corpus = store.create("mails", "chat", redact=True)
+    path = write(tmp_path / "a.jsonl", [{"messages": "bob@example.com"}])
+    done = corpus.capture_file(path, format="records")
+    ((_, (problem,)),) = done.problems
+    assert "[EMAIL]" in str(problem)
+    assert "bob" not in str(problem)
+
+
+def test_a_line_that_doesnt_parse_has_one_number_and_utf16_is_named(chats: treering.Corpus, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [talk(1), '{"messages": [', '{"messages": ]}'])
+    done = chats.capture_file(path)
+    said = [str(problems[0]) for _, problems in done.problems]
+    assert not [one for one in said if "at line" in one]
+    assert "at its end" in said[0]
+    assert "at column 14" in said[1]
+    (tmp_path / "b.jsonl").write_text(json.dumps(talk(1)) + "\n", "utf-16")
+    with pytest.raises(UsageError, match="looks like UTF-16"):
+        chats.capture_file(str(tmp_path / "b.jsonl"))
+    done = chats.capture_file(str(tmp_path / "b.jsonl"), format="openai")
+    assert "looks like UTF-16" in str(done.problems[0][1][0])
+
+
 def test_an_annotation_that_cant_be_meant_waits_in_quarantine_and_the_others_are_stored(
     support: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

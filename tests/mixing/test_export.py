@@ -231,6 +231,7 @@ def test_rows_of_a_lock_that_were_erased_are_refused_or_left_out_and_counted(
     with pytest.raises(ConflictError) as error:
         store.export(lock, io.BytesIO())
     assert error.value.code == "erased"
+    assert "--erased skip" in (error.value.hint or "")
     found = exported(store, lock, erased="skip", with_ref=True)
     assert [(one["id"], one["_ref"]) for one in found] == delivered(store, lock, erased="skip")
     assert store.export(lock, io.BytesIO(), erased="skip").erased > 0

@@ -6,8 +6,10 @@ stores those. What doesn't fit goes to quarantine with its file and line and nev
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -407,7 +409,7 @@ class ImportJob:
     def _refused(self, summary: FileSummary, line: int, problems: tuple[Problem, ...]) -> None:
         summary.refused += 1
         if len(summary.problems) < _SHOWN:
-            summary.problems.append((line, problems))
+            summary.problems.append((line, self.recorder.presentable(problems)))
 
     def read_on(self, values: int) -> None:
         """Count values that were read."""
@@ -671,6 +673,12 @@ class FileImport:
             next((value for value in values if isinstance(value, dict)), {}), self._job.corpus.record_type
         )
         first = self._held[0]
+        if _is_utf16(first.text):
+            raise UsageError(
+                f"{self.summary.source} looks like UTF-16, and files here are UTF-8",
+                code="unknown-format",
+                hint="convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+            )
         shown = first.text[:60].decode("utf-8", "replace").strip()
         said = "".join(f"; {one.message}" for one in broken)
         raise UsageError(
@@ -754,8 +762,19 @@ class FileImport:
 
 def bad_json(line: int, text: bytes, exc: ValueError) -> Unfit:
     """What becomes of a line that doesn't parse."""
-    problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
+    # The parser counts lines within the line, which has a number of its own.
+    why = re.sub(
+        r" at line 1 column (\d+)$", r" at column \1", re.sub(r" at line 2 column 0$", " at its end", str(exc))
+    )
+    said = f"expected a JSON object, got a line that doesn't parse: {why}"
+    if _is_utf16(text):
+        said = "expected UTF-8, got what looks like UTF-16: convert the file"
+    problem = Problem((), "bad-json", said)
     return Unfit(line, (problem,), text[:_KEPT].decode("utf-8", "replace").rstrip("\r\n"))
+
+
+def _is_utf16(text: bytes) -> bool:
+    return text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or text[1:2] == b"\0" or text[:1] == b"\0"
 
 
 def members_of(format: str) -> frozenset[str]:  # noqa: A002

@@ -135,6 +135,24 @@ def test_a_prompt_that_was_corrected_stays_a_prompt_unless_others_speak(store: t
     ]
 
 
+def test_the_label_of_a_completion_is_the_newest_outcome(store: treering.Store, tmp_path: Path) -> None:
+    file = tmp_path / "kto.jsonl"
+    file.write_text(
+        "".join(json.dumps({"id": i, "prompt": "q", "completion": i, "label": True}) + "\n" for i in "ab"), "utf-8"
+    )
+    corpus = store.create("kto", "chat", heldout=0)
+    corpus.capture_file(str(file), format="trl")
+    corpus.snapshot()
+    corpus.annotate("a", outcome=False)
+    with store.mix("kto@v1").loader(batch_size=2, epochs=1) as loader:
+        lock = loader.lock()
+    for what in ("kto@v1", lock):
+        assert {line["completion"]: line["label"] for line in exported(store, what, format="trl")} == {
+            "a": False,
+            "b": True,
+        }
+
+
 @pytest.mark.parametrize("ref", ["support@v1", "support@v1..v2", "support@live", "support@new", "support/some"])
 def test_the_splits_of_a_ref_are_disjoint_and_together_all_of_it(
     store: treering.Store, corpus: treering.Corpus, ref: str

@@ -50,6 +50,11 @@ class Trl(JsonLines):
     def holds(self) -> frozenset[str]:
         return COLUMNS[self.shape] & frozenset(self.schema.names)
 
+    @property
+    @override
+    def has_outcomes(self) -> bool:
+        return self.shape == "chat"  # as `label`, where the file had it
+
     @override
     def lines(self, record: dict[str, Any]) -> Iterable[Any]:
         if self.shape == "tokens":
@@ -66,6 +71,8 @@ class Trl(JsonLines):
         line: dict[str, Any] = {name: self._messages(record, name, told.kept) for name in names}
         if told.form:
             line = _in_form(line, told.form)
+            if "label" in line:
+                line["label"] = self.outcomes.get(record.get("id", ""), line["label"])
         if record.get("tools") is not None:
             line["tools"] = as_array(record["tools"], ("tools",))
         if "tools" not in line and isinstance(told.kept.get("tools"), list):

@@ -176,6 +176,13 @@ def test_whoever_stops_a_capture_is_told_how_far_it_came(support: Run, where: Pa
     assert "Traceback" not in err
 
 
+def test_a_column_that_the_corpus_lacks_is_refused_with_the_way_to_add_it(support: Run, where: Path) -> None:
+    (where / "more.csv").write_text("text,label,mood\na,b,glad\n")
+    done = support("capture", "support", "more.csv", "--format", "records")
+    assert done.code == 3
+    assert "treering schema support --evolve" in done.err
+
+
 def test_a_restart_of_following_isnt_blamed_for_what_the_run_before_refused(support: Run, where: Path) -> None:
     path = where / "log.jsonl"
     path.write_text('{"text": "a", "label": "l"}\n{"text": 5, "label": "l"}\n')

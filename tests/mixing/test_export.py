@@ -298,6 +298,9 @@ def test_what_makes_no_sense_is_refused(store: treering.Store, corpus: treering.
     for what, how, said in wrong:
         with pytest.raises(UsageError, match=said):
             store.export(what, tmp_path / "out.jsonl", **how)
+    with pytest.raises(UsageError, match="compressed inside") as error:
+        store.export("support@v1", tmp_path / "o.gz", format="hf")
+    assert error.value.hint == "it is the name of a folder: end it without .gz"
     for to, how, said in [
         (tmp_path / "o.parquet.gz", {"format": "parquet"}, "compressed inside"),
         (tmp_path / "o.jsonl.bz2", {}, "can't compress to .bz2"),

@@ -182,7 +182,7 @@ def capture(
         raise failed[0]
     # What is followed was refused, and said, by the run before; a file that is continued is judged as a whole.
     if result.refused or result.conflicts or (result.refused_before and not follow):
-        raise CheckFailedError(_refusal(result), code="records-refused", hint=_HINT.format(name=name))
+        raise CheckFailedError(_refusal(result), code="records-refused", hint=_hint(name, result))
 
 
 @contextmanager
@@ -307,7 +307,11 @@ def _view(result: Captured) -> RenderableType:
     return Group(columns(heads, rows, right=("read", "records", "refused")), "", table)
 
 
-_HINT = "the rest was stored; refused records wait in quarantine: treering quarantine list {name}"
+def _hint(name: str, result: Captured) -> str:
+    hint = f"the rest was stored; refused records wait in quarantine: treering quarantine list {name}"
+    if any(problem.kind == "unknown-field" for line in result.refused_lines for problem in line.problems):
+        hint += f"; give the corpus the fields that it lacks (treering schema {name} --evolve …), then quarantine retry {name}"
+    return hint
 
 
 def _line(found: tuple[int, tuple[Problem, ...]]) -> int:

@@ -111,7 +111,10 @@ def record_of(
     meta: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A chat record; what is None or empty is left out. `tools` keep the order of their keys, as `kept` does in `meta`."""
+    """A chat record; what is None or empty is left out.
+
+    `tools` keep the order of their keys; `meta`, and what is kept in it, is stored with its keys sorted.
+    """
     record: dict[str, Any] = {"messages": messages}
     if tools:
         record["tools"] = tools if isinstance(tools, str) else dump_json(tools)

@@ -233,7 +233,8 @@ class Corpus(BaseCorpus):
         called with the number of values read so far. Returns what became of everything.
 
         Raises NotFoundError (no such file), UsageError (a format that isn't known, or can't fill the corpus' record type),
-        InvalidRecordError (columns of a Parquet file that don't fit), StoreError; what came before is captured then.
+        InvalidRecordError (columns of a Parquet file that don't fit), StoreError; what came before is captured then. Of a list,
+        what is wrong with a file is said in its summary (`error`) instead.
         """
         if follow:
             from treering.capture.following import follow_files

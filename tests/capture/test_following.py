@@ -162,6 +162,37 @@ def test_of_a_file_that_was_replaced_the_end_of_the_old_one_is_read_first(
     assert live(support) == [f"t{n}" for n in range(1, 6)]
 
 
+def test_a_file_that_was_rotated_is_not_read_twice_after_a_restart(
+    follow: Callable[..., Follower], support: treering.Corpus, tmp_path: Path
+) -> None:
+    def said(*texts: str) -> str:  # without ids: they are made from the file's name
+        return "".join(json.dumps({"text": text, "label": "l"}) + "\n" for text in texts)
+
+    path, older, oldest = (tmp_path / name for name in ("a.log", "a.log.1", "a.log.2"))
+    path.write_text(said("a1", "a1", "a2"))
+    one = follow(str(tmp_path / "a.log*"))
+    one.has_read(3)
+    path.rename(older)  # while it runs
+    path.write_text(said("b1"))
+    one.has_read(4)
+    assert one.end().stored == 4
+    assert follow(str(tmp_path / "a.log*")).end().stored == 0
+    append(older, said("a1"))  # its writer was late: the third of these
+    append(path, said("b2"))
+    older.rename(oldest)  # while it doesn't
+    path.rename(older)
+    path.write_text(said("c1"))
+    three = follow(str(tmp_path / "a.log*"))
+    three.has_read(7)
+    assert three.end().stored == 3
+    for file in (oldest, oldest, older):  # nor by a plain import, however often
+        assert support.capture_file(str(file)).stored == 0
+    assert live(support) == ["a1", "a1", "a1", "a2", "b1", "b2", "c1"]
+    older.unlink()
+    older.write_text(said("another file, perhaps under the same inode, that is longer than it was"))
+    assert follow(str(tmp_path / "a.log*")).end().stored == 1
+
+
 def test_new_files_of_a_glob_join_in_and_what_cant_grow_is_taken_once(
     follow: Callable[..., Follower], support: treering.Corpus, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from treering.capture import importer as module
 from treering.capture.importer import ImportSummary
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 from treering.formats import Found, Importer, Outcome, Passed, known
+from treering.formats.records import RecordsImporter
 
 
 def talk(i: int, **more: Any) -> dict[str, Any]:
@@ -74,6 +76,44 @@ def test_every_compression_and_url_gives_the_same_records(chats: treering.Corpus
         file.write(text)
     assert counted(chats.capture_file("memory://imports/*.jsonl")) == (40, 0, 0)
     assert counted(chats.capture_file(io.BytesIO(text))) == (40, 0, 0)
+
+
+def test_a_server_that_cant_be_reached_is_no_missing_file(chats: treering.Corpus) -> None:
+    pytest.importorskip("aiohttp")
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503 if "busy" in self.path else 404)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            with pytest.raises(NotFoundError, match="there is no file"):
+                chats.capture_file(f"{url}/none.jsonl")
+            with pytest.raises(StoreError, match=r"can't read .*503"):
+                chats.capture_file(f"{url}/busy.jsonl")
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(StoreError, match=r"can't read .*connect"):
+        chats.capture_file(f"{url}/none.jsonl")
+
+
+def test_a_file_is_the_same_however_its_path_is_spelt(store: treering.Store, tmp_path: Path) -> None:
+    corpus = store.create("spelt", "labelled")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "a.jsonl").write_text('{"text": "same", "label": "l"}\n')
+    (tmp_path / "link").symlink_to("logs")
+    spelt = [f"{tmp_path}/logs/a.jsonl", f"file://{tmp_path}/logs/a.jsonl", f"local://{tmp_path}/link/a.jsonl"]
+    assert [corpus.capture_file(one).stored for one in spelt] == [1, 0, 0]
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
@@ -319,6 +359,25 @@ def test_an_import_that_was_cut_short_is_continued_where_it_stood(
     assert len(questions(chats)) == 5_999
 
 
+def test_an_import_that_was_interrupted_is_continued_without_a_gap(
+    chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "in.jsonl", [talk(i) for i in range(5_000)])
+    feed = RecordsImporter.feed
+
+    def interrupted(self: RecordsImporter, line: int, value: Any, text: bytes) -> Any:
+        if line == 3_000:
+            raise KeyboardInterrupt
+        return feed(self, line, value, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RecordsImporter, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            chats.capture_file(path, format="records")
+    chats.capture_file(path, format="records")
+    assert len(questions(chats)) == 5_000
+
+
 @pytest.mark.parametrize("change", ["other", "shorter", "inserted"])
 def test_a_file_that_has_changed_is_begun_anew(
     chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
@@ -485,6 +544,29 @@ def test_what_formats_bring_is_redacted_before_it_reaches_the_disk(chats: treeri
     assert done.redacted == {"[EMAIL]": 2}
     below = b"".join(path.read_bytes() for path in Path(chats.store.uri).rglob("*") if path.is_file())
     assert b"anna@example.org" not in below
+
+
+def test_what_is_said_of_refused_lines_is_redacted_too(store: treering.Store, tmp_path: Path) -> None:
+    corpus = store.create("mails", "chat", redact=True)
+    path = write(tmp_path / "a.jsonl", [{"messages": "bob@example.com"}])
+    done = corpus.capture_file(path, format="records")
+    ((_, (problem,)),) = done.problems
+    assert "[EMAIL]" in str(problem)
+    assert "bob" not in str(problem)
+
+
+def test_a_line_that_doesnt_parse_has_one_number_and_utf16_is_named(chats: treering.Corpus, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [talk(1), '{"messages": [', '{"messages": ]}'])
+    done = chats.capture_file(path)
+    said = [str(problems[0]) for _, problems in done.problems]
+    assert not [one for one in said if "at line" in one]
+    assert "at its end" in said[0]
+    assert "at column 14" in said[1]
+    (tmp_path / "b.jsonl").write_text(json.dumps(talk(1)) + "\n", "utf-16")
+    with pytest.raises(UsageError, match="looks like UTF-16"):
+        chats.capture_file(str(tmp_path / "b.jsonl"))
+    done = chats.capture_file(str(tmp_path / "b.jsonl"), format="openai")
+    assert "looks like UTF-16" in str(done.problems[0][1][0])
 
 
 def test_an_annotation_that_cant_be_meant_waits_in_quarantine_and_the_others_are_stored(

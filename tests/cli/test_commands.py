@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +147,55 @@ def test_the_format_is_named_and_what_was_passed_over_is_counted(run: Run, where
     assert done.code == 0
     assert "trl" in done.out
     assert "annotations" in done.out
+
+
+def test_of_a_file_that_cant_be_read_to_its_end_what_was_stored_is_said(support: Run, where: Path) -> None:
+    text = "".join(json.dumps({"text": os.urandom(200).hex(), "label": "l"}) + "\n" for _ in range(3_000))
+    data = gzip.compress(text.encode())
+    (where / "cut.jsonl.gz").write_bytes(data[: len(data) // 2])
+    done = support("capture", "support", "cut.jsonl.gz", "--json")
+    assert done.code == 6
+    assert done.data["stored"] > 100
+    assert done.data["files"][0]["error"] == json.loads(done.lines[-1])["error"]["message"]
+    again = support("capture", "support", "cut.jsonl.gz")
+    assert (again.code, "stored by an earlier run" in again.out or "duplicates" in again.out) == (6, True)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_stops_a_capture_is_told_how_far_it_came(support: Run, where: Path, how: signal.Signals) -> None:
+    command = [sys.executable, "-m", "treering.cli", "capture", "support", "-", "--format", "records"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    process.stdin.write("".join(json.dumps(one) + "\n" for one in labelled(9_000)))  # more than a pipe holds
+    process.stdin.flush()
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + how
+    assert re.search(r"stopped after [1-9][\d,]* lines", err)
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+
+
+def test_a_column_that_the_corpus_lacks_is_refused_with_the_way_to_add_it(support: Run, where: Path) -> None:
+    (where / "more.csv").write_text("text,label,mood\na,b,glad\n")
+    done = support("capture", "support", "more.csv", "--format", "records")
+    assert done.code == 3
+    assert "treering schema support --evolve" in done.err
+
+
+def test_a_restart_of_following_isnt_blamed_for_what_the_run_before_refused(support: Run, where: Path) -> None:
+    path = where / "log.jsonl"
+    path.write_text('{"text": "a", "label": "l"}\n{"text": 5, "label": "l"}\n')
+    for code in (3, 0):
+        command = [sys.executable, "-m", "treering.cli", "capture", "support", str(path), "--follow"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        time.sleep(4)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == code, err
+    done = support("capture", "support", str(path))
+    assert done.code == 3
+    assert "1 of 2 records was refused: 1 by an earlier run" in done.err
 
 
 def test_what_head_prints_can_be_captured_again(support: Run, where: Path) -> None:

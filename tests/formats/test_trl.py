@@ -72,6 +72,13 @@ def test_preferences_with_and_without_a_prompt() -> None:
     assert implicit["meta"] == {"trl": {"implicit_prompt": True}, "kept": {"score": 0.7}}
 
 
+@pytest.mark.parametrize("row", [{"chosen": "c", "rejected": "r"}, {"chosen": [GOOD], "rejected": [BAD]}])
+def test_a_preference_without_a_prompt_anywhere_says_what_to_add(row: dict[str, Any]) -> None:
+    (unfit,) = TRLImporter(PREFERENCE, "file").feed(1, row, b"")
+    assert isinstance(unfit, Unfit)
+    assert "add `prompt`" in str(unfit.problems[0])
+
+
 def test_an_implicit_prompt_is_the_one_that_trl_finds() -> None:
     trl = pytest.importorskip("trl.data_utils")
     for chosen, rejected in (

@@ -209,6 +209,53 @@ def test_meta_of_ones_own_that_looks_like_what_importers_keep_does_no_harm() -> 
             assert lines(name, CHAT, {"messages": said, "meta": meta})[0]["messages"] == said
 
 
+FORGED: list[dict[str, Any]] = [
+    {"trl": {"text": 5}},
+    {"trl": {"prompt": True, "text": [["x"], "prompt"]}},
+    {"trl": {"prompt": -1}},
+    {"kept": {"tools": 5, "input": 7}},
+    {"kept": {"functions": "zz", "parallel_tool_calls": 5}},
+    *(
+        {"kept": {"messages": {"1": over}}}
+        for over in ({"content": 7}, {"role": None}, {"role": "user"}, {"tool_calls": "zz"}, {"content": "other"}, [1])
+    ),
+]
+
+
+@pytest.mark.parametrize("meta", FORGED)
+def test_meta_that_came_with_a_record_changes_no_line_and_ends_no_export(meta: dict[str, Any]) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    for name in ("openai", "trl"):
+        data, exporter = written(name, batch_of(CHAT, [{"messages": said, "meta": meta}]))
+        (line,) = map(json.loads, data.splitlines())
+        assert line["messages"] == said
+        assert "tools" not in line
+        if name == "openai":
+            assert line == {"messages": said}
+            assert exporter.dropped["meta"] or exporter.dropped.keys() - {"id"}
+
+
+def test_members_of_another_type_than_openais_are_named() -> None:
+    said = [{"role": "assistant", "content": "yo", "refusal": 5, "audio": "a"}]
+    batch = read_back("openai", CHAT, json.dumps({"messages": said}).encode() + b"\n")
+    data, exporter = written("openai", batch)
+    assert json.loads(data) == {"messages": [{"role": "assistant", "content": "yo"}]}
+    assert (exporter.dropped["messages.refusal"], exporter.dropped["messages.audio"]) == (1, 1)
+
+
+def test_a_file_with_calls_as_they_were_once_goes_out_as_it_came() -> None:
+    line = {
+        "messages": [
+            {"role": "user", "content": "weather?"},
+            {"role": "assistant", "function_call": {"name": "get", "arguments": "{}"}},
+            {"role": "function", "name": "get", "content": "rain"},
+        ],
+        "functions": [{"name": "get", "parameters": {}}],
+    }
+    data, _ = written("openai", read_back("openai", CHAT, json.dumps(line).encode() + b"\n"))
+    assert json.loads(data) == line
+
+
 # ---- the forms themselves
 
 

@@ -87,6 +87,72 @@ def test_a_ref_gives_every_record_as_loaders_deliver_it(store: treering.Store, c
     assert (summary.excluded, summary.heldout, summary.rows) == (1, heldout, 59)
 
 
+@pytest.mark.parametrize("source", ["ref", "lock", "again"])
+def test_a_correction_is_not_undone_by_what_was_kept_of_the_file(
+    store: treering.Store, tmp_path: Path, source: str
+) -> None:
+    def parts(text: str) -> list[dict[str, Any]]:
+        return [{"type": "text", "text": text}]
+
+    question = {"role": "user", "content": parts("asked")}
+    lines = [{"id": f"p{n}", "messages": [question, {"role": "assistant", "content": parts("WRONG")}]} for n in (1, 2)]
+    lines[0]["messages"][1]["audio"] = {"id": "WRONG"}
+    file = tmp_path / "parts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus = store.create("corr", "chat", heldout=0)
+    corpus.capture_file(str(file), format="openai")
+    corpus.snapshot()
+    right = [{"role": "user", "content": "asked"}, {"role": "assistant", "content": "right"}]
+    corpus.annotate("p1", correction={"messages": right})
+    corpus.annotate("p2", correction={"messages": [{"role": "system", "content": "Be right."}, *right]})
+    assert not [one for one in exported(store, "corr@v1") if "WRONG" in json.dumps(one)]
+    what: Any = "corr@v1"
+    if source == "lock":
+        with store.mix("corr@v1").loader(batch_size=2, epochs=1) as loader:
+            what = loader.lock()
+    elif source == "again":
+        store.export("corr@v1", tmp_path / "records.jsonl")
+        store.create("again", "chat", heldout=0).capture_file(str(tmp_path / "records.jsonl"), format="records")
+        what = "again@live"
+    for format_ in ("openai", "trl"):
+        one, two = sorted(exported(store, what, format=format_), key=lambda line: len(line["messages"]))
+        assert one["messages"] == [question, right[1]]  # what wasn't corrected is as it was
+        assert two["messages"] == [{"role": "system", "content": "Be right."}, *right]
+
+
+def test_a_prompt_that_was_corrected_stays_a_prompt_unless_others_speak(store: treering.Store, tmp_path: Path) -> None:
+    file = tmp_path / "trl.jsonl"
+    file.write_text("".join(json.dumps({"id": i, "prompt": "q", "completion": "WRONG"}) + "\n" for i in "ab"))
+    corpus = store.create("corr", "chat", heldout=0)
+    corpus.capture_file(str(file), format="trl")
+    right = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "right"}]
+    corpus.annotate("a", correction={"messages": right})
+    corpus.annotate("b", correction={"messages": [{"role": "system", "content": "s"}, *right]})
+    lines = sorted(exported(store, "corr@live", format="trl"), key=len)
+    assert lines == [
+        {"messages": [{"role": "system", "content": "s"}, *right]},
+        {"prompt": "q", "completion": "right"},
+    ]
+
+
+def test_the_label_of_a_completion_is_the_newest_outcome(store: treering.Store, tmp_path: Path) -> None:
+    file = tmp_path / "kto.jsonl"
+    file.write_text(
+        "".join(json.dumps({"id": i, "prompt": "q", "completion": i, "label": True}) + "\n" for i in "ab"), "utf-8"
+    )
+    corpus = store.create("kto", "chat", heldout=0)
+    corpus.capture_file(str(file), format="trl")
+    corpus.snapshot()
+    corpus.annotate("a", outcome=False)
+    with store.mix("kto@v1").loader(batch_size=2, epochs=1) as loader:
+        lock = loader.lock()
+    for what in ("kto@v1", lock):
+        assert {line["completion"]: line["label"] for line in exported(store, what, format="trl")} == {
+            "a": False,
+            "b": True,
+        }
+
+
 @pytest.mark.parametrize("ref", ["support@v1", "support@v1..v2", "support@live", "support@new", "support/some"])
 def test_the_splits_of_a_ref_are_disjoint_and_together_all_of_it(
     store: treering.Store, corpus: treering.Corpus, ref: str
@@ -183,6 +249,7 @@ def test_rows_of_a_lock_that_were_erased_are_refused_or_left_out_and_counted(
     with pytest.raises(ConflictError) as error:
         store.export(lock, io.BytesIO())
     assert error.value.code == "erased"
+    assert "--erased skip" in (error.value.hint or "")
     found = exported(store, lock, erased="skip", with_ref=True)
     assert [(one["id"], one["_ref"]) for one in found] == delivered(store, lock, erased="skip")
     assert store.export(lock, io.BytesIO(), erased="skip").erased > 0
@@ -231,6 +298,9 @@ def test_what_makes_no_sense_is_refused(store: treering.Store, corpus: treering.
     for what, how, said in wrong:
         with pytest.raises(UsageError, match=said):
             store.export(what, tmp_path / "out.jsonl", **how)
+    with pytest.raises(UsageError, match="compressed inside") as error:
+        store.export("support@v1", tmp_path / "o.gz", format="hf")
+    assert error.value.hint == "it is the name of a folder: end it without .gz"
     for to, how, said in [
         (tmp_path / "o.parquet.gz", {"format": "parquet"}, "compressed inside"),
         (tmp_path / "o.jsonl.bz2", {}, "can't compress to .bz2"),

@@ -278,18 +278,18 @@ def capture_lines(
         except ValueError as exc:
             unfit = bad_json(number, line, exc)
             if recorder.refuse(unfit.kept, unfit.problems, where(number)):
-                _note(summary, number, unfit.problems)
+                _note(summary, number, recorder.presentable(unfit.problems))
             continue
         identify(record, ids, line)
         if problems := tuple(look(record)):
             recorder.refuse(record, problems, where(number))
-            _note(summary, number, problems)
+            _note(summary, number, recorder.presentable(problems))
             continue
         numbers.append(number)
         records.append(record)
     receipts = recorder.extend(records, sources=list(map(where, numbers)))
     for position, wrong in receipts.refused:
-        _note(summary, numbers[position], wrong)
+        _note(summary, numbers[position], recorder.presentable(wrong))
 
 
 def identify(record: Any, ids: TextIds, line: bytes) -> None:

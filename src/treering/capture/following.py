@@ -222,7 +222,9 @@ class _Tail:
     def _start(self, *, resume: bool) -> None:
         assert self._file is not None
         size = os.fstat(self._file.fileno()).st_size
-        self._going = FileImport(self._job, self.path, self._summary, resume=resume, size=size)
+        self._going = FileImport(
+            self._job, self.path, self._summary, resume=resume, size=size, inode=self.key[1] if self.key else None
+        )
         self._finished_at = None
         self._job.keep_up(self._going)
 
@@ -290,6 +292,8 @@ class _Tail:
         if self._rest and not self._is_long:
             self._push(bytes(self._rest))
         self.finish()
+        if self._going is not None:
+            self._job.let_go(self._going)  # whoever follows next may find it under another name
         self._left[self.key] = os.pread(self._file.fileno(), min(_CHECKED, self._offset), 0)
         self.close()
 

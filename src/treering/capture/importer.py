@@ -6,8 +6,10 @@ stores those. What doesn't fit goes to quarantine with its file and line and nev
 
 from __future__ import annotations
 
+import codecs
 import gc
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,13 +20,14 @@ from typing import IO, Any, Protocol
 import xxhash
 
 from treering.capture.annotations import annotate_rows, unknown_ids
-from treering.capture.positions import find_position, forget_position, keep_position
+from treering.capture.positions import find_position, forget_position, keep_position, position_key
 from treering.capture.recorder import Recorder
 from treering.capture.sources import (
     UNREAD,
     Piece,
     Source,
     expand,
+    inode_of,
     name_of,
     opened,
     origin_of,
@@ -84,7 +87,9 @@ class FileSummary:
     refused: int = 0
     refused_before: int = 0  # by that earlier import
     passed: Counter[str] = field(default_factory=Counter)  # why → how many values are rightly no records
-    started_over: bool = False  # an earlier import was cut short, but the file has changed since
+    started_over: bool = (
+        False  # it was cut off while it was followed, or has changed since an earlier import was cut short
+    )
     problems: list[tuple[int, tuple[Problem, ...]]] = field(default_factory=list)
     error: TreeringError | None = None  # it couldn't be read, or not to its end
 
@@ -131,16 +136,18 @@ def import_file(
     """Capture what a file holds (a path, any fsspec URL, a glob, a binary stream, or several of them). See `Corpus.capture_file`.
 
     `progress` is called with the number of values done so far. Raises NotFoundError when there is no such file, StoreError when
-    it can't be read or stored; what came before the damage is captured then, and of several files the others.
+    it can't be read or stored; what came before the damage is captured then. What is wrong with one file of a list, of whatever
+    length, or of a glob is in its summary.
     """
     given = expand(source)
+    alone = len(given) == 1 and not isinstance(source, list | tuple)
     job = ImportJob(corpus, format=format, progress=progress, redact=redact)
     with job:
         for one in given:
             try:
                 job.read(one)
             except TreeringError as exc:
-                if len(given) == 1:
+                if alone:
                     raise
                 job.files[-1].error = exc
     return job.summary()
@@ -221,7 +228,7 @@ class ImportJob:
         self._said: list[dict[str, Any]] = []  # annotations, each with the id of its record
         self._size = 0
         self._done = 0
-        self._going: dict[str, FileImport] = {}  # imports whose position is to be kept, by origin
+        self._going: dict[str, FileImport] = {}  # imports whose position is to be kept, by its key
         self._settled = time.monotonic()
 
     def __enter__(self) -> ImportJob:
@@ -266,16 +273,23 @@ class ImportJob:
                 self._read(source, going)
         finally:
             self.take()
-        self._going.pop(going.origin or "", None)
-        if going.keeps_position and going.origin is not None:
+        if going.is_renamed:  # without its position it would be another file the next time, under its new name
             self.settle()
-            forget_position(self.corpus, going.origin)
+        self._going.pop(going.key or "", None)
+        if going.keeps_position and not going.is_renamed and going.key is not None:
+            self.settle()
+            forget_position(self.corpus, going.key)
         return summary
 
     def keep_up(self, going: FileImport) -> None:
         """Keep noting how far a file has come that isn't read to its end."""
-        assert going.origin is not None
-        self._going[going.origin] = going
+        assert going.key is not None
+        self._going[going.key] = going
+
+    def let_go(self, going: FileImport) -> None:
+        """Note where a file stands that nothing more will be read of."""
+        self.settle()
+        self._going.pop(going.key or "", None)
 
     def _read(self, source: Source, going: FileImport) -> bool:
         """False when the file isn't the one that an earlier import has begun with."""
@@ -288,7 +302,7 @@ class ImportJob:
                     return True
                 if self.format == ParquetImporter.name:
                     raise StoreError(f"{name_of(source)} isn't a Parquet file", code="read-failed")
-                if going.origin is not None:
+                if going.key is not None:
                     self.keep_up(going)
                 return self._take_in(going, pieces(source, stream, shape, members))
 
@@ -298,7 +312,13 @@ class ImportJob:
         with _few_collections():
             while flow.goes_on:
                 # The recorder pulls: records turn into columns a thousand at a time, and never many lie about as objects.
-                receipts = self.recorder.extend(flow.records(), sources=flow.places)
+                try:
+                    receipts = self.recorder.extend(flow.records(), sources=flow.places)
+                except (
+                    BaseException
+                ):  # Ctrl-C too: what it had pulled may be nowhere, so nothing is noted of this stretch
+                    self._going.pop(going.key or "", None)
+                    raise
                 for position, wrong in receipts.refused:
                     self._refused(flow.summary, flow.places.lines[position], wrong)
                 self.take()
@@ -364,6 +384,18 @@ class ImportJob:
         """Put everything that was handed over on disk."""
         records, places = self._records, self._places
         self._records, self._places, self._size = [], [], 0
+        try:
+            self._put_on_disk(records, places)
+        except BaseException:
+            self._going.clear()  # as above
+            raise
+        waits = bool(self._said) or any(one.has_news for one in self._going.values())
+        if len(self._said) >= _ANNOTATIONS or (waits and time.monotonic() - self._settled >= _SETTLE_S):
+            self.settle()
+        else:
+            self._progress(self._done)
+
+    def _put_on_disk(self, records: list[dict[str, Any]], places: list[tuple[FileSummary, int]]) -> None:
         if self._unfit:
             unfit, self._unfit = self._unfit, []
             refused = [(one.kept, one.problems, f"{of.source}:{one.line}") for of, one in unfit]
@@ -373,16 +405,11 @@ class ImportJob:
             receipts = self.recorder.extend(records, sources=_Places(places))
             for position, wrong in receipts.refused:
                 self._refused(*places[position], wrong)
-        waits = bool(self._said) or any(one.has_news for one in self._going.values())
-        if len(self._said) >= _ANNOTATIONS or (waits and time.monotonic() - self._settled >= _SETTLE_S):
-            self.settle()
-        else:
-            self._progress(self._done)
 
     def _refused(self, summary: FileSummary, line: int, problems: tuple[Problem, ...]) -> None:
         summary.refused += 1
         if len(summary.problems) < _SHOWN:
-            summary.problems.append((line, problems))
+            summary.problems.append((line, self.recorder.presentable(problems)))
 
     def read_on(self, values: int) -> None:
         """Count values that were read."""
@@ -448,17 +475,31 @@ class FileImport:
     """The import of one file, value by value: which format it has, what it makes, how far it has come."""
 
     def __init__(
-        self, job: Taker, source: Source, summary: FileSummary, *, resume: bool = True, size: int | None = None
+        self,
+        job: Taker,
+        source: Source,
+        summary: FileSummary,
+        *,
+        resume: bool = True,
+        size: int | None = None,
+        inode: int | None = None,
     ) -> None:
         """Continues an import that was cut short, if the file still begins as it did; `resume=False` starts over.
 
-        `size`: bytes that a file has which isn't read to its end now. Raises UsageError for a format that can't fill the
+        `size`, `inode`: of a file that is open and isn't read to its end now. Raises UsageError for a format that can't fill the
         corpus' record type.
         """
         self._job = job
         self._source = source
         self.summary = summary
         self.origin = origin_of(source)
+        #: What its position is found by; None when none is kept.
+        self.key: str | None = None
+        if self.origin is not None:
+            self.key = position_key(self.origin, inode_of(self.origin) if inode is None else inode)
+        self.is_renamed = (
+            False  # an earlier import has begun with it under another name: ids go on being made from that
+        )
         self.keeps_position = False  # whether there is one
         self.is_spent = False  # what the format held back was taken: nothing more may be fed
         self._digest = xxhash.xxh3_128()
@@ -468,10 +509,13 @@ class FileImport:
         self._refused_at = summary.refused
         self._refused_before = 0
         self._before: ImportPosition | None = None
-        if resume and self.origin is not None:
-            self._before = self._found_position(self.origin)
+        if resume and self.key is not None:
+            self._before = self._found_position(self.key)
             if self._before is not None and size is not None and size < self._before.bytes:
                 self._before, summary.started_over = None, True
+        if self._before is not None:
+            self.is_renamed = self._before.origin != self.origin
+            self.origin = self._before.origin
         self._importer: Importer | None = None
         format_ = self._before.format if self._before is not None else job.format
         if format_ != AUTO:
@@ -479,8 +523,8 @@ class FileImport:
         self._held: list[Piece] = []
         self._held_bytes = 0
 
-    def _found_position(self, origin: str) -> ImportPosition | None:
-        found = find_position(self._job.corpus, origin)
+    def _found_position(self, key: str) -> ImportPosition | None:
+        found = find_position(self._job.corpus, key)
         if found is None:
             return None
         self.keeps_position = True
@@ -517,8 +561,8 @@ class FileImport:
         if before.remembers and piece.text.strip():
             for _ in self._made(piece):
                 pass
-        if self._values == before.values:
-            if self._digest.hexdigest() != before.digest:
+        if self._values == before.values or self._bytes > before.bytes:
+            if self._values != before.values or self._digest.hexdigest() != before.digest:
                 return self._is_another()
             summary.skipped += before.values
             summary.refused_before += before.refused
@@ -528,7 +572,7 @@ class FileImport:
 
     def _is_another(self) -> bool:
         self.summary.read -= self._values  # they are read again
-        self._before, self.origin = None, None  # nothing more is noted here
+        self._before, self.key, self.is_renamed = None, None, False  # nothing more is noted here
         return False
 
     def _made(self, piece: Piece) -> Iterable[Outcome]:
@@ -579,11 +623,13 @@ class FileImport:
 
     def keep_position(self) -> None:
         """Note how far it has come; all of that is stored."""
-        if self.origin is None or self._importer is None or self._held or self._before is not None or not self.has_news:
+        if self.key is None or self._importer is None or self._held or self._before is not None or not self.has_news:
             return
+        assert self.origin is not None
         keep_position(
             self._job.corpus,
-            self.origin,
+            self.key,
+            origin=self.origin,
             format=self._importer.name,
             values=self._values,
             bytes=self._bytes,
@@ -627,6 +673,12 @@ class FileImport:
             next((value for value in values if isinstance(value, dict)), {}), self._job.corpus.record_type
         )
         first = self._held[0]
+        if _is_utf16(first.text):
+            raise UsageError(
+                f"{self.summary.source} looks like UTF-16, and files here are UTF-8",
+                code="unknown-format",
+                hint="convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
+            )
         shown = first.text[:60].decode("utf-8", "replace").strip()
         said = "".join(f"; {one.message}" for one in broken)
         raise UsageError(
@@ -710,8 +762,19 @@ class FileImport:
 
 def bad_json(line: int, text: bytes, exc: ValueError) -> Unfit:
     """What becomes of a line that doesn't parse."""
-    problem = Problem((), "bad-json", f"expected a JSON object, got a line that doesn't parse: {exc}")
+    # The parser counts lines within the line, which has a number of its own.
+    why = re.sub(
+        r" at line 1 column (\d+)$", r" at column \1", re.sub(r" at line 2 column 0$", " at its end", str(exc))
+    )
+    said = f"expected a JSON object, got a line that doesn't parse: {why}"
+    if _is_utf16(text):
+        said = "expected UTF-8, got what looks like UTF-16: convert the file"
+    problem = Problem((), "bad-json", said)
     return Unfit(line, (problem,), text[:_KEPT].decode("utf-8", "replace").rstrip("\r\n"))
+
+
+def _is_utf16(text: bytes) -> bool:
+    return text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or text[1:2] == b"\0" or text[:1] == b"\0"
 
 
 def members_of(format: str) -> frozenset[str]:  # noqa: A002

@@ -7,18 +7,28 @@ is continued. Does not read files.
 from __future__ import annotations
 
 import hashlib
+import os
 from datetime import UTC, datetime
 
 from treering.errors import NotFoundError
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import ImportPosition, parse_document
 
-__all__ = ["find_position", "forget_position", "keep_position"]
+__all__ = ["find_position", "forget_position", "keep_position", "position_key"]
 
 
-def find_position(corpus: BaseCorpus, origin: str) -> ImportPosition | None:
+def position_key(origin: str, inode: int | None) -> str:
+    """What a file's position is found by: of a local file its folder and inode, which it keeps when it is rotated.
+
+    Not the device: its number isn't the same after every start, and a folder lies on one.
+    """
+    name = origin if inode is None else f"{os.path.dirname(origin)}\0{inode}"
+    return hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def find_position(corpus: BaseCorpus, key: str) -> ImportPosition | None:
     """Where the import of a file stands; None when none was cut short. Raises StoreError when the document is damaged."""
-    path = _path(corpus, origin)
+    path = _path(corpus, key)
     try:
         found = parse_document(ImportPosition, path, corpus.store.objects.get(path))
     except NotFoundError:
@@ -28,8 +38,9 @@ def find_position(corpus: BaseCorpus, origin: str) -> ImportPosition | None:
 
 def keep_position(
     corpus: BaseCorpus,
-    origin: str,
+    key: str,
     *,
+    origin: str,
     format: str,  # noqa: A002  (as the member is called)
     values: int,
     bytes: int,  # noqa: A002
@@ -41,6 +52,7 @@ def keep_position(
     position = ImportPosition(
         corpus=corpus.name,
         incarnation=corpus.record.incarnation,
+        origin=origin,
         format=format,
         values=values,
         bytes=bytes,
@@ -49,7 +61,7 @@ def keep_position(
         refused=refused,
         at=datetime.now(UTC),
     )
-    path = _path(corpus, origin)
+    path = _path(corpus, key)
     objects = corpus.store.objects
     if objects.exists(path):
         objects.replace(path, position.to_json())
@@ -57,11 +69,10 @@ def keep_position(
         objects.create(path, position.to_json())
 
 
-def forget_position(corpus: BaseCorpus, origin: str) -> None:
+def forget_position(corpus: BaseCorpus, key: str) -> None:
     """The file was read to its end: the next import of it looks at all of it again."""
-    corpus.store.objects.delete(_path(corpus, origin))
+    corpus.store.objects.delete(_path(corpus, key))
 
 
-def _path(corpus: BaseCorpus, origin: str) -> str:
-    key = hashlib.blake2b(origin.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+def _path(corpus: BaseCorpus, key: str) -> str:
     return f"imports/{corpus.record.table}/{key}.json"

@@ -358,6 +358,20 @@ class Recorder:
             self.redacted.update(found)
         return said
 
+    def presentable(self, problems: Sequence[Problem]) -> tuple[Problem, ...]:
+        """What is wrong with a record, redacted as the record is: it quotes the record, and goes to terminals and logs."""
+        if self._redactor is None:
+            return tuple(problems)
+        counted: Counter[str] = Counter()  # with the record itself
+        return tuple(
+            Problem(
+                tuple(self._redactor.text(part, counted) if isinstance(part, str) else part for part in one.loc),
+                one.kind,
+                self._redactor.text(one.message, counted),
+            )
+            for one in problems
+        )
+
     def _refuse(self, refused: Sequence[_Refused]) -> None:
         self._spool_batches([], refused)
 

@@ -34,6 +34,7 @@ __all__ = [
     "compression_of",
     "expand",
     "has_wildcards",
+    "inode_of",
     "name_of",
     "opened",
     "origin_of",
@@ -122,10 +123,21 @@ def name_of(source: Source) -> str:
 
 
 def origin_of(source: Source) -> str | None:
-    """What ids of a file's records are made from; None for a stream, whose records get fresh ones."""
+    """What ids of a file's records are made from, however its path is spelt; None for a stream: its records get fresh ones."""
     if not isinstance(source, str):
         return None
-    return source if "://" in source else os.path.abspath(source)
+    path = source
+    for scheme in ("file://", "local://"):
+        path = path.removeprefix(scheme)
+    return source if "://" in path else os.path.realpath(path)
+
+
+def inode_of(origin: str) -> int | None:
+    """What a local file goes by under any name; None for anything else, and where there is no such file."""
+    try:
+        return os.stat(origin).st_ino or None
+    except (OSError, ValueError):
+        return None
 
 
 def compression_of(source: str) -> str | None:
@@ -151,10 +163,23 @@ def opened(source: Source) -> tuple[str, IO[bytes]]:
     except IsADirectoryError as exc:
         raise NotFoundError(f"{source} is a directory, not a file", code="no-file") from exc
     except (FileNotFoundError, NotADirectoryError) as exc:
+        if (cause := _unreached(exc)) is not None:
+            raise StoreError(f"can't read {source}: {cause}", code="read-failed") from exc
         raise NotFoundError(f"there is no file {source}", code="no-file") from exc
     except (OSError, ValueError, ImportError) as exc:
         raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc
     return source, io.BufferedReader(_Zstd(file, source), _CHUNK) if is_zstd else file
+
+
+def _unreached(exc: OSError) -> BaseException | None:
+    """Why a server couldn't be asked; None when it said that there is no such file. fsspec's HTTP says that of either."""
+    cause = exc.__cause__
+    if cause is None or isinstance(cause, FileNotFoundError):
+        return None
+    status = getattr(cause, "status", None)
+    if status is not None:
+        return None if status in (404, 410) else cause
+    return cause if isinstance(cause, OSError) or type(cause).__module__.startswith("aiohttp") else None
 
 
 class _Zstd(io.RawIOBase):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Event
@@ -152,7 +152,12 @@ def capture(
     corpus = open_store(store).corpus(name)
     given: Any = [sys.stdin.buffer if one == "-" else one for one in source]
     summary: ImportSummary
-    with counter("lines read") as progress, _until_told(follow) as stop:
+    with counter("lines read") as shown, _until_told(follow) as stop, _told_where(history=as_of is not None) as reached:
+
+        def progress(done: int) -> None:
+            reached(done)
+            shown(done)
+
         if as_of is not None:
             summary = corpus.backfill(
                 given, as_of=as_of, snapshot_by=cast("Any", snapshot_by), format=format_, progress=progress
@@ -163,27 +168,42 @@ def capture(
             )
     is_history = isinstance(summary, BackfillSummary)
     result = _result(name, source, summary)
+    failed = [one.error for one in summary.files if one.error is not None]
+    if failed and len(summary.files) == 1 and not (summary.files[0].found or result.refused or result.skipped):
+        raise failed[0]  # nothing came of it: there is nothing to sum up
     render(result, json, lambda: _view(result))
     for one in result.files:
         if one.started_over:
-            say(f"{one.source} has changed since an earlier run was cut short: it was read from its beginning")
+            say(f"{one.source} was cut off, or is another file than before: it was read from its beginning")
         if one.skipped:
             say(f"{one.source}: {counted(one.skipped, 'line')} skipped: an earlier run has stored them")
     if is_history and result.late:
         say(f"{number(result.late)} new records are of periods that are sealed already: they lie in {name}@live")
     if not result.read:
         say(f"{', '.join(source)} {'is' if len(source) == 1 else 'are'} empty: nothing was captured")
-    if failed := [one.error for one in summary.files if one.error is not None]:
+    if failed:
         raise failed[0]
-    if result.refused or result.conflicts or result.refused_before:
-        raise CheckFailedError(_refusal(result), code="records-refused", hint=_HINT.format(name=name))
+    # What is followed was refused, and said, by the run before; a file that is continued is judged as a whole.
+    if result.refused or result.conflicts or (result.refused_before and not follow):
+        raise CheckFailedError(_refusal(result), code="records-refused", hint=_hint(name, result))
 
 
 @contextmanager
 def _until_told(follow: bool) -> Iterator[Event | None]:
-    """An event that Ctrl-C and SIGTERM set, the first time; the second time they end the process as ever."""
+    """An event that Ctrl-C and SIGTERM set, the first time; the second time they end the process as ever.
+
+    Without `follow` SIGTERM unwinds, as Ctrl-C does: what was acknowledged is committed.
+    """
     if not follow:
-        yield None
+
+        def end(which: int, _: object) -> None:
+            sys.exit(128 + which)
+
+        usual = signal.signal(signal.SIGTERM, end)
+        try:
+            yield None
+        finally:
+            signal.signal(signal.SIGTERM, usual)
         return
     stop = Event()
 
@@ -199,6 +219,23 @@ def _until_told(follow: bool) -> Iterator[Event | None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+@contextmanager
+def _told_where(*, history: bool) -> Iterator[Callable[[int], None]]:
+    """Gives a function that takes how many lines are done; whoever stops the command is told."""
+    done = 0
+
+    def reach(lines: int) -> None:
+        nonlocal done
+        done = lines
+
+    try:
+        yield reach
+    except (KeyboardInterrupt, SystemExit):
+        say("stopped" if history else f"stopped after {number(done)} lines")
+        say("the same command goes on, and stores what isn't stored of them")
+        raise
 
 
 def _result(name: str, source: list[str], summary: ImportSummary) -> Captured:
@@ -273,7 +310,11 @@ def _view(result: Captured) -> RenderableType:
     return Group(columns(heads, rows, right=("read", "records", "refused")), "", table)
 
 
-_HINT = "the rest was stored; refused records wait in quarantine: treering quarantine list {name}"
+def _hint(name: str, result: Captured) -> str:
+    hint = f"the rest was stored; refused records wait in quarantine: treering quarantine list {name}"
+    if any(problem.kind == "unknown-field" for line in result.refused_lines for problem in line.problems):
+        hint += f"; give the corpus the fields that it lacks (treering schema {name} --evolve …), then quarantine retry {name}"
+    return hint
 
 
 def _line(found: tuple[int, tuple[Problem, ...]]) -> int:
@@ -281,7 +322,8 @@ def _line(found: tuple[int, tuple[Problem, ...]]) -> int:
 
 
 def _refusal(result: Captured) -> str:
-    total = result.refused + result.conflicts + result.refused_before
+    before = result.refused_before
+    total = result.refused + result.conflicts + before
     several = len(result.files) > 1
     parts = [
         (f"{found.source} " if several else "")
@@ -295,8 +337,8 @@ def _refusal(result: Captured) -> str:
     more = result.refused - min(result.refused, _NAMED)
     if more:
         parts.append(f"and {more:,} more lines")
-    if result.refused_before:
-        parts.append(f"and {result.refused_before:,} by the run that was cut short")
+    if before:
+        parts.append(f"{before:,} by an earlier run, which this one has gone on from")
     return (
         f"{total:,} of {counted(result.read, 'record')} {'was' if total == 1 else 'were'} refused: {'; '.join(parts)}"
     )

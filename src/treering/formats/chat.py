@@ -14,11 +14,14 @@ from typing import Any
 
 from treering.formats.base import KEPT
 from treering.schema.fields import dump_json
+from treering.schema.strict_json import parse_json
 
 __all__ = [
     "KEPT",
     "MESSAGE_FIELDS",
     "content_text",
+    "fitting",
+    "kept_after",
     "message",
     "name_tools",
     "original",
@@ -108,7 +111,10 @@ def record_of(
     meta: Mapping[str, Any] | None = None,
     kept: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A chat record; what is None or empty is left out. `tools` keep the order of their keys, as `kept` does in `meta`."""
+    """A chat record; what is None or empty is left out.
+
+    `tools` keep the order of their keys; `meta`, and what is kept in it, is stored with its keys sorted.
+    """
     record: dict[str, Any] = {"messages": messages}
     if tools:
         record["tools"] = tools if isinstance(tools, str) else dump_json(tools)
@@ -237,3 +243,61 @@ def original(value: Any, kept: Any) -> Any:
     if isinstance(value, list) and isinstance(kept, Mapping):
         return [original(one, kept[str(place)]) if str(place) in kept else one for place, one in enumerate(value)]
     return kept
+
+
+def fitting(messages: Iterable[Any], kept: Any) -> dict[str, Any]:
+    """What is kept of these messages (as they were captured), by place, without what another message was kept of.
+
+    It fits when the original that it makes is taken as this very message: what doesn't is stale, or was made by somebody
+    else, and would say what the record doesn't.
+    """
+    if not isinstance(kept, Mapping):
+        return {}
+    return {
+        str(place): kept[str(place)]
+        for place, message in enumerate(messages)
+        if str(place) in kept and _fits(_said(message), kept[str(place)])
+    }
+
+
+def _fits(message: Any, beyond: Any) -> bool:
+    return isinstance(beyond, Mapping) and taken(original(message, beyond)) == (message, beyond)
+
+
+def kept_after(meta: str, column: str, before: Any, after: Any) -> str:
+    """`meta` (JSON text) of a record after a correction of a column: without what was kept of messages that are others now.
+
+    What is kept of the rest stays, and so does TRL's form unless other roles speak than before.
+    """
+    if f'"{KEPT}"' not in meta and '"trl"' not in meta:
+        return meta
+    try:
+        told = parse_json(meta)
+    except ValueError:  # text of a record type of somebody's own
+        return meta
+    if not isinstance(told, dict):
+        return meta
+    kept = told.get(KEPT)
+    if isinstance(kept, dict) and column in kept:
+        left: dict[str, Any] = {}
+        if isinstance(kept[column], dict) and isinstance(before, list) and isinstance(after, list):
+            same = {str(place) for place, (old, new) in enumerate(zip(before, after, strict=False)) if old == new}
+            left = {place: one for place, one in kept[column].items() if place in same}
+        kept = {**kept, column: left}
+        told[KEPT] = {name: one for name, one in kept.items() if name != column or one}
+        if not told[KEPT]:
+            del told[KEPT]
+    if _roles(before) != _roles(after):
+        told.pop("trl", None)
+    return dump_json(told, sort_keys=True)
+
+
+def _roles(messages: Any) -> list[Any]:
+    return [one.get("role") for one in messages if isinstance(one, dict)] if isinstance(messages, list) else []
+
+
+def _said(value: Any) -> Any:
+    """Without the nulls that Arrow has for what is absent."""
+    if isinstance(value, dict):
+        return {key: _said(one) for key, one in value.items() if one is not None}
+    return [_said(one) for one in value] if isinstance(value, list) else value

@@ -92,8 +92,15 @@ class TRLImporter(Importer):
             return (misfit,)
         form: dict[str, Any] = {}
         prompt, chosen, rejected = value.get("prompt"), value["chosen"], value["rejected"]
-        if prompt is None and isinstance(chosen, list) and isinstance(rejected, list):
-            at = _common(chosen, rejected)
+        if prompt is None:
+            at = _common(chosen, rejected) if isinstance(chosen, list) and isinstance(rejected, list) else 0
+            if not at:
+                problem = Problem(
+                    ("prompt",),
+                    "missing-field",
+                    "expected a prompt, or chosen and rejected that begin with the same messages: add `prompt`",
+                )
+                return (Unfit(line, (problem,), value),)
             prompt, chosen, rejected = chosen[:at], chosen[at:], rejected[at:]
             form["implicit_prompt"] = True
         record: dict[str, Any] = {}

@@ -68,8 +68,16 @@ class _Rows:
     schema: pa.Schema
     total: int | None
     batches: Iterator[pa.RecordBatch]
+    segments: Sequence[Segment] = ()  # where they lie
     lock: str | None = None
     counts: Counter[str] = field(default_factory=Counter)  # heldout, excluded, erased; complete once all was read
+
+    def outcomes(self) -> dict[str, bool]:
+        """Record id → the newest outcome, as far as it was said when the rows were pinned."""
+        words: dict[str, str] = {}
+        for segment in {(one.corpus, one.narrowing.annotations): one for one in self.segments}.values():
+            words |= segment.said_under("outcome", segment.narrowing.annotations)
+        return {name: word == "true" for name, word in words.items() if word in ("true", "false")}
 
 
 def export(
@@ -110,6 +118,8 @@ def export(
         raise UsageError(
             f"{format} has no place for {REF}", code="bad-argument", hint="records, parquet and hf have one"
         )
+    if first.has_outcomes:
+        first.outcomes = rows.outcomes()
     with target_of(
         to, exporter.suffix, folder=exporter.folder, packed=exporter.packed, sharded=shard_rows is not None, force=force
     ) as target:
@@ -159,7 +169,9 @@ def _write(rows: _Rows, exporter: Exporter, target: Target, shard_rows: int | No
         while low < len(batch):
             if shard_rows is not None and exporter.rows >= shard_rows:
                 finish()
+                outcomes = exporter.outcomes
                 exporter, sink = type(exporter)(exporter.schema, skip=exporter.skip), target.begin()
+                exporter.outcomes = outcomes
                 made.append((exporter, sink))
             room = _AT_ONCE if shard_rows is None else min(_AT_ONCE, shard_rows - exporter.rows)
             sink.write(exporter.encode(batch.slice(low, room)))
@@ -210,7 +222,7 @@ def _of_ref(store: BaseStore, ref: str, split: Split, columns: Sequence[str] | N
         total = len(source) - counts["excluded"]
     else:
         total = sum(int(segment.runs(split)[:, 1].sum()) for segment in source.segments)
-    return _Rows(source.ref, schema, total, _scanned(source, schema, split, counts), counts=counts)
+    return _Rows(source.ref, schema, total, _scanned(source, schema, split, counts), source.segments, counts=counts)
 
 
 def _excluded(segment: Segment) -> Any:
@@ -267,7 +279,8 @@ def _of_lock(
     if course.total is not None and not course.adaptive:
         total = sum(course.plan.taken_before(course.total))
     batches = _drawn(course, types, schema, counts)
-    return _Rows(", ".join(lock.refs), schema, total, batches, lock.digest, counts)
+    segments = [segment for source in sources for segment in getattr(source, "segments", ())]
+    return _Rows(", ".join(lock.refs), schema, total, batches, segments, lock.digest, counts)
 
 
 def _field(name: str, kind: Any, sources: Sequence[Any]) -> pa.Field:

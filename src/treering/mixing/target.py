@@ -151,7 +151,9 @@ class _Staged(Target):
                 f"{base}: "
                 + (f"can't compress to {unknown}" if unknown else "files of this format are compressed inside"),
                 code="bad-path",
-                hint=f"end the name with {suffix}" + ("" if packed else f", {suffix}.gz or {suffix}.zst"),
+                hint=f"it is the name of a folder: end it without {unknown or self._compression}"
+                if folder
+                else f"end the name with {suffix}" + ("" if packed else f", {suffix}.gz or {suffix}.zst"),
             )
         stem, dot, ending = base.removesuffix(self._compression).rpartition(".")
         self._stem, self._ending = ("data", suffix) if folder else (stem, dot + ending) if dot else (ending, "")

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from treering.errors import Problem, UsageError
+from treering.formats.chat import kept_after
 from treering.schema import RecordType
 from treering.schema.evolution import SCHEMA_VERSION, History, converted, shown
 from treering.schema.fields import dump_json
@@ -92,7 +93,12 @@ class Corrections:
         return Corrections(kept)
 
     def apply(self, data: _Data, row_ids: RowIds) -> _Data:
-        """The rows with their corrected values; `row_ids` (n,) are theirs, in any order."""
+        """The rows with their corrected values; `row_ids` (n,) are theirs, in any order.
+
+        Where `meta` is among the columns, it loses what an importer kept there of what was corrected: exporters lay that
+        over the record, and it would say again what the correction took back.
+        """
+        changed: list[tuple[str, pa.Array, pa.Array, RowIds]] = []
         for name, (ids, values) in self.columns.items():
             at = data.schema.get_field_index(name)
             if at < 0 or not len(data):
@@ -106,6 +112,9 @@ class Corrections:
                 places = np.where(hit, len(whole) + found, np.arange(len(whole)))
                 laid = pa.concat_arrays([whole, converted(values, whole.type)]).take(pa.array(places))
                 data = data.set_column(at, data.schema.field(at), laid)
+                changed.append((name, whole, laid, np.flatnonzero(hit)))
+        for name, before, after, rows in changed:  # once `meta` itself is corrected, too
+            data = _without_kept(data, name, before, after, rows)
         return data
 
     @property
@@ -166,6 +175,24 @@ def corrections_of(segment: Segment, version: int, history: History) -> Correcti
         one = Corrections({field.name: (np.array(rows, np.int64), converted(array, field.type))})
         made = one if made is None else made.and_those_of(one)
     return made
+
+
+def _without_kept(data: _Data, column: str, before: pa.Array, after: pa.Array, hit: RowIds) -> _Data:
+    """The rows with `meta` as it is after the correction of a column in the rows `hit`; see `kept_after`."""
+    at = data.schema.get_field_index("meta")
+    if at < 0 or column == "meta":
+        return data
+    field = data.schema.field(at)
+    if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+        return data  # a record type of somebody's own
+    metas = data.column(at).to_pylist()
+    changed = False
+    for row in hit.tolist():
+        if metas[row] is not None:
+            made = kept_after(metas[row], column, before[row].as_py(), after[row].as_py())
+            changed |= made != metas[row]
+            metas[row] = made
+    return data.set_column(at, field, pa.array(metas, field.type)) if changed else data
 
 
 def _from_json(value: Any, kind: pa.DataType) -> Any:

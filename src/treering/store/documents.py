@@ -411,13 +411,17 @@ class PruneRecord(_Document):
 
 
 class ImportPosition(_Document):
-    """`imports/TABLE/KEY.json`: how far an import of a file has come that isn't at its end. KEY is a hash of the file's name.
+    """`imports/TABLE/KEY.json`: how far an import of a file has come that isn't at its end.
 
-    Everything up to there is in the table, in quarantine and in the annotations. It names no file and holds nothing of it.
+    KEY is a hash of the file's folder and inode (of anything remote, its URL): a file that is renamed keeps it. Everything up
+    to there is in the table, in quarantine and in the annotations.
     """
 
     corpus: str
     incarnation: str
+    origin: str = Field(
+        description="The path or URL that the file had: what ids of records without own ids are made from."
+    )
     format: str = Field(description="The format that the file was read as.")
     values: int = Field(ge=0, description="Lines (elements, rows) that were read, empty ones included.")
     bytes: int = Field(ge=0, description="Of their texts: a file that is shorter is another.")

@@ -86,7 +86,7 @@ def erased_error(segment: Segment, gone: Gone) -> ConflictError:
         f"({which} {', '.join(map(str, gone.erasures))} of {corpus})",
         code="erased",
         hint=f"treering erase {corpus} --list shows the receipts; load the ref anew, or go on without the records: "
-        'lock.loader(store, erased="skip")',
+        'lock.loader(store, erased="skip"), treering export --erased skip',
     )
 
 

@@ -77,6 +77,13 @@ class Exporter(ABC):
         #: What the format has no place for, a column or `messages.weight`, → in how many written records it said something.
         self.dropped: Counter[str] = Counter()
         self.left_out: list[LeftOut] = []
+        #: Record id → whether it turned out well, by the newest word; given to formats that have `has_outcomes`.
+        self.outcomes: Mapping[str, bool] = {}
+
+    @property
+    def has_outcomes(self) -> bool:
+        """Whether its lines say how a record turned out."""
+        return False
 
     @property
     def holds(self) -> frozenset[str]:

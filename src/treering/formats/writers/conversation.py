@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from treering.errors import InvalidRecordError, Problem, UsageError
-from treering.formats.chat import KEPT, original
+from treering.formats.chat import KEPT, MESSAGE_FIELDS, fitting, original
 from treering.formats.writers.json_lines import Raw
 from treering.schema.strict_json import parse_json
 
@@ -79,11 +79,10 @@ def messages_of(
     keeps: Collection[str],
     arguments: Callable[[str, Loc], Any],
     note: Callable[[str], None],
-    check: Callable[[dict[str, Any], Loc], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The messages with the fields that a format `keeps` and that say something; the others are noted as `messages.NAME`.
 
-    `arguments` makes what a format has for a call's arguments out of their text; `check` raises for what it can't hold.
+    `arguments` makes what a format has for a call's arguments out of their text.
     """
     if messages is None:
         refuse((where,), "expected messages, got none")
@@ -97,8 +96,6 @@ def messages_of(
             kept["tool_calls"] = [
                 _call(call, (where, number, "tool_calls", n), arguments) for n, call in enumerate(kept["tool_calls"])
             ]
-        if check is not None:
-            check(kept, (where, number))
         made.append(kept)
     return made
 
@@ -117,23 +114,41 @@ def about(record: dict[str, Any]) -> About:
     meta = record.get("meta")
     if not meta or (f'"{KEPT}"' not in meta and '"trl"' not in meta):
         return About({}, {}, all_of_it=False)
-    told = parse_json(meta)
+    try:
+        told = parse_json(meta)
+    except ValueError:  # text of a record type of somebody's own
+        told = None
+    if not isinstance(told, dict):
+        return About({}, {}, all_of_it=False)
     kept, form = (one if isinstance(one := told.get(name), dict) else {} for name in (KEPT, "trl"))
     return About(kept, form, all_of_it=told.keys() <= {KEPT, "trl"})
 
 
 def lay_over(
-    messages: list[dict[str, Any]], kept: Any, note: Callable[[str], None], *, keeps: Collection[str] | None = None
+    made: list[dict[str, Any]],
+    messages: Sequence[dict[str, Any]],
+    kept: Any,
+    note: Callable[[str], None],
+    *,
+    keeps: Mapping[str, type] | None = None,
 ) -> list[dict[str, Any]]:
-    """The messages as they were captured: with what was kept of them, as far as the format `keeps` it (None: anything)."""
-    made: Any = original(messages, kept) if isinstance(kept, dict) else messages
-    if not all(isinstance(message, dict) for message in made):
-        return messages  # a `meta` of the caller's own that merely looks like ours
-    for message in made if keeps is not None else ():
-        for key in message.keys() - keeps:
-            note(f"messages.{key}")
-            del message[key]
-    return list(made)
+    """What a format `made` of `messages`, as they were captured: with what was kept of them, where it was kept of these.
+
+    `keeps`: the further members that the format has, and their types; None for any. What isn't put back is noted.
+    """
+    fits = fitting(messages, kept)
+    if kept is not None and (not isinstance(kept, dict) or len(fits) < len(kept)):
+        note("meta")
+    laid = []
+    for place, message in enumerate(made):
+        over = dict(fits.get(str(place), {}))
+        if keeps is not None:  # a member of ours in another shape is right: it was taken as what the record says
+            for key in over.keys() - MESSAGE_FIELDS:
+                if not isinstance(over[key], keeps.get(key, ())):
+                    note(f"messages.{key}")
+                    del over[key]
+        laid.append(original(message, over))
+    return laid
 
 
 def _call(call: dict[str, Any], loc: Loc, arguments: Callable[[str, Loc], Any]) -> dict[str, Any]:

@@ -29,8 +29,9 @@ __all__ = ["OpenAI"]
 
 _KEEPS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "weight"})
 #: Of what an importer kept: members of a message, and of what stands beside the messages, that the service knows.
-_BEYOND = frozenset({"refusal", "function_call", "audio"})
-_OFFERED = frozenset({"tools", "parallel_tool_calls", "functions"})
+_BEYOND: dict[str, type] = {"refusal": str, "function_call": dict, "audio": dict}
+_SAYING = frozenset({"tool_calls", *_BEYOND})  # one of them is enough for an assistant without content
+_OFFERED: dict[str, type] = {"tools": list, "parallel_tool_calls": bool, "functions": list}
 
 
 class OpenAI(JsonLines):
@@ -60,13 +61,19 @@ class OpenAI(JsonLines):
             return
         told = about(record)
         kept = told.kept
-        beyond = kept.get("input", {}) if self.shape == "preference" else kept
-        offered = {} if record.get("tools") is None else {"tools": as_array(record["tools"], ("tools",))}
-        offered |= {key: value for key, value in beyond.items() if key in _OFFERED}
-        for name in kept.keys() - COLUMNS[self.shape] - _OFFERED - {"input"}:
-            self.note(name)
         if told.all_of_it and not told.form:
             self.unnote("meta")
+        beyond = kept.get("input") if self.shape == "preference" else kept
+        offered: dict[str, Any] = (
+            {} if record.get("tools") is None else {"tools": as_array(record["tools"], ("tools",))}
+        )
+        for name, value in beyond.items() if isinstance(beyond, dict) else ():
+            if name in _OFFERED and isinstance(value, _OFFERED[name]):
+                offered.setdefault(name, value)
+            elif name in _OFFERED or beyond is not kept:
+                self.note(name)
+        for name in kept.keys() - COLUMNS[self.shape] - _OFFERED.keys() - {"input"}:
+            self.note(name)
         if self.shape == "chat":
             yield {"messages": self._messages(record, "messages", kept), **offered}
         else:
@@ -77,17 +84,19 @@ class OpenAI(JsonLines):
             }
 
     def _messages(self, record: dict[str, Any], where: str, kept: dict[str, Any]) -> list[dict[str, Any]]:
-        made = messages_of(
-            record[where], where, keeps=_KEEPS, arguments=lambda text, _: text, note=self.note, check=self._check
-        )
-        return lay_over(made, kept.get(where), self.note, keeps=_KEEPS | _BEYOND)
+        made = messages_of(record[where], where, keeps=_KEEPS, arguments=lambda text, _: text, note=self.note)
+        laid = lay_over(made, record[where], kept.get(where), self.note, keeps=_BEYOND)
+        for place, message in enumerate(laid):
+            self._check(message, (where, place))  # as it goes out: calls as they were once have no ids
+        return laid
 
     def _check(self, message: dict[str, Any], loc: tuple[str | int, ...]) -> None:
         if "weight" in message and not (message["role"] == "assistant" and message["weight"] in (0, 1)):
             del message["weight"]
             self.note("messages.weight")
         calls = message.get("tool_calls")
-        if "content" not in message and not (message["role"] == "assistant" and calls):
+        says = "content" in message or (message["role"] == "assistant" and not _SAYING.isdisjoint(message))
+        if not says:
             refuse((*loc, "content"), f"expected what the {message['role']} says, got nothing")
         for number, call in enumerate(calls or ()):
             if "id" not in call:

@@ -172,7 +172,9 @@ class LocalObjects(Objects):
     def now(self) -> datetime:
         """The time by the clock of the file system, which may be another host's."""
         try:
-            with tempfile.TemporaryFile(dir=self._root) as file:  # without a name, where there are such: a kill leaves nothing
+            with tempfile.TemporaryFile(
+                dir=self._root
+            ) as file:  # without a name, where there are such: a kill leaves nothing
                 return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
         except OSError as exc:
             raise StoreError(f"can't write to {self._root}: {exc.strerror}", code="write-failed") from exc

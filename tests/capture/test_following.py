@@ -259,7 +259,7 @@ def test_what_a_format_holds_back_is_taken_when_nothing_more_comes_and_the_histo
     from treering.formats import known
 
     home = f"{test_imports.__name__}:Collapsing"
-    monkeypatch.setattr(known, "IMPORTERS", {**known.IMPORTERS, "collapsing": home})
+    monkeypatch.setitem(known.IMPORTERS, "collapsing", home)
     monkeypatch.setattr(following, "_QUIET_S", 0.2)
     path = tmp_path / "calls.jsonl"
     path.write_text('{"talk": "a", "said": 1}\n{"talk": "a", "said": 2}\n')

@@ -426,7 +426,7 @@ def test_what_a_format_holds_back_outlives_a_cut(
     support: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_SETTLE_S", 0.0)
-    monkeypatch.setattr(known, "IMPORTERS", {**known.IMPORTERS, "collapsing": f"{__name__}:Collapsing"})
+    monkeypatch.setitem(known.IMPORTERS, "collapsing", f"{__name__}:Collapsing")
     rows = [{"talk": f"t{i % 5}", "said": i} for i in range(5_000)]
     path = write(tmp_path / "calls.jsonl", rows)
     interrupted(support, path, 2_000)

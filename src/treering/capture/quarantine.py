@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from treering.errors import AlreadyExistsError, Problem
 from treering.schema.record_type import safe_repr
 from treering.store.corpus import BaseCorpus
+from treering.store.erase import forget_object
 
 __all__ = ["Quarantined", "decode", "encode", "entry", "list_quarantine", "plain", "put_aside", "replace"]
 
@@ -89,10 +90,7 @@ def replace(corpus: BaseCorpus, path: str, kept: Sequence[Quarantined]) -> None:
     """Put what is kept of an object's entries in its place. An object never changes: another comes, then this one goes."""
     if kept:
         put_aside(corpus, encode(kept))
-    objects = corpus.store.objects
-    objects.delete(path)
-    objects.make_durable(path)  # of a directory: that the name is gone
-    corpus.store.forget_document(path)
+    forget_object(corpus, path)
 
 
 def list_quarantine(corpus: BaseCorpus) -> list[Quarantined]:

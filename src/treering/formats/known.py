@@ -1,22 +1,18 @@
-"""Which formats there are: ours, and what other packages bring as entry points (`treering.importers`, `treering.exporters`).
-
-A package's format is loaded when it is used. One that is broken says so then, and breaks nothing else.
-"""
+"""Which importers there are, ours and those of the entry points `treering.importers`, and whose a value is."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from treering.errors import TreeringError, UsageError
 from treering.formats.base import Importer
+from treering.formats.registry import BROKEN, Formats
 
 if TYPE_CHECKING:
     from treering.schema import RecordType
 
-__all__ = ["BROKEN", "IMPORTERS", "IMPORTER_GROUP", "find_importer", "importer_names", "recognise"]
+__all__ = ["IMPORTERS", "IMPORTER_GROUP", "find_importer", "importer_names", "recognise"]
 
 IMPORTER_GROUP = "treering.importers"
 
@@ -36,32 +32,21 @@ IMPORTERS: Mapping[str, str] = {
     "trl": "treering.formats.trl:TRLImporter",
 }
 
-#: The code of the error for a format whose package is broken.
-BROKEN = "broken-format"
+_KNOWN = Formats(Importer, IMPORTER_GROUP, IMPORTERS, "treering.formats.Importer")  # type: ignore[type-abstract]
 
 
 def importer_names() -> list[str]:
     """Names of all importers, sorted. Loads none."""
-    return sorted({*IMPORTERS, *_foreign()})
+    return _KNOWN.names()
 
 
 def find_importer(name: str) -> type[Importer]:
     """The importer of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
-    if name in IMPORTERS:
-        module, _, attribute = IMPORTERS[name].partition(":")
-        ours: type[Importer] = getattr(importlib.import_module(module), attribute)
-        return ours
-    point = _foreign().get(name)
-    if point is None:
+    found = _KNOWN.find(name)
+    if found is None:
         raise UsageError(
             f"there is no format {name!r}", code="unknown-format", hint=f"one of auto, {', '.join(importer_names())}"
         )
-    try:
-        found = point.load()
-    except Exception as exc:  # whatever a package raises when it is imported
-        raise _broken(point, f"{type(exc).__name__}: {exc}") from exc
-    if not (isinstance(found, type) and issubclass(found, Importer)):
-        raise _broken(point, f"{point.value} is not a subclass of treering.formats.Importer")
     return found
 
 
@@ -90,16 +75,3 @@ def recognise(value: Any, target: RecordType) -> tuple[list[type[Importer]], lis
         if is_one:
             found.append(importer)
     return found, broken
-
-
-def _foreign() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=IMPORTER_GROUP) if point.name not in IMPORTERS}
-
-
-def _broken(point: EntryPoint, why: str) -> UsageError:
-    package = point.dist.name if point.dist is not None else point.value
-    return UsageError(
-        f"the format {point.name} of the package {package} can't be loaded: {why}",
-        code=BROKEN,
-        hint=f"repair or remove {package}; the other formats go on working",
-    )

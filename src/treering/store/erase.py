@@ -68,6 +68,7 @@ __all__ = [
     "erased_rows",
     "erasures",
     "finish_erasures",
+    "forget_object",
     "has_erasures",
     "list_found",
     "note",
@@ -572,7 +573,7 @@ def _rewrite(
     for edition_number in range(1, newest.edition):
         before = newest.model_copy(update={"edition": edition_number})
         for suffix in ("certificate.json", "ids.bloom"):
-            _forget(corpus, before.path(suffix))
+            forget_object(corpus, before.path(suffix))
     corpus.step("after-certificate")
 
 
@@ -583,7 +584,8 @@ def _snapshot(corpus: BaseCorpus, name: str) -> SnapshotRecord:
     raise NotFoundError(f"{corpus.name}@{name} isn't in the store", code="no-snapshot")
 
 
-def _forget(corpus: BaseCorpus, path: str) -> None:
+def forget_object(corpus: BaseCorpus, path: str) -> None:
+    """Remove an object for good: durably, and from what this process remembers of it."""
     corpus.store.objects.delete(path)
     corpus.store.objects.make_durable(path)  # of a directory: that the name is gone
     corpus.store.forget_document(path)
@@ -705,7 +707,7 @@ def _erase_quarantine(corpus: BaseCorpus, meant: Denylist) -> int:
             data = json.dumps(kept, ensure_ascii=True, separators=(",", ":")).encode()
             with suppress(AlreadyExistsError):
                 objects.create(f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}.json", data)
-        _forget(corpus, path)
+        forget_object(corpus, path)
         gone += len(entries) - len(kept)
     return gone
 

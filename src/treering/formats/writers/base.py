@@ -9,12 +9,10 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, ClassVar
 
 from treering.errors import UsageError
-from treering.formats.known import BROKEN
+from treering.formats.registry import Formats
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -103,42 +101,21 @@ class Exporter(ABC):
         return {}
 
 
+_KNOWN = Formats(Exporter, EXPORTER_GROUP, EXPORTERS, "treering.formats.writers.Exporter")  # type: ignore[type-abstract]
+
+
 def exporter_names() -> list[str]:
     """Names of all exporters, sorted. Loads none."""
-    return sorted({*EXPORTERS, *_foreign()})
+    return _KNOWN.names()
 
 
 def find_exporter(name: str) -> type[Exporter]:
     """The exporter of a format. Raises UsageError when there is none of that name, or the package that brings it is broken."""
-    if name in EXPORTERS:
-        module, _, attribute = EXPORTERS[name].partition(":")
-        found: type = getattr(import_module(module), attribute)
-        assert issubclass(found, Exporter)
-        return found
-    point = _foreign().get(name)
-    if point is None:
+    found = _KNOWN.find(name)
+    if found is None:
         raise UsageError(
             f"there is no format {name!r} to export to",
             code="unknown-format",
             hint=f"one of {', '.join(exporter_names())}",
         )
-    try:
-        found = point.load()
-    except Exception as exc:  # whatever a package raises when it is imported
-        raise _broken(point, f"{type(exc).__name__}: {exc}") from exc
-    if not (isinstance(found, type) and issubclass(found, Exporter)):
-        raise _broken(point, f"{point.value} is not a subclass of treering.formats.writers.Exporter")
     return found
-
-
-def _foreign() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=EXPORTER_GROUP) if point.name not in EXPORTERS}
-
-
-def _broken(point: EntryPoint, why: str) -> UsageError:
-    package = point.dist.name if point.dist is not None else point.value
-    return UsageError(
-        f"the format {point.name} of the package {package} can't be loaded: {why}",
-        code=BROKEN,
-        hint=f"repair or remove {package}; the other formats go on working",
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -80,11 +81,13 @@ class _Table(Exporter):
         if held:
             self._write(pa.Table.from_batches(held))
 
+    @abstractmethod
     def _write(self, table: pa.Table) -> None:
-        raise NotImplementedError
+        """Write a group of records."""
 
+    @abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Write what ends the file."""
 
 
 class Parquet(_Table):

@@ -1,0 +1,60 @@
+"""Classes by the name of their format: ours, and what other packages bring as entry points.
+
+A package's class is loaded when it is used. One that is broken says so then, and breaks nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Generic, TypeVar
+
+from treering.errors import UsageError
+
+__all__ = ["BROKEN", "Formats"]
+
+#: The code of the error for a format whose package is broken.
+BROKEN = "broken-format"
+
+T = TypeVar("T")
+
+
+class Formats(Generic[T]):
+    """The formats of one direction: subclasses of `kind`, ours as `module:name`, others' under the entry points `group`."""
+
+    def __init__(self, kind: type[T], group: str, ours: Mapping[str, str], where: str) -> None:
+        self._kind, self._group, self._ours, self._where = kind, group, ours, where
+
+    def names(self) -> list[str]:
+        """All names, sorted. Loads none."""
+        return sorted({*self._ours, *self._foreign()})
+
+    def find(self, name: str) -> type[T] | None:
+        """The class of a format, None when there is none of that name. Raises UsageError when its package is broken."""
+        if name in self._ours:
+            module, _, attribute = self._ours[name].partition(":")
+            found: type[T] = getattr(importlib.import_module(module), attribute)
+            return found
+        point = self._foreign().get(name)
+        if point is None:
+            return None
+        try:
+            found = point.load()
+        except Exception as exc:  # whatever a package raises when it is imported
+            raise _broken(point, f"{type(exc).__name__}: {exc}") from exc
+        if not (isinstance(found, type) and issubclass(found, self._kind)):
+            raise _broken(point, f"{point.value} is not a subclass of {self._where}")
+        return found
+
+    def _foreign(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self._group) if point.name not in self._ours}
+
+
+def _broken(point: EntryPoint, why: str) -> UsageError:
+    package = point.dist.name if point.dist is not None else point.value
+    return UsageError(
+        f"the format {point.name} of the package {package} can't be loaded: {why}",
+        code=BROKEN,
+        hint=f"repair or remove {package}; the other formats go on working",
+    )

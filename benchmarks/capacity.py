@@ -9,6 +9,8 @@ of their own, as hosts are; each extends by a batch and flushes, again and again
 commit did; it fails when another has landed since it opened the table, waits as `retry_conflicts` does and starts over. The
 simulation is shown beside what was measured, and only then goes on to writers and distances that this machine doesn't have.
 
+Read: the ranks of one cold loader at once, each a process, on the records of `s3.py`.
+
 Prices are options, by default those of S3 Standard in us-east-1 (aws.amazon.com/s3/pricing, as of 2026).
 """
 
@@ -24,9 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import s3
 import treering
 from capture import chat
 from s3 import slowed
@@ -47,8 +51,21 @@ class Writing:
     p50_ms: float  # of one flush, conflicts included
     p99_ms: float
     requests: float  # for one commit
+    writes: float  # of them, those that write
     fragments: int  # of live at the end, as it was left
     simulated_commits_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the ranks of one cold loader came to, each a process that reads its own share."""
+
+    latency_ms: float
+    ranks: int
+    rows_s: float  # all ranks together
+    rows_s_of_a_rank: float  # the median
+    requests_per_1000_rows: float
+    read_kb_per_row: float
 
 
 def write_here(uri: str, options: dict[str, str], name: str, batch: int, seconds: float) -> None:
@@ -93,7 +110,7 @@ def write(server: Any, latency_ms: float, writers: int, batch: int, seconds: flo
             one.stdin.write("go\n")
             one.stdin.flush()
         took = [json.loads(one.communicate()[0]) for one in running]
-        requests = traffic.taken()["requests"]
+        passed = traffic.taken()
     flushes = sorted(second for each in took for second in each)
     support = store.corpus("support")
     rows = len(store.load("support@live"))
@@ -106,8 +123,27 @@ def write(server: Any, latency_ms: float, writers: int, batch: int, seconds: flo
         rows_s=batch * len(flushes) / seconds,
         p50_ms=1e3 * statistics.median(flushes),
         p99_ms=1e3 * flushes[min(len(flushes) - 1, int(0.99 * len(flushes)))],
-        requests=requests / max(1, len(flushes)),
+        requests=passed["requests"] / max(1, len(flushes)),
+        writes=passed["writes"] / max(1, len(flushes)),
         fragments=len(support.table.fragment_rows(support.table.head())),
+    )
+
+
+def read(server: Any, uri: str, latency_ms: float, ranks: int, batches: int) -> Reading:
+    """So many ranks of one loader at once, each for so many batches; nothing is cached."""
+    with slowed(server.endpoint, latency_ms / 1e3) as (endpoint, traffic), ThreadPoolExecutor(ranks) as pool:
+        options = {**server.storage_options, "aws_endpoint": endpoint}
+        settings = [{"rank": rank, "world_size": ranks} for rank in range(ranks)]
+        found = list(pool.map(lambda one: s3.measure(uri, options, one, batches), settings))
+        passed = traffic.taken()
+    rows = ranks * batches * s3.BATCH
+    return Reading(
+        latency_ms=latency_ms,
+        ranks=ranks,
+        rows_s=sum(one["rate"] for one in found),
+        rows_s_of_a_rank=statistics.median(one["rate"] for one in found),
+        requests_per_1000_rows=1e3 * passed["requests"] / rows,
+        read_kb_per_row=1e3 * passed["read_mb"] / rows,
     )
 
 
@@ -164,9 +200,12 @@ def main() -> None:
     parser.add_argument("--writers", default="1,2,4")
     parser.add_argument("--batches", default="100,1000,10000")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each setting")
+    parser.add_argument("--ranks", default="1,2,4", help="of a cold loader")
+    parser.add_argument("--read-batches", type=int, default=300, help="for each rank")
     parser.add_argument("--rows", type=int, default=200_000, help="for the bytes of a record")
     parser.add_argument("--gb-month", type=float, default=0.023, help="dollars for a gigabyte a month")
     parser.add_argument("--puts", type=float, default=0.005, help="dollars for 1,000 writing requests")
+    parser.add_argument("--gets", type=float, default=0.0004, help="dollars for 1,000 reading requests")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--write", help=argparse.SUPPRESS)
@@ -177,9 +216,11 @@ def main() -> None:
     latencies, writers, batches = (
         [float(text) for text in given.split(",")] for given in (options.latency_ms, options.writers, options.batches)
     )
-    seconds, rows = options.seconds, options.rows
+    ranks = [int(text) for text in options.ranks.split(",")]
+    seconds, rows, read_rows, read_batches = options.seconds, options.rows, 50_000, options.read_batches
     if options.smoke:
         latencies, writers, batches, seconds, rows = [1.0], [2.0], [10.0], 0.5, 500
+        ranks, read_rows, read_batches = [2], 1_500, 3
     with tempfile.TemporaryDirectory(prefix="treering-bench-") as folder, seaweedfs() as server:
         os.environ["TREERING_STATE_DIR"] = os.environ["TREERING_CACHE_DIR"] = folder
         found: list[Writing] = []
@@ -193,43 +234,69 @@ def main() -> None:
                     one = alone if number == 1 else write(server, latency, int(number), int(batch), seconds, folder)
                     simulated = simulate(attempt, prepare, int(number))
                     found.append(Writing(**{**asdict(one), "simulated_commits_s": simulated}))
+        uri = server.uri("ranks")
+        s3.build(uri, server.storage_options, read_rows)
+        readings = [read(server, uri, latency, number, read_batches) for latency in latencies for number in ranks]
         beyond = {
             (attempt, number): simulate(attempt, 0.5, number)
             for attempt in (0.05, 0.1, 0.2, 0.4, 0.8)
             for number in (1, 4, 16, 64)
         }
         size = bytes_per_record(rows, folder)
-    report(found, beyond, size, options)
+    report(found, readings, beyond, size, options)
 
 
 def report(
-    found: list[Writing], beyond: dict[tuple[float, int], float], size: dict[str, float], options: argparse.Namespace
+    found: list[Writing],
+    readings: list[Reading],
+    beyond: dict[tuple[float, int], float],
+    size: dict[str, float],
+    options: argparse.Namespace,
 ) -> None:
     """Tables in Markdown, or everything as JSON."""
     stored = sum(value for name, value in size.items() if name != "JSON")
     dollars = {
         "a month of storage for 10⁶ records": stored * 1e6 / 1e9 * options.gb_month,
         "requests to write 10⁶ records": {
-            str(one.batch): one.requests * 1e6 / one.batch / 1e3 * options.puts for one in found if one.writers == 1
+            f"{one.latency_ms:g} ms, {one.batch} rows a commit": (
+                (one.writes * options.puts + (one.requests - one.writes) * options.gets) / 1e3 * 1e6 / one.batch
+            )
+            for one in found
+            if one.writers == 1
         },
     }
     if options.json:
         rows = [asdict(one) for one in found]
+        read_rows = [asdict(one) for one in readings]
         simulated = [{"attempt_s": a, "writers": n, "commits_s": rate} for (a, n), rate in beyond.items()]
         print(
             json.dumps(
-                {"measured": rows, "simulated": simulated, "bytes_per_record": size, "dollars": dollars}, indent=1
+                {
+                    "measured": rows,
+                    "readings": read_rows,
+                    "simulated": simulated,
+                    "bytes_per_record": size,
+                    "dollars": dollars,
+                },
+                indent=1,
             )
         )
         return
     print(
-        "| latency, ms | writers | rows a commit | commits/s | simulated | rows/s | flush p50; p99, ms | requests a commit | fragments |"
+        "| latency, ms | writers | rows a commit | commits/s | simulated | rows/s | flush p50; p99, ms | requests a commit | writing | fragments |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for one in found:
         print(
             f"| {one.latency_ms:g} | {one.writers} | {one.batch:,} | {one.commits_s:.1f} | {one.simulated_commits_s:.1f} | "
-            f"{one.rows_s:,.0f} | {one.p50_ms:.0f}; {one.p99_ms:.0f} | {one.requests:.0f} | {one.fragments} |"
+            f"{one.rows_s:,.0f} | {one.p50_ms:.0f}; {one.p99_ms:.0f} | {one.requests:.0f} | {one.writes:.0f} | {one.fragments} |"
+        )
+    print("\n| latency, ms | ranks | rows/s | of a rank | requests for 1,000 rows | kB read a row |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for each in readings:
+        print(
+            f"| {each.latency_ms:g} | {each.ranks} | {each.rows_s:,.0f} | {each.rows_s_of_a_rank:,.0f} | "
+            f"{each.requests_per_1000_rows:.1f} | {each.read_kb_per_row:.2f} |"
         )
     print(
         "\n| an attempt takes, ms | "
@@ -243,6 +310,9 @@ def report(
         print(f"| {attempt * 1e3:.0f} | " + " | ".join(f"{rate:.1f}" for rate in rates) + f" | {most / 1e6:,.0f}M |")
     print("\nBytes a record: " + ", ".join(f"{name} {value:.0f}" for name, value in sorted(size.items())))
     print(f"A million records: ${dollars['a month of storage for 10⁶ records']:.4f} a month")
+    written: dict[str, float] = dollars["requests to write 10⁶ records"]
+    for setting, price in written.items():
+        print(f"Requests to write them at {setting}: ${price:.2f}")
 
 
 if __name__ == "__main__":

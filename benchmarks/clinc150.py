@@ -46,6 +46,7 @@ ABLATIONS = {
     "streams": [f"dual-replay:general_share={share}" for share in (0.0, 0.15, 0.3, 0.5)],
     "anchor": [f"dual-replay:strength={strength}" for strength in (0.0, 1.0, 10.0)],
     "importance": [f"dual-replay:replay_by={by}" for by in ("importance", "reservoir", "balanced")],
+    "spread": [f"dual-replay:replay_spread={over}" for over in ("label", "")],
     "gates": [f"dual-replay:gates={gates}" for gates in ("soft", "hard", "off")],
     "router": [f"dual-replay:router={router}" for router in ("mlp", "posterior")],
     "prior": [f"dual-replay:prior_correction={on}" for on in ("false", "true")],

@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from treering.testing.objectstore import seaweedfs
 WEIGHTS = [0.3, 0.3, 0.4]
 BATCH = 256
 NAMES = ("one", "two", "three")
+_WRITES = re.compile(rb"(?:PUT|POST|DELETE) /[^\r\n]* HTTP/1\.1\r\n")
 
 
 @dataclass
@@ -41,12 +43,13 @@ class Traffic:
     """What has passed since the last look: unlike rates, these figures don't depend on who else uses the machine."""
 
     requests: int = 0
+    writes: int = 0  # of them: object stores take ten times as much for these
     read_mb: float = 0.0
 
     def taken(self) -> dict[str, float]:
         """The figures, which start at 0 again."""
-        found = {"requests": float(self.requests), "read_mb": self.read_mb}
-        self.requests, self.read_mb = 0, 0.0
+        found = {"requests": float(self.requests), "writes": float(self.writes), "read_mb": self.read_mb}
+        self.requests, self.writes, self.read_mb = 0, 0, 0.0
         return found
 
 
@@ -77,6 +80,7 @@ def slowed(endpoint: str, latency_s: float) -> Iterator[tuple[str, Traffic]]:
                 traffic.read_mb += len(data) / 1e6
             else:
                 traffic.requests += data.count(b" HTTP/1.1\r\n")
+                traffic.writes += len(_WRITES.findall(data))
                 if latency_s and time.monotonic() - last > latency_s / 2:  # what belongs to a request follows at once
                     await asyncio.sleep(latency_s)
             last = time.monotonic()

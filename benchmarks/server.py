@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
+import resource
 import shutil
 import signal
 import socket
@@ -29,6 +31,7 @@ from typing import Any
 import numpy as np
 
 import treering
+from treering.server.limits import Limits
 
 _BATCH = 100
 _WORDS = 20  # of six letters and a space: 140 bytes a text
@@ -166,29 +169,83 @@ def locally(root: Path, rows: list[dict[str, Any]], batch: int | None) -> float:
         live.close()
 
 
+class SlowClients:
+    """Connections that send a byte now and then and never end their request; for each one that ends another one comes.
+
+    The server gives each up when its time for a body is over. The first ones leave by themselves, one after the other over
+    that time, so that it doesn't do so with all of them in one instant.
+    """
+
+    def __init__(self, port: int, count: int) -> None:
+        self._port = port
+        self._open = [self._connect() for _ in range(count)]
+        began, allowed = time.monotonic(), Limits().body_s
+        self._leaves_at = [began + allowed * (n + 1) / (count + 1) for n in range(count)]
+        self.replaced = self.given_up = 0
+
+    def _connect(self) -> socket.socket:
+        made = socket.create_connection(("127.0.0.1", self._port))
+        made.sendall(b"POST /v1/corpora/records/records HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n[")
+        made.setblocking(False)
+        return made
+
+    def tick(self) -> None:
+        """A byte from each."""
+        now = time.monotonic()
+        for n, one in enumerate(self._open):
+            was_given_up = not _is_open(one)
+            if was_given_up or now >= self._leaves_at[n]:
+                one.close()
+                self._open[n], self._leaves_at[n] = self._connect(), math.inf
+                self.replaced += 1
+                self.given_up += was_given_up
+            else:
+                one.send(b" ")
+
+    @property
+    def connected(self) -> int:
+        """How many the server holds a connection with right now."""
+        return sum(map(_is_open, self._open))
+
+    def close(self) -> None:
+        """End all."""
+        for one in self._open:
+            one.close()
+
+
+def _is_open(one: socket.socket) -> bool:
+    """Whether the other side has said nothing yet: the server says something when it gives a request up."""
+    try:
+        one.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def latency(root: Path, seconds: float, *, every: float, snapshot_s: float | None, slow: int) -> dict[str, float]:
-    """Percentiles of a request of 100 records, one each `every` seconds; beside snapshots, and beside slow clients."""
+    """Percentiles of a request of 100 records, one each `every` seconds; beside snapshots, and beside slow clients.
+
+    With slow clients also how many were connected at the end (`connected`), how many the server gave up meanwhile
+    (`given_up`) and how many places were taken by another one (`replaced`).
+    """
     took: list[float] = []
     stop = threading.Event()
-    with serving(root) as port, contextlib.ExitStack() as stack:
-        others = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(slow)]
-        for one in others:
-            one.sendall(
-                b"POST /v1/corpora/records/records HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n["
-            )
+    failed: list[Exception] = []
+    with serving(root) as port, contextlib.closing(SlowClients(port, slow)) as others:
 
         def beside() -> None:
             store = treering.open(root)
             last = time.monotonic()
-            while not stop.wait(0.25):
-                for n, one in enumerate(others):
-                    with contextlib.suppress(OSError):  # given up by the server: another one takes its place
-                        one.send(b" ")
-                        continue
-                    others[n] = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-                if snapshot_s is not None and time.monotonic() - last >= snapshot_s:
-                    last = time.monotonic()
-                    store.corpus("records").snapshot()
+            try:
+                while not stop.wait(0.25):
+                    others.tick()
+                    if snapshot_s is not None and time.monotonic() - last >= snapshot_s:
+                        last = time.monotonic()
+                        store.corpus("records").snapshot()
+            except Exception as exc:
+                failed.append(exc)
 
         helper = threading.Thread(target=beside)
         helper.start()
@@ -196,7 +253,7 @@ def latency(root: Path, seconds: float, *, every: float, snapshot_s: float | Non
             with socket.create_connection(("127.0.0.1", port)) as connection:
                 end = time.monotonic() + seconds
                 number = 0
-                while time.monotonic() < end:
+                while time.monotonic() < end and not failed:
                     sent = request(records(_BATCH, f"b{number}-"))
                     number += 1
                     start = time.perf_counter()
@@ -204,11 +261,27 @@ def latency(root: Path, seconds: float, *, every: float, snapshot_s: float | Non
                     answered(connection)
                     took.append(1_000 * (time.perf_counter() - start))
                     time.sleep(every)
+            connected = others.connected
         finally:
             stop.set()
             helper.join()
+    if failed:
+        raise failed[0]
     warm = took[min(5, len(took) - 1) :]
-    return {name: float(np.percentile(warm, q)) for name, q in (("p50", 50), ("p99", 99), ("max", 100))}
+    found = {name: float(np.percentile(warm, q)) for name, q in (("p50", 50), ("p99", 99), ("max", 100))}
+    if slow:
+        if connected < 0.98 * slow:  # a tick's worth of them may just have been given up
+            raise RuntimeError(
+                f"{connected} of {slow} slow clients were connected at the end: this measures something else"
+            )
+        found |= {"connected": connected, "given_up": others.given_up, "replaced": others.replaced}
+    return found
+
+
+def allow_files() -> None:
+    """Each slow client is a file of this process, too; the soft limit is often 1,024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main() -> None:
@@ -228,6 +301,7 @@ def main() -> None:
     if arguments.send is not None:
         send(arguments.send, arguments.connections, arguments.dir)
         return
+    allow_files()
     root = Path(tempfile.mkdtemp(dir=arguments.dir))
     rates: dict[str, list[float]] = {"extend": [], "extend by 100": [], "http by 100": []}
     results: dict[str, Any] = {"rows": arguments.rows, "connections": arguments.connections}
@@ -263,7 +337,10 @@ def main() -> None:
         print(f"| {name} | {rate:,.0f} records/s |")
     print(f"| HTTP against extend | {results['ratio']['median']:.2f}× |")
     for name, found in results.get("latency_ms", {}).items():
-        print(f"| {name} | p50 {found['p50']:.1f}, p99 {found['p99']:.1f}, max {found['max']:.1f} ms |")
+        line = f"p50 {found['p50']:.1f}, p99 {found['p99']:.1f}, max {found['max']:.1f} ms"
+        if "connected" in found:
+            line += f"; {found['connected']} connected at the end, {found['given_up']} given up by the server meanwhile"
+        print(f"| {name} | {line} |")
 
 
 if __name__ == "__main__":

@@ -25,4 +25,5 @@ for number, batch in enumerate(loader, loader.state_dict()["batch"] + 1):
     optimizer.step(), optimizer.zero_grad()
     if number % 3 == 0 and loader.rank == 0:
         save_model(net, out / "model.safetensors"), state.write_text(json.dumps(loader.state_dict()))
+torch.distributed.barrier()  # gloo's threads must have let go of the last gradient before Python ends
 torch.distributed.destroy_process_group()

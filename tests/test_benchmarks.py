@@ -44,11 +44,14 @@ def test_the_capture_benchmark_runs(tmp_path: Path) -> None:
 
 
 def test_the_benchmark_of_imports_runs(tmp_path: Path) -> None:
-    results = json.loads(run("imports.py", "--rows", "300", "--rounds", "1", "--dir", str(tmp_path), "--json"))
-    assert set(results["rows_per_s"]) == {"extend of dicts", *results["memory_mib"]}
-    for form in ("records", "openai", "trl", "JSON array", "gz", "zst", "parquet"):
-        assert any(form in name for name in results["memory_mib"])
-    assert all(rate > 0 for rate in results["rows_per_s"].values())
+    forms = ["with ids", "gz", "parquet", "codex"]
+    asked = ["--rows", "300", "--rounds", "1", "--dir", str(tmp_path), "--only", *forms]
+    results = json.loads(run("imports.py", *asked, "--json"))["imports"]
+    assert all(any(form in name for name in results) for form in [*forms, "codex, a file each"])
+    for found in results.values():
+        assert min(found["rows_per_s"], found["of_extend"], found["cpu_s"][0], found["memory_mib"][0]) > 0
+    making = json.loads(run("imports.py", *asked, "--cpu", "--json"))
+    assert set(making) == set(results) - {"parquet", "codex, a file each"}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,6 +88,10 @@ def test_the_capacity_benchmark_runs() -> None:
         by_writers[1] < by_writers[64] < 1 / (0.8 * 0.2)
     )  # writers help until one attempt always runs, and no further
     assert 50 < found["bytes_per_record"]["data"] < 455
+    assert 0 < one["writes"] < one["requests"]
+    (reading,) = found["readings"]
+    assert reading["ranks"] == 2
+    assert reading["read_kb_per_row"] > 0.5  # a row's tokens alone are half a kilobyte
 
 
 def test_the_shuffle_benchmark_runs() -> None:

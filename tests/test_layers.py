@@ -19,6 +19,7 @@ LAYERS = [
     "client",  # needs errors alone: agents import it
     "schema",
     "formats",
+    "engine",
     "store",
     "capture",
     "mixing",

@@ -9,7 +9,7 @@ EXPECTED = [
     "AlreadyExistsError", "Audit", "CheckFailedError", "Client", "ConflictError", "Corpus", "Diagnosis", "Diff", "EraseReceipt", "ExportSummary", "GatePolicy",
     "InvalidRecordError", "Loader", "Metric", "Mix", "MixLock", "NotFoundError", "Problem", "ReplayController", "RoundConfig",
     "RoundPolicy", "RoundResult", "Run", "Schedule", "ScoreMatrix", "Snapshot", "Source", "Status", "Store", "StoreError", "TrainConfig",
-    "TreeringError", "UsageError", "Verdict", "audit", "diagnose", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
+    "TreeringError", "UsageError", "Verdict", "audit", "cache_features", "diagnose", "diff", "evaluate", "gate", "lineage", "load_adapter", "mix",
     "open", "round", "score_matrix", "status", "streams", "train",
 ]  # fmt: skip  # growing this list is a review topic
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from treering.rounds.documents import RoundConfig, RoundResult
     from treering.rounds.driver import round  # noqa: A004
     from treering.rounds.evaluate import evaluate, gate, load_adapter, score_matrix
+    from treering.rounds.features import cache_features
     from treering.rounds.status import Status, status
     from treering.rounds.train import Run, train
     from treering.store import EraseReceipt, Snapshot, Source
@@ -78,6 +79,7 @@ _HOMES = {
     "UsageError": "errors",
     "Verdict": "evaluation",
     "audit": "rounds",
+    "cache_features": "rounds",
     "diagnose": "rounds",
     "diff": "rounds",
     "evaluate": "rounds",
@@ -129,6 +131,7 @@ __all__ = [
     "UsageError",
     "Verdict",
     "audit",
+    "cache_features",
     "diagnose",
     "diff",
     "evaluate",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from treering.capture.backfill import BackfillSummary
     from treering.capture.importer import ImportSummary
     from treering.capture.retrying import Retried
+    from treering.engine import Engine
     from treering.mixing import Mix, MixLock, Schedule
     from treering.mixing.cache import SnapshotCache
     from treering.mixing.export import ExportSummary
@@ -222,6 +223,7 @@ class Corpus(BaseCorpus):
         follow: bool = False,
         stop: Event | None = None,
         progress: Callable[[int], None] | None = None,
+        engine: str | Engine | None = None,
     ) -> ImportSummary:
         """Capture what files hold: a path, any fsspec URL, a glob, a binary stream, or several of them.
 
@@ -230,19 +232,27 @@ class Corpus(BaseCorpus):
         the file's path and its text, so that a file captured twice adds nothing; one from a stream a fresh one. An import that
         was cut short is continued where it stood; a file that has changed since is begun anew. follow: go on with what is
         appended to local files, and with new files of a glob, until `stop` is set. redact: as for `capture`. progress: is
-        called with the number of values read so far. Returns what became of everything.
+        called with the number of values read so far. engine: who reads files and checks their records: "local" (worker
+        processes), "ray", or an engine at hand; without one large files are read by workers of this machine, all others here. Returns what became of everything.
 
         Raises NotFoundError (no such file), UsageError (a format that isn't known, or can't fill the corpus' record type),
         InvalidRecordError (columns of a Parquet file that don't fit), StoreError; what came before is captured then. Of a list,
         what is wrong with a file is said in its summary (`error`) instead.
         """
         if follow:
+            if engine is not None:
+                raise UsageError(
+                    "what is followed is read here, by no engine", code="bad-follow", hint="leave out engine, or follow"
+                )
             from treering.capture.following import follow_files
 
             return follow_files(self, source, format=format, redact=redact, stop=stop, progress=progress)
         from treering.capture.importer import import_file
+        from treering.engine import engine_of
 
-        return import_file(self, source, format=format, redact=redact, progress=progress)
+        given = source if isinstance(source, list | tuple) else [source]
+        with engine_of(engine, *(one for one in given if isinstance(one, str))) as workers:
+            return import_file(self, source, format=format, redact=redact, progress=progress, engine=workers)
 
     def backfill(
         self,
@@ -309,15 +319,17 @@ class Corpus(BaseCorpus):
         sealed = seal_live(self, message=message, to=to)
         return Snapshot(self, sealed) if sealed else None
 
-    def verify(self, name: str) -> Verification:
+    def verify(self, name: str, *, engine: str | Engine | None = None) -> Verification:
         """Compare a snapshot (`v1`, or `live`) with all that is known of it: documents, tag, files, records.
 
         Reads every record (300 MB/s and more). Damage doesn't raise: `.ok` says, `.findings` name the file and the records.
-        Raises NotFoundError, UsageError.
+        engine: who reads; see `Store.verify`. Raises NotFoundError, UsageError.
         """
+        from treering.engine import engine_of
         from treering.store.verify import verify, verify_live
 
-        return verify_live(self) if name == "live" else verify(self, name)
+        with engine_of(engine, self.store.uri) as workers:
+            return verify_live(self, engine=workers) if name == "live" else verify(self, name, engine=workers)
 
 
 class Store(BaseStore):
@@ -380,6 +392,7 @@ class Store(BaseStore):
         skip_unfit: bool = False,
         force: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
+        engine: str | Engine | None = None,
     ) -> ExportSummary:
         """Write records to files that other programs read, in bounded memory.
 
@@ -397,6 +410,8 @@ class Store(BaseStore):
         epochs, erased: of a lock, as `MixLock.loader` takes them.
         skip_unfit: leave out records that the format can't hold, and count them; else the first one is an error.
         progress: called with the number of records done, and of all of them (None where that isn't known).
+        engine: who reads and formats the records, this process by default; "local" (worker processes), "ray", or an engine at hand.
+            This process writes the files, and they are the same. Refused for a lock whose weights follow a schedule.
 
         Raises UsageError, NotFoundError, AlreadyExistsError, ConflictError (what was erased, or isn't what was locked),
         InvalidRecordError (a record that the format can't hold), StoreError.
@@ -417,6 +432,7 @@ class Store(BaseStore):
             skip_unfit=skip_unfit,
             force=force,
             progress=progress,
+            engine=engine,
         )
 
     def unpack(self, path: str | os.PathLike[str], *, to: str | None = None) -> Snapshot:
@@ -450,14 +466,15 @@ class Store(BaseStore):
             count_tokens=count_tokens,
         )
 
-    def verify(self, ref: str | None = None) -> list[Verification]:
+    def verify(self, ref: str | None = None, *, engine: str | Engine | None = None) -> list[Verification]:
         """Compare what a ref names (a snapshot, a range, live, a whole corpus), or all there is, with what is known of it.
 
-        One `Verification` a snapshot or live; damage doesn't raise. Raises NotFoundError, UsageError.
+        One `Verification` a snapshot or live; damage doesn't raise. engine: who reads, this process by default; "local" (worker
+        processes), "ray", or an engine at hand: they find the same. Raises NotFoundError, UsageError; StoreError when a worker dies.
         """
         from treering.store.verify import verify_store
 
-        return verify_store(self, ref)
+        return verify_store(self, ref, engine=engine)
 
     def doctor(self, *, repair: bool = False) -> Diagnosis:
         """Whether the store is fit to be relied on: documents, permissions, versions, spools, tags, space, rot.

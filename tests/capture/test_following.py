@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import treering
+from tests.waiting import wait_for
 from treering.capture import following
 from treering.capture.importer import ImportSummary
 from treering.errors import NotFoundError, UsageError
@@ -32,13 +33,6 @@ def append(path: Path, text: str) -> None:
 
 def live(corpus: treering.Corpus) -> list[str]:
     return sorted(corpus.store.live(corpus.name).to_table(["text"]).column(0).to_pylist())
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 30.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it didn't come"
-        time.sleep(0.02)
 
 
 class Follower:
@@ -209,6 +203,36 @@ def test_new_files_of_a_glob_join_in_and_what_cant_grow_is_taken_once(
     done = one.end()
     assert done.stored == 3
     assert sorted(Path(one.source).name for one in done.files) == ["a.jsonl", "b.jsonl", "old.jsonl.gz"]
+
+
+@pytest.mark.parametrize(("before", "size"), [(0, 1), (1, 1), (2, 1), (1, 2 << 20)])
+def test_export_requests_are_followed_however_many_there_are_at_first_and_however_long(
+    store: treering.Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, before: int, size: int
+) -> None:
+    monkeypatch.setattr(following, "_POLL_S", 0.02)
+
+    def request(n: int) -> str:
+        names = {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m", "gen_ai.conversation.id": f"c{n}"}
+        names["gen_ai.input.messages"] = json.dumps(
+            [{"role": "user", "parts": [{"type": "text", "content": f"q{n}" + "x" * size}]}]
+        )
+        names["gen_ai.output.messages"] = json.dumps(
+            [{"role": "assistant", "parts": [{"type": "text", "content": "a"}], "finish_reason": "stop"}]
+        )
+        attributes = [{"key": key, "value": {"stringValue": value}} for key, value in names.items()]
+        span = {"traceId": f"{n + 1:032x}", "spanId": f"{n + 1:016x}", "name": "chat", "attributes": attributes}
+        return json.dumps({"resourceSpans": [{"scopeSpans": [{"spans": [span]}]}]}) + "\n"
+
+    path = tmp_path / "traces.jsonl"
+    path.write_text("".join(map(request, range(before))))
+    one = Follower(store.create("chats", "chat"), str(path))
+    try:
+        one.has_read(before)
+        append(path, "".join(map(request, range(before, 4))))
+        one.has_read(4)
+    finally:
+        done = one.end()
+    assert (done.read, done.stored) == (4, 4)
 
 
 def test_a_file_of_no_known_format_ends_no_other_s_following(

@@ -22,9 +22,12 @@ import pytest
 
 import treering
 from treering.capture import importer as module
+from treering.capture import recorder
 from treering.capture.importer import ImportSummary
+from treering.capture.recorder import Recorder
+from treering.engine import LocalEngine
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
-from treering.formats import Found, Importer, Outcome, Passed, known
+from treering.formats import Found, Importer, Outcome, Passed, known, registry
 from treering.formats.records import RecordsImporter
 
 
@@ -38,6 +41,37 @@ def talk(i: int, **more: Any) -> dict[str, Any]:
 def write(path: Path, rows: Iterable[Any]) -> str:
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
     return str(path)
+
+
+class Kept(LocalEngine):
+    """Workers that outlive an import: starting one takes longer than most tests."""
+
+    def close(self) -> None:
+        """Not now."""
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[LocalEngine]:
+    engine = Kept(2)
+    yield engine
+    LocalEngine.close(engine)
+
+
+@pytest.fixture(params=["here", "in workers"], autouse=True)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, workers: LocalEngine) -> str:
+    """Where files are read: every claim holds in workers as it does here."""
+    where: str = request.param
+    if where == "in workers":
+        monkeypatch.setattr(module, "_WORKERS_FROM", 0)
+        monkeypatch.setattr(module, "LocalEngine", lambda: workers)
+    return where
+
+
+def settle_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Note how far an import has come after each thousand values."""
+    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(recorder, "PACED_ROWS", 1_000)
+    monkeypatch.setattr(module, "ROWS", 1_000)
 
 
 @pytest.fixture
@@ -305,6 +339,86 @@ def test_a_mistake_in_a_format_names_format_and_line_and_keeps_what_came_before(
     assert len(support.store.live("support")) == 1
 
 
+def test_small_files_are_written_together_and_packages_are_looked_through_once(
+    chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, looked = [], []
+    take, look = Recorder.take, registry.entry_points
+
+    def counted(self: Recorder, batches: Any, refused: Any) -> Any:
+        taken.append((len(batches), len(refused)))
+        return take(self, batches, refused)
+
+    monkeypatch.setattr(Recorder, "take", counted)
+    monkeypatch.setattr(registry, "entry_points", lambda **of: (looked.append(of), look(**of))[1])
+    registry._packages.cache_clear()
+    for n in range(40):
+        write(tmp_path / f"{n:02}.jsonl", [talk(n), *(["{"] if n == 7 else [])])
+    (tmp_path / "20.jsonl").write_text("neither JSON nor anything else\n")
+    done = chats.capture_file(str(tmp_path / "*.jsonl"))
+    assert (done.read, done.stored, done.refused) == (41, 39, 1)
+    assert [Path(one.source).name for one in done.files if one.error is not None] == ["20.jsonl"]
+    assert [(Path(one.source).name, one.refused, one.problems[0][0]) for one in done.files if one.problems] == [
+        ("07.jsonl", 1, 2)
+    ]
+    assert (sum(batches for batches, _ in taken), sum(refused for _, refused in taken)) == (39, 1)
+    assert (
+        len(taken) <= 10
+    )  # on a machine that is slower than this one, too: what waits longer than a second is written
+    assert len(looked) <= 1  # workers look for themselves
+    assert chats.capture_file(str(tmp_path / "*.jsonl")).duplicates == 39
+
+
+def test_what_small_files_share_goes_wrong_for_all_of_them_and_is_stored_the_next_time(
+    support: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take, failing = Recorder.take, [True]
+
+    def full(self: Recorder, batches: Any, refused: Any) -> Any:
+        if failing and failing.pop():
+            raise StoreError("the disk is full")
+        return take(self, batches, refused)
+
+    monkeypatch.setattr(Recorder, "take", full)
+    monkeypatch.setattr(module, "_TOGETHER_BYTES", 300)
+    for n in range(10):
+        write(tmp_path / f"{n}.jsonl", [{"text": f"{n} {i}", "label": "l"} for i in range(3)])
+    done = support.capture_file(str(tmp_path / "*.jsonl"))
+    failed = [one for one in done.files if one.error is not None]
+    assert 1 < len(failed) < 10
+    assert {str(one.error) for one in failed} == {"the disk is full"}
+    assert (done.stored, sum(one.read for one in done.files if one.error is None)) == (3 * (10 - len(failed)),) * 2
+    again = support.capture_file(str(tmp_path / "*.jsonl"))
+    assert (again.stored, again.duplicates) == (3 * len(failed), 3 * (10 - len(failed)))
+
+
+def test_small_files_that_were_read_are_stored_when_the_caller_fails(support: treering.Corpus, tmp_path: Path) -> None:
+    for n in range(10):
+        write(tmp_path / f"{n}.jsonl", [{"text": f"{n}", "label": "l"}])
+    calls = iter(range(100))
+
+    def progress(done: int) -> None:
+        if next(calls) == 7:
+            raise ValueError("a bar that broke")
+
+    with pytest.raises(ValueError, match="a bar that broke"):
+        support.capture_file(str(tmp_path / "*.jsonl"), progress=progress)
+    assert support.capture_file(str(tmp_path / "*.jsonl")).duplicates >= 7
+
+
+def test_a_package_that_comes_while_a_program_runs_is_found(
+    support: treering.Corpus, plugins: Path, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "notes.jsonl", [{"note": "a", "n": 1}])
+    with pytest.raises(UsageError, match="there is no format 'late'"):
+        support.capture_file(path, format="late")
+    about = plugins / "late-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[treering.importers]\nlate = others_notes:Notes\n")
+    assert support.capture_file(path, format="late").stored == 1
+
+
 def test_ours_are_declared_as_entry_points_too() -> None:
     import tomllib
 
@@ -343,7 +457,7 @@ def interrupted(corpus: treering.Corpus, path: str, after: int, **how: Any) -> N
 def test_an_import_that_was_cut_short_is_continued_where_it_stood(
     chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_ids: bool
 ) -> None:
-    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    settle_often(monkeypatch)
     rows: list[Any] = [talk(i % 50, **({"id": f"r{i}"} if with_ids else {})) for i in range(6_000)]
     rows[100] = "{cut"
     path = write(tmp_path / "rows.jsonl", rows)
@@ -360,21 +474,32 @@ def test_an_import_that_was_cut_short_is_continued_where_it_stood(
 
 
 def test_an_import_that_was_interrupted_is_continued_without_a_gap(
-    chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
+    settle_often(monkeypatch)
     path = write(tmp_path / "in.jsonl", [talk(i) for i in range(5_000)])
-    feed = RecordsImporter.feed
+    feed, take = RecordsImporter.feed, Recorder.take
 
-    def interrupted(self: RecordsImporter, line: int, value: Any, text: bytes) -> Any:
+    def interrupted_feed(self: RecordsImporter, line: int, value: Any, text: bytes) -> Any:
         if line == 3_000:
             raise KeyboardInterrupt
         return feed(self, line, value, text)
 
+    def interrupted_take(self: Recorder, batches: Any, refused: Any) -> Any:
+        if self.counts.acknowledged >= 3_000:
+            raise KeyboardInterrupt
+        return take(self, batches, refused)
+
     with monkeypatch.context() as patched:
-        patched.setattr(RecordsImporter, "feed", interrupted)
+        if place == "here":
+            patched.setattr(RecordsImporter, "feed", interrupted_feed)
+        else:
+            patched.setattr(Recorder, "take", interrupted_take)
         with pytest.raises(KeyboardInterrupt):
             chats.capture_file(path, format="records")
-    chats.capture_file(path, format="records")
+    assert len(questions(chats)) >= 2_000
+    done = chats.capture_file(path, format="records")
+    assert done.skipped >= 1_000
     assert len(questions(chats)) == 5_000
 
 
@@ -382,7 +507,7 @@ def test_an_import_that_was_interrupted_is_continued_without_a_gap(
 def test_a_file_that_has_changed_is_begun_anew(
     chats: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    settle_often(monkeypatch)
     rows = [talk(i, id=f"r{i}") for i in range(6_000)]
     path = write(tmp_path / "rows.jsonl", rows)
     interrupted(chats, path, 2_000)
@@ -425,13 +550,13 @@ class Collapsing(Importer):
 def test_what_a_format_holds_back_outlives_a_cut(
     support: treering.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+    settle_often(monkeypatch)
     monkeypatch.setitem(known.IMPORTERS, "collapsing", f"{__name__}:Collapsing")
     rows = [{"talk": f"t{i % 5}", "said": i} for i in range(5_000)]
     path = write(tmp_path / "calls.jsonl", rows)
-    interrupted(support, path, 2_000)
+    interrupted(support, path, 2_000, format="collapsing")
     assert len(support.store.live("support")) == 0
-    done = support.capture_file(path)
+    done = support.capture_file(path, format="collapsing")
     assert done.skipped > 0
     texts = support.store.live("support").to_table(["text"]).column(0).to_pylist()
     assert sorted(map(int, texts)) == [4995, 4996, 4997, 4998, 4999]
@@ -443,13 +568,17 @@ def test_an_import_that_was_killed_loses_and_doubles_nothing(
     path = write(tmp_path / "rows.jsonl", [talk(i % 100) for i in range(8_000)])
     code = (
         "import sys, time, treering\n"
-        "from treering.capture import importer\n"
-        "importer._SETTLE_S = 0.0\n"
+        "from treering.capture import importer, recorder\n"
+        "importer._SETTLE_S, importer.ROWS, recorder.PACED_ROWS = 0.0, 1_000, 1_000\n"
+        "importer._WORKERS_FROM = int(sys.argv[3])\n"
+        "from treering.engine import local\n"
+        "local._cores = lambda: 2\n"
         "def tell(done):\n"
         "    print(done, flush=True); time.sleep(0.2)\n"
         "treering.open(sys.argv[1]).corpus('chats').capture_file(sys.argv[2], progress=tell)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, store.uri, path], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code, store.uri, path, str(module._WORKERS_FROM)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     while int(process.stdout.readline()) < 3_000:
         pass
@@ -587,3 +716,14 @@ def test_an_annotation_that_cant_be_meant_waits_in_quarantine_and_the_others_are
     done = support.capture_file(path, format="judging")
     assert (done.stored, done.annotations, done.refused) == (2, 1, 1)
     assert support.quarantine()[0].problems[0].loc == ("quality",)
+
+
+def test_a_pipe_is_read_as_it_comes(support: treering.Corpus, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    lines = b"".join(b'{"text": "%d", "label": "l"}\n' % n for n in range(5))
+    writer = threading.Thread(target=pipe.write_bytes, args=(lines,))
+    writer.start()
+    done = support.capture_file(str(pipe))
+    writer.join()
+    assert (done.read, done.stored, done.refused) == (5, 5, 0)

@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 import treering
+from tests.waiting import wait_for
 from treering.cli import output
 
 from .conftest import Run, jsonl, labelled
@@ -186,16 +186,18 @@ def test_a_column_that_the_corpus_lacks_is_refused_with_the_way_to_add_it(suppor
 def test_a_restart_of_following_isnt_blamed_for_what_the_run_before_refused(support: Run, where: Path) -> None:
     path = where / "log.jsonl"
     path.write_text('{"text": "a", "label": "l"}\n{"text": 5, "label": "l"}\n')
-    for code in (3, 0):
+    for rows, code in ((1, 3), (2, 0)):
         command = [sys.executable, "-m", "treering.cli", "capture", "support", str(path), "--follow"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        time.sleep(4)
+        wait_for(lambda rows=rows: len(treering.open(where / ".treering").live("support")) == rows)  # type: ignore[misc]
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert process.returncode == code, err
+        with path.open("a") as file:
+            file.write(f'{{"text": "b{rows}", "label": "l"}}\n')
     done = support("capture", "support", str(path))
     assert done.code == 3
-    assert "1 of 2 records was refused: 1 by an earlier run" in done.err
+    assert "1 of 4 records was refused: 1 by an earlier run" in done.err
 
 
 def test_what_head_prints_can_be_captured_again(support: Run, where: Path) -> None:

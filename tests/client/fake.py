@@ -1,4 +1,4 @@
-"""A server that answers what a test says."""
+"""A server that answers what a test says; and how long calls took."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from statistics import median
 from typing import Any
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -63,3 +64,12 @@ def stored(body: bytes) -> Answer:
 def failed(status: int, **headers: str) -> Answer:
     body = json.dumps({"error": {"code": "full", "message": "no room", "hint": None}}).encode()
     return status, {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}, body
+
+
+def spread(took: list[float], over_s: float = 0.05) -> str:
+    """How long calls took, in words."""
+    share = sum(one > over_s for one in took) / len(took)
+    return (
+        f"{len(took):,} calls: median {1_000 * median(took):.2f} ms, {share:.2%} over {1_000 * over_s:.0f} ms, "
+        f"longest {1_000 * max(took):.0f} ms"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +17,13 @@ from typing import Any
 import pytest
 
 import treering
-from tests.server.running import Process, Running, ids, labelled
+from tests.server.running import Process, Running, ids, labelled, look
 from treering.client import CaptureWarning
 from treering.client.sender import Sender
-from treering.client.spool import Spool, spool_directory
+from treering.client.spool import spool_directory
 from treering.errors import InvalidRecordError, NotFoundError, StoreError, UsageError
 
-from .fake import Answer, answering, failed, lines, stored
+from .fake import Answer, answering, failed, lines, spread, stored
 
 AWAY = "http://127.0.0.1:9"  # nobody listens there
 
@@ -117,28 +119,11 @@ def test_what_a_process_left_behind_is_sent_by_the_next_one_and_stored_once(serv
     assert gone.returncode == -signal.SIGKILL
     with client(server.url, spool) as remote:
         remote.capture().add({"id": "mine", "text": "t", "label": "l"})
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while len(ids(server.store)) < 51 and time.monotonic() < end:
             time.sleep(0.05)
     assert ids(server.store) == sorted(["mine", *(f"r{n}" for n in range(50))])
     assert [path.suffix for path in spool.rglob("*") if path.is_file()] == []
-
-
-def test_adding_never_waits_longer_than_stated(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hangs(self: Spool, entries: object) -> None:
-        time.sleep(1.0)
-        raise StoreError("the disk hangs")
-
-    monkeypatch.setattr(Spool, "append", hangs)
-    remote = client(AWAY, spool, block_s=0.05)
-    live = remote.capture()
-    for call in (lambda: live.add(labelled(1)[0]), lambda: live.extend(labelled(2_000))):
-        began = time.monotonic()
-        call()
-        assert time.monotonic() - began < 0.5  # half a second for a busy machine
-    assert live.add(labelled(1)[0]).status == "queued"
-    monkeypatch.undo()
-    remote.close(0)
 
 
 def test_what_finds_no_room_is_dropped_counted_and_said_aloud(spool: Path) -> None:
@@ -232,7 +217,7 @@ def test_a_proxy_that_says_bad_request_costs_no_record(spool: Path, status: int)
         is_back.set()
         with client(url, spool) as again, again.capture() as live:
             live.add({"text": "t"})
-            end = time.monotonic() + 20
+            end = time.monotonic() + 60
             while live.counts.stored < 21 and time.monotonic() < end:
                 time.sleep(0.05)
             assert live.counts.stored == 21
@@ -275,6 +260,7 @@ def test_what_was_taken_over_and_ones_key_is_not_good_for_is_left_to_whose_is(
     server.store.create("other", "labelled")
     _, good = create_key(server.store, ["notes"])
     _, wrong = create_key(server.store, ["other"])
+    server.prepared.service.ring.refresh()  # from now on it asks for keys
     dead = client("http://127.0.0.1:9", spool, close_s=0)  # whose records wait
     with pytest.warns(CaptureWarning), dead.capture() as live:
         live.extend(labelled(3))
@@ -285,9 +271,10 @@ def test_what_was_taken_over_and_ones_key_is_not_good_for_is_left_to_whose_is(
     with stranger.capture() as live:
         live.add({"text": "t", "label": "l"})
         assert live.flush().stored == 1
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not stranger._sender._spool._released and time.monotonic() < end:
         time.sleep(0.05)
+    assert stranger._sender._spool._released
     with client(server.url, spool, key=good):
         while len(ids(server.store)) < 3 and time.monotonic() < end:
             time.sleep(0.05)
@@ -372,6 +359,20 @@ def test_a_client_never_shows_its_key() -> None:
     remote.close(0)
 
 
+def test_clients_that_live_for_a_moment_send_what_those_before_them_left(server: Running, spool: Path) -> None:
+    for n in range(3):
+        away = client("http://127.0.0.1:9", spool, close_s=0)
+        with pytest.warns(CaptureWarning), away.capture() as live:
+            live.add({"id": f"left{n}", "text": "t", "label": "l"})
+        assert away.close(0) == 1
+        (folder,) = (one for one in spool.iterdir() if one != spool_directory(server.url, spool))
+        folder.rename(spool_directory(server.url, spool))  # the server has come back under its address
+        with client(server.url, spool) as remote:
+            remote.capture().add({"id": f"own{n}", "text": "t", "label": "l"})
+        shutil.rmtree(spool)
+    assert ids(server.store) == sorted(f"{name}{n}" for name in ("left", "own") for n in range(3))
+
+
 def test_a_spool_that_cannot_be_read_is_kept_aside(server: Running, spool: Path) -> None:
     with client(server.url, spool):
         (folder,) = list(spool.iterdir())
@@ -379,7 +380,7 @@ def test_a_spool_that_cannot_be_read_is_kept_aside(server: Running, spool: Path)
     with client(server.url, spool) as remote, remote.capture() as live:
         live.add({"id": "a", "text": "t", "label": "l"})
         assert live.flush().stored == 1
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not (kept := list(folder.glob("*.damaged"))) and time.monotonic() < end:
             time.sleep(0.02)
     assert len(kept) == 1
@@ -391,6 +392,7 @@ def kills(store: treering.Store, spool: Path, lives: int) -> None:
     server = Process(store.root)
     port = server.port
     acknowledged: list[str] = []
+    took: list[float] = []
     stop = threading.Event()
     remote = client(server.url, spool)
     live = remote.capture()
@@ -398,13 +400,16 @@ def kills(store: treering.Store, spool: Path, lives: int) -> None:
     def capture(worker: int) -> None:
         n = 0
         while not stop.is_set():
+            call = time.perf_counter()
             receipt = live.add({"id": f"w{worker}-{n}", "text": f"text {n}", "label": "l"})
+            took.append(time.perf_counter() - call)
             if receipt.status != "dropped":
                 acknowledged.append(receipt.id)
             n += 1
             time.sleep(0.002)
 
     threads = [threading.Thread(target=capture, args=(n,)) for n in range(3)]
+    began, before = time.monotonic(), look(os.getpid(), 0.0)
     for one in threads:
         one.start()
     try:
@@ -416,9 +421,16 @@ def kills(store: treering.Store, spool: Path, lives: int) -> None:
         stop.set()
         for one in threads:
             one.join()
+    seconds = time.monotonic() - began
     counts = live.flush(timeout=60)
+    after = look(os.getpid(), seconds)
     remote.close()
     assert server.end() == 0
+    print(
+        f"{lives} kills in {seconds:.0f} s; {len(acknowledged):,} records acknowledged ({len(acknowledged) / seconds:,.0f}/s), "
+        f"{counts.stored:,} stored, {counts.duplicates:,} sent twice, {counts.dropped} dropped; {spread(took)}; "
+        f"this process: {before}, {after}"
+    )
     assert counts.waiting == counts.dropped == 0
     found = ids(store)
     assert len(acknowledged) > 100 * lives**0.5

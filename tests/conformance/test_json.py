@@ -165,3 +165,10 @@ def test_a_line_without_an_end_is_refused_and_what_follows_it_is_stored(
     assert (summary.read, summary.stored, summary.refused) == (2, 1, 1)
     assert "bytes" in summary.problems[0][1][0].message
     assert len(notes.quarantine()[0].record) <= 1_000_000
+
+
+def test_half_of_a_surrogate_pair_is_called_one() -> None:
+    for text in (r'"\ud800"', r'"a\ud83d"'):
+        with pytest.raises(ValueError, match="half of a surrogate pair"):
+            parse_json(text)
+    assert parse_json(r'"\ud83d\ude00"') == "\N{GRINNING FACE}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.formats.speaking import Taken
 from treering.formats import Found, Passed
+from treering.formats import collapse as module
 from treering.formats.collapse import Call, Collapse, Word, annotations_of
 
 
@@ -191,6 +194,43 @@ def test_any_order_of_the_calls_collapses_to_the_same_records(calls: list[Call],
     shuffled = list(calls)
     chance.shuffle(shuffled)
     assert outcome(shuffled) == outcome(calls)
+
+
+@settings(max_examples=200, deadline=None)
+@given(conversations(), st.sampled_from([0, 100, 250]))
+def test_messages_held_as_text_come_to_the_same_records(calls: list[Call], loose: int) -> None:
+    def outcome(bytes_as_objects: int) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "LOOSE_BYTES", bytes_as_objects)
+            fresh = [
+                dataclasses.replace(one, record={**one.record, "messages": [dict(m) for m in one.record["messages"]]})
+                for one in calls
+            ]
+            taken = collapsed(fresh)
+        return taken.records, taken.said, taken.passed
+
+    assert outcome(loose) == outcome(1 << 20)
+
+
+def test_beyond_a_bound_messages_are_held_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOOSE_BYTES", 250)
+    packed: list[Any] = []
+    to_json = module.to_json
+    monkeypatch.setattr(module, "to_json", lambda messages: packed.append(messages) or to_json(messages))
+    calls = [call(str(i), [said("user", "hi"), said("assistant", str(i))], conversation=str(i), at=i) for i in range(4)]
+    assert [one["messages"][1]["content"] for one in collapsed(calls).records] == ["0", "1", "2", "3"]
+    assert [one[1]["content"] for one in packed] == ["0", "1"]  # the oldest
+
+
+def test_calls_may_share_messages() -> None:
+    question, answer = said("user", "why?"), said("assistant", "because")
+    thinking = call("a", [question, said("assistant", "because", "hm")])
+    one = call("b", [question, answer, said("user", "and?"), said("assistant", "so")], at=1)
+    other = call("c", [question, answer, said("user", "or?"), said("assistant", "no")], at=2, conversation="d")
+    one.record["messages"][1] = other.record["messages"][1] = answer
+    taken = collapsed([thinking, one, other])
+    assert [record["messages"][1].get("reasoning_content") for record in taken.records] == ["hm", None]
+    assert "reasoning_content" not in answer
 
 
 @settings(max_examples=200, deadline=None)

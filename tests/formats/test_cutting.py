@@ -91,6 +91,12 @@ def test_no_more_than_one_element_is_held_and_one_that_is_too_long_comes_cut_off
     assert list(cutter.finish()) == []
 
 
+@pytest.mark.parametrize("size", [3, 1000])
+def test_elements_of_any_depth_stand_side_by_side(size: int) -> None:
+    elements = [b"[" * depth + b'{"a": "]}"}' + b"]" * depth for depth in range(30)]
+    assert cut(b"[" + b" , ".join(elements) + b"]", size) == elements
+
+
 def test_depth_costs_no_stack() -> None:
     deep = b"[" * 1_000_000 + b"]" * 1_000_000
     assert [len(text) for text in cut(b'[{"a": 1},' + deep + b',{"b": 2}]', 1 << 16)] == [8, 2_000_000, 8]
@@ -115,5 +121,12 @@ def test_depth_costs_no_stack() -> None:
 )
 def test_a_document_is_told_from_lines(head: bytes, expected: bool) -> None:
     assert is_document(head, ["data"]) is expected
-    assert not is_document(b'{"data": [1], "mine": 2}\n', ["data"], lambda value: "mine" in value)
+    assert not is_document(b'{"data": [1], "mine": 2}\n', ["data"], lambda value, goes_on: "mine" in value)
+    assert is_document(b'{"data": [1]}\n\n', ["data"], lambda value, goes_on: goes_on)
+
+
+def test_one_broken_line_is_a_line_once_nothing_comes_after_it() -> None:
+    assert is_document(b'{"messages": [\n', ["data"])
+    assert not is_document(b'{"messages": [\n', ["data"], is_all=True)
+    assert not is_document(b'{"data": [1]}\n\n {"data": [2', ["data"], lambda value, goes_on: goes_on)
     assert strict_json.MOST_BYTES == 64 << 20

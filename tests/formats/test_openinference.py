@@ -85,6 +85,18 @@ def test_its_own_packages_attributes_over_otlp() -> None:
     check(take(OpenInference, [traced.spans_json()]).one)
 
 
+def test_a_history_that_was_changed_is_a_branch_of_its_own() -> None:
+    def exported_span(number: int, *asked: str) -> dict[str, Any]:
+        given = attributes(question=[{"role": "user", "content": one} for one in asked], answer=ANSWER)
+        return {
+            "name": "chat", "span_kind": "LLM", "attributes": given, "start_time": "2026-11-22T10:00:00+00:00",
+            "end_time": f"2026-11-22T10:00:0{number}+00:00", "context": {"trace_id": "5b8e" * 8, "span_id": f"{number:016x}"},
+        }  # fmt: skip
+
+    spans = [exported_span(1, "one"), exported_span(2, "two", "three"), exported_span(3, "two", "three", "four")]
+    assert take(OpenInference, spans).records == [take(OpenInference, [one]).one for one in spans]
+
+
 def test_a_receiver_of_otlp_takes_them_too() -> None:
     traced = Traced()
     traced.record(attributes())

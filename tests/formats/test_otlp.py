@@ -78,6 +78,47 @@ def test_a_conversation_of_the_real_sdk_is_one_record_with_all_that_was_said(tra
     assert taken.passed == {"calls that a later one repeats": 2}
 
 
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize("before", [[], [{"role": "user", "parts": [{"type": "text", "content": "Hello."}]}]])
+def test_a_history_that_was_changed_is_a_branch_of_its_own(is_text: bool, before: list[Any]) -> None:
+    def attribute(key: str, value: Any) -> dict[str, Any]:
+        return {"key": key, "value": {"stringValue": json.dumps(value)} if is_text else structured(value)}
+
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "parts": [{"type": "text", "content": text}]}
+
+    def span(number: int, system: str, asked: list[str], answer: str) -> dict[str, Any]:
+        return {
+            "traceId": "5b8efff798038103d269b633813fc60c", "spanId": f"{number:016x}", "name": "chat",
+            "endTimeUnixNano": f"{number}000000000",
+            "attributes": [
+                attribute("gen_ai.system_instructions", [{"type": "text", "content": system}]),
+                attribute("gen_ai.input.messages", [*before, *(said("user", one) for one in asked)]),
+                attribute("gen_ai.output.messages", [said("assistant", answer)]),
+            ],
+        }  # fmt: skip
+
+    spans = [
+        span(1, "Be brief.", ["one"], "1"),
+        span(2, "Be brief.", ["two", "three"], "2"),  # another question, in the place of the first
+        span(3, "Be brief.", ["two", "three", "four"], "3"),
+        span(4, "Be kind.", ["two", "three", "four"], "4"),
+        span(5, "Be kind.", ["two"], "5"),
+    ]
+    request = {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]}
+    each = [take(Otlp, [{"resourceSpans": [{"scopeSpans": [{"spans": [one]}]}]}]).one for one in spans]
+    assert take(Otlp, [request]).records == each
+
+
+def structured(value: Any) -> dict[str, Any]:
+    """A value as OTLP's JSON writes it, when it isn't JSON text."""
+    if isinstance(value, dict):
+        return {"kvlistValue": {"values": [{"key": key, "value": structured(one)} for key, one in value.items()]}}
+    if isinstance(value, list):
+        return {"arrayValue": {"values": [structured(one) for one in value]}}
+    return {"stringValue": value}
+
+
 def test_spans_and_events_of_the_same_calls_add_nothing_to_each_other(traced: Traced, genai: Any) -> None:
     converse(genai)
     both = take(Otlp, [traced.logs_json(), traced.spans_json()])
@@ -215,6 +256,53 @@ def test_each_answer_that_was_asked_for_is_a_branch(traced: Traced) -> None:
     assert len({record["id"] for record in taken.records}) == 2
 
 
+def details(number: int, messages: list[dict[str, Any]], *answers: str) -> dict[str, Any]:
+    """A log record outside any span, of a call with these messages."""
+
+    def said(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "parts": [{"type": "text", "content": text}]}
+
+    texts = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.input.messages": json.dumps(messages),
+        "gen_ai.output.messages": json.dumps([said("assistant", text) for text in answers]),
+    }
+    record = {
+        "timeUnixNano": str(1_760_000_000_000_000_000 + number * 10**9),
+        "traceId": "0af7651916cd43dd8448eb211c80319c",
+        "eventName": "gen_ai.client.inference.operation.details",
+        "attributes": [{"key": key, "value": {"stringValue": text}} for key, text in texts.items()],
+    }
+    return {"resourceLogs": [{"scopeLogs": [{"logRecords": [record]}]}]}
+
+
+LOOKED_UP: list[dict[str, Any]] = [
+    {"role": "user", "parts": [{"type": "text", "content": "hi"}]},
+    {"role": "assistant", "parts": [{"type": "tool_call", "id": "c1", "name": "lookup", "arguments": {"q": 1}}]},
+    {"role": "tool", "parts": [{"type": "tool_call_response", "id": "c1", "response": "r"}]},
+]
+
+
+def test_a_call_outside_any_span_has_the_same_id_whatever_was_read_before() -> None:
+    """The name of a tool is filled in at its result: that must not change what the ids of others are made of."""
+    answered = {"role": "assistant", "parts": [{"type": "text", "content": "a"}]}
+    more = {"role": "user", "parts": [{"type": "text", "content": "more"}]}
+    first, second = details(0, LOOKED_UP, "a"), details(1, [*LOOKED_UP, answered, more], "b")
+    (after,) = take(Otlp, [first, second]).records
+    (alone,) = take(Otlp, [second]).records
+    assert after == alone
+    assert [one.get("name") for one in alone["messages"]] == [None, None, "lookup", None, None, None]
+
+
+def test_answers_outside_any_span_have_ids_of_what_was_asked_and_nothing_that_was_filled_in() -> None:
+    found = take(Otlp, [details(0, LOOKED_UP, "a", "b")]).records
+    ids = {one["messages"][-1]["content"]: one["id"] for one in found}
+    assert ids == {
+        "a": "95d35ca30d5ee12b6a4bcf1031144144",
+        "b": "39950e2deeeb163bdf2b9605cf4a153a",
+    }  # of the first release: others would store what is there once more
+
+
 def test_text_that_was_cut_off_at_a_limit_is_named(traced: Traced) -> None:
     whole = json.dumps([{"role": "user", "parts": [{"type": "text", "content": "x" * 100}]}])
     traced.record({**OPENAI, "gen_ai.input.messages": whole[:80]})
@@ -259,6 +347,18 @@ def test_what_is_no_export_is_refused_by_name(value: Any) -> None:
     taken = take(Otlp, [value])
     assert len(taken.unfit) == 1
     assert "expected" in taken.unfit[0].problems[0].message
+
+
+@pytest.mark.parametrize("odd", [5, "abc", {"a": 1}])
+def test_an_odd_member_beside_good_ones_is_refused_alone(traced: Traced, genai: Any, odd: Any) -> None:
+    converse(genai)
+    whole = traced.spans_json()
+    taken = take(Otlp, [{**whole, "resourceLogs": odd}])
+    assert taken.records == take(Otlp, [whole]).records
+    assert [one.kept for one in taken.unfit] == [{"resourceLogs": odd}]
+    beside = {"scopeSpans": whole["resourceSpans"][0]["scopeSpans"]}
+    taken = take(Otlp, [{"resourceSpans": [{"scopeSpans": 1}], **beside}])
+    assert len(taken.unfit) == len(taken.records) == 1
 
 
 # --- older conventions -------------------------------------------------------------------------------------------

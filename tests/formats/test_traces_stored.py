@@ -152,6 +152,26 @@ def test_what_doesnt_fit_is_quarantined_and_the_rest_is_stored(store: treering.S
     assert problem.kind == "bad-json"
 
 
+@pytest.mark.parametrize("kind", ["auto", "otlp"])
+def test_export_requests_one_a_line_are_read_by_lines(store: treering.Store, tmp_path: Path, kind: str) -> None:
+    requests = [json.loads(json.dumps(spans()).replace('"c"', f'"c{n}"')) for n in range(4)]
+    requests[2]["resourceSpans"] *= 2
+    requests[2]["resourceSpans"][0] = {"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(one) + "\n" for one in requests))
+    resources = [part for one in requests for part in one["resourceSpans"]]
+    (tmp_path / "document.json").write_text(json.dumps({"resourceSpans": resources}))
+    lines, document = store.create("lines", "chat"), store.create("document", "chat")
+    done = lines.capture_file(str(tmp_path / "lines.jsonl"), format=kind)
+    assert (done.read, done.stored, done.refused) == (4, 4, 1)  # what is wrong with one resource is no fault of another
+    assert done.problems[0][0] == 3
+    whole = document.capture_file(str(tmp_path / "document.json"), format=kind)
+    assert (whole.read, whole.stored, whole.refused) == (5, 4, 1)
+    rows, others = (
+        store.live(name).to_table(["id", "messages", "meta"]).sort_by("id") for name in ("lines", "document")
+    )
+    assert rows.drop_columns("meta") == others.drop_columns("meta")
+
+
 def test_formats_of_conversations_refuse_a_corpus_of_another_type(store: treering.Store, tmp_path: Path) -> None:
     corpus = store.create("labels", "labelled")
     path = tmp_path / "trace.jsonl"

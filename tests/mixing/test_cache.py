@@ -10,8 +10,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import treering
+from tests.waiting import wait_for
 from treering.errors import StoreError, UsageError
 from treering.mixing import cache as cache_module
 from treering.mixing.cache import LoaderCache, SnapshotCache, cache_limit, worth_building
@@ -87,13 +86,6 @@ def plain(batch: dict[str, Any]) -> dict[str, Any]:
 def batches(loader: Any, count: int) -> list[dict[str, Any]]:
     with loader:
         return [plain(batch) for batch in islice(loader, count)]
-
-
-def until(what: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert what()
 
 
 def build(store: treering.Store, *refs: str, columns: list[str] = COLUMNS) -> SnapshotCache:
@@ -273,7 +265,7 @@ def test_a_run_that_passes_over_its_snapshots_builds_them_beside_it(empty: treer
     with mix.loader(**options) as loader:
         iterator = iter(loader)
         got = [plain(next(iterator)) for _ in range(100)]
-        until(lambda: loader.stats()["cache"]["built"] == len(COLUMNS))
+        wait_for(lambda: loader.stats()["cache"]["built"] == len(COLUMNS))
         got += [plain(next(iterator)) for _ in range(100)]
         assert loader.stats()["cache"]["columns"] == len(COLUMNS)
     assert got == want
@@ -330,7 +322,7 @@ def test_the_first_batch_doesnt_wait_for_building(empty: treering.Store, monkeyp
         iterator = iter(loader)
         assert len(next(iterator)["id"]) == 8
         going.set()
-        until(lambda: loader.stats()["cache"]["built"] == 1)
+        wait_for(lambda: loader.stats()["cache"]["built"] == 1)
 
 
 # ---- damage
@@ -356,7 +348,7 @@ def test_what_is_damaged_is_counted_dropped_and_built_anew(empty: treering.Store
         shutil.copy(cache.folder / entries["support@v2", "text"].file, file)
     with mix.loader(16, columns=["id", "text"], epochs=None) as loader:
         assert [plain(batch) for batch in islice(loader, 30)] == want
-        until(lambda: loader.stats()["cache"]["built"] == 1)
+        wait_for(lambda: loader.stats()["cache"]["built"] == 1)
         assert loader.stats()["cache"]["dropped"] == 1
     assert cache.open(empty.load("support@v1").segments[0], "text") is not None
     assert len(cache.entries()) == 4
@@ -379,7 +371,7 @@ def test_a_damaged_snapshot_is_named_and_nothing_of_it_cached(tmp_path: Path) ->
     assert caught.value.code == "snapshot-damaged"
     with mix.loader(8, columns=["flag"], epochs=None) as loader:
         iter(loader)
-        until(lambda: "certified" in str(loader.stats()["cache"]["skipped"]))
+        wait_for(lambda: "certified" in str(loader.stats()["cache"]["skipped"]))
         with pytest.raises(StoreError) as caught:
             next(iter(loader))
     assert caught.value.code == "snapshot-damaged"
@@ -412,7 +404,7 @@ def test_a_run_too_large_for_the_limit_says_so_and_reads_on(
     monkeypatch.setenv("TREERING_CACHE_LIMIT", "1K")
     with empty.mix("support@v1").loader(8, columns=["text"], epochs=None) as loader:
         list(islice(loader, 5))
-        until(lambda: loader.stats()["cache"]["skipped"] is not None)
+        wait_for(lambda: loader.stats()["cache"]["skipped"] is not None)
         assert "don't fit" in loader.stats()["cache"]["skipped"]
     assert empty.cache.entries() == []
 
@@ -522,7 +514,7 @@ def test_closing_ends_a_build_and_removes_its_temporary_files(
     monkeypatch.setattr(cache_module, "_BLOCK_ROWS", 1)
     with empty.mix("support@v1").loader(8, epochs=None, columns=COLUMNS) as loader:
         next(iter(loader))
-        until(lambda: bool(list((empty.root / "cache").rglob(".*.tmp"))))
+        wait_for(lambda: bool(list((empty.root / "cache").rglob(".*.tmp"))))
     assert list((empty.root / "cache").rglob(".*.tmp")) == []
     assert empty.cache.entries() == []
 

@@ -110,7 +110,7 @@ def test_what_a_loader_caches_on_its_own_holds_what_was_sealed(store: treering.S
     sealed.annotate("r3", correction={"label": "b"})
     with store.mix("support@v1").loader(10, ["id", "label"], epochs=None) as loader:
         batches = iter(loader)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while len(store.cache.entries()) < 2 and time.monotonic() < end:
             next(batches)
         for _ in range(12):

@@ -84,6 +84,18 @@ class Browser:
             assert time.monotonic() < end
             time.sleep(0.02)
 
+    def press(self, key: str, code: int, text: str = "") -> None:
+        """A key, down and up, as a keyboard gives it."""
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                text=text if kind == "keyDown" else "",
+            )
+
     def run(self, code: str) -> Any:
         return self.call("Runtime.evaluate", expression=code, returnByValue=True)["result"].get("value")
 

@@ -158,3 +158,24 @@ def test_a_browser_shows_it_in_both_themes_on_a_phone_and_on_paper_without_a_wor
         assert tab.printed().startswith(b"%PDF")
         assert tab.said == []
         assert set(tab.asked) == {path.as_uri()}
+
+
+@pytest.mark.skipif(find_chromium() is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_all_there_is_to_do_in_it_is_done_by_keyboard_alone(tmp_path: Path, width: int) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render_report(report_data()), "utf-8")
+    with browser() as tab:
+        tab.show(path, width=width)
+        folded = tab.run("document.querySelectorAll('details').length")
+        assert folded > 0
+        assert tab.run("document.querySelectorAll('details[open]').length") == 0
+        for number in range(folded):
+            for _ in range(20):
+                tab.press("Tab", 9)
+                assert tab.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+                if tab.run("document.activeElement.matches('details:not([open]) > summary')"):
+                    break
+            tab.press("Enter", 13, "\r")
+            assert tab.run("document.querySelectorAll('details[open]').length") == number + 1
+        assert tab.run("document.documentElement.scrollWidth") == width  # tables scroll by themselves

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from treering.errors import ConflictError, NotFoundError, UsageError
 from treering.registry import Registry
 from treering.rounds import evaluate, gate, load_adapter, score_matrix, train
 from treering.training import DivergedError, TrainConfig
+from treering.training.strategies import strategy
 
 TOPICS = ("billing", "shipping", "account")
 
@@ -137,6 +139,21 @@ def test_domains_that_forget_more_get_more_of_the_budget(grown: treering.Store, 
     assert selection is not None
     domains = grown.load(f"support/{selection.name}").to_table(["domain"]).column("domain").to_pylist()
     assert domains.count("billing") > 2 * domains.count("shipping") > 0
+    even = train(grown, mix, dual.changed(replay_spread="label"), parent=last).lock.sources[0].pin.selection
+    assert even is not None
+    rows = grown.load(f"support/{even.name}").to_table(["domain", "label"]).to_pylist()
+    counts = Counter(row["label"] for row in rows if row["domain"] == "billing")
+    assert sum(counts.values()) == domains.count("billing")
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_spreading_a_replay_that_has_no_domains_is_refused(grown: treering.Store, config: TrainConfig) -> None:
+    for asked in ({"strategy": "lora-replay"}, {"strategy": "dual-replay", "replay_by": "balanced"}):
+        with pytest.raises(treering.UsageError, match="replay_spread goes with replay_by='importance'"):
+            train(grown, grown.mix("support@v1"), config.changed(replay_spread="label", **asked))
+    balanced = strategy("dual-replay").settle(TrainConfig(strategy="dual-replay", replay_by="balanced"))
+    assert balanced.replay_spread == ""
+    assert strategy("dual-replay").settle(balanced) == balanced  # as a run that goes on does
 
 
 def test_a_general_corpus_is_drawn_beside_the_mix(grown: treering.Store, config: TrainConfig) -> None:

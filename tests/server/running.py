@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,16 @@ def running(store: treering.Store, limits: Limits | None = None) -> Iterator[Run
 class Process:
     """`treering serve` as it is run."""
 
-    def __init__(self, store: Path, *words: str, port: int = 0) -> None:
+    def __init__(
+        self, store: Path | str, *words: str, port: int = 0, environment: Mapping[str, str] | None = None
+    ) -> None:
         command = [sys.executable, "-m", "treering.cli", "--store", str(store), "serve", "--json"]
         self.popen = subprocess.Popen(
             [*command, "--port", str(port), *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         )
         assert self.popen.stdout is not None
         text = ""
@@ -107,3 +109,21 @@ def ids(store: treering.Store, corpus: str = "notes") -> list[str]:
     flush_spools(store.corpus(corpus))
     found: list[str] = store.live(corpus).to_table().column("id").to_pylist()
     return sorted(found)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the server's process held at one moment."""
+
+    at_s: float
+    rss_mb: float
+    files: int
+
+    def __str__(self) -> str:
+        return f"{self.rss_mb:.0f} MB and {self.files} files at {self.at_s:.0f} s"
+
+
+def look(pid: int, at_s: float) -> Look:
+    about = Path(f"/proc/{pid}")
+    pages = int((about / "statm").read_text().split()[1])
+    return Look(at_s, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, len(os.listdir(about / "fd")))

@@ -49,6 +49,9 @@ def test_the_compose_file_serves_on_all_addresses_and_gives_it_time_to_drain() -
     built = services["treering"]["build"]["dockerfile_inline"]
     assert "/src[server]" in built  # what is run once, such as init, needs it too
     assert services["treering"]["stop_grace_period"] == "90s"
+    (volume,) = services["treering"]["volumes"]
+    # The spool of a store on an object store: in the container's own layer a new image would drop it.
+    assert services["treering"]["environment"]["TREERING_STATE_DIR"].startswith(volume.partition(":")[2] + "/")
     assert "8321" in services["proxy"]["command"]
 
 

@@ -115,18 +115,6 @@ def until(tab: Browser, code: str, seconds: float = 15.0) -> Any:
     return found
 
 
-def press(tab: Browser, key: str, code: int, text: str = "") -> None:
-    for kind in ("keyDown", "keyUp"):
-        tab.call(
-            "Input.dispatchKeyEvent",
-            type=kind,
-            key=key,
-            code=key,
-            windowsVirtualKeyCode=code,
-            text=text if kind == "keyDown" else "",
-        )
-
-
 @needs_browser
 def test_the_page_goes_with_what_comes_in_on_a_phone_and_on_a_desk(server: Running) -> None:
     server.store.create("a-corpus-with-a-very-long-name-that-no-phone-can-show", "labelled")
@@ -147,32 +135,35 @@ def test_the_page_goes_with_what_comes_in_on_a_phone_and_on_a_desk(server: Runni
 
 
 @needs_browser
-def test_the_page_opens_with_a_key_and_pauses_by_keyboard_alone(store: treering.Store, notes: treering.Corpus) -> None:
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_with_a_key_and_pauses_by_keyboard_alone(
+    store: treering.Store, notes: treering.Corpus, width: int
+) -> None:
     _, token = create_key(store, ["notes"], verbs=["read"])
     with running(store) as server, browser() as tab:
-        show(tab, server.url + "/", width=1280)
+        show(tab, server.url + "/", width=width)
         until(tab, "document.activeElement.id === 'key'")
         assert tab.run("document.getElementById('overview').innerText") == ""
         tab.call("Input.insertText", text="trk_wrong")
-        press(tab, "Enter", 13, "\r")
+        tab.press("Enter", 13, "\r")
         until(tab, "document.getElementById('state').textContent.includes(\"isn't good\")")
         until(tab, "document.activeElement.id === 'key'")
         tab.call("Input.insertText", text=token)
-        press(tab, "Enter", 13, "\r")
+        tab.press("Enter", 13, "\r")
         until(tab, "document.getElementById('overview').innerText.includes('notes')")
         assert tab.run("document.activeElement.id") == "pause"
-        press(tab, " ", 32, " ")
+        tab.press(" ", 32, " ")
         assert tab.run("document.getElementById('pause').getAttribute('aria-pressed')") == "true"
-        press(tab, " ", 32, " ")
+        tab.press(" ", 32, " ")
         until(tab, "document.getElementById('state').textContent === 'Live'")
         assert token not in tab.run("document.documentElement.outerHTML")
         assert token not in tab.run("location.href")
         # From the top, Tab reaches all there is to do, and shows where it is; the key lasts as long as the tab.
-        show(tab, server.url + "/", width=1280)
+        show(tab, server.url + "/", width=width)
         until(tab, "document.getElementById('state').textContent === 'Live'")
         reached = []
         for _ in range(2):
-            press(tab, "Tab", 9)
+            tab.press("Tab", 9)
             reached.append(tab.run("document.activeElement.id || document.activeElement.className"))
             assert tab.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
         assert reached == ["skip", "pause"]

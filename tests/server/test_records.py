@@ -256,6 +256,9 @@ def test_metrics_count_what_became_of_records(server: Running) -> None:
 
 def test_the_api_describes_itself(server: Running) -> None:
     described = server.http.get("/openapi.json").json()
+    assert described["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert described["paths"]["/v1/corpora/{name}/head"]["get"]["security"] == [{"key": []}]
+    assert "security" not in described["paths"]["/health"]["get"]
     paths = described["paths"]
     content = paths["/v1/corpora/{name}/records"]["post"]["requestBody"]["content"]
     assert set(content) == {"application/json", "application/x-ndjson", "application/vnd.apache.arrow.stream"}

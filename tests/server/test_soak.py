@@ -13,18 +13,27 @@ import pytest
 
 import treering
 
-from .running import ids, labelled, process
+from .running import Look, ids, labelled, look, process
 
 RECORDS = "/v1/corpora/notes/records"
 
 
+def told(sent: int, again: int, stored: int, snapshots: int, seen: list[Look]) -> str:
+    """What there was, for whoever runs this by hand."""
+    seconds = seen[-1].at_s
+    return (
+        f"{sent:,} records sent in {seconds:.0f} s ({sent / seconds:,.0f}/s) and {again:,} of them once more, {stored:,} stored, "
+        f"{snapshots} snapshots; {seen[0]}, {seen[-1]}, most {max(one.rss_mb for one in seen):.0f} MB "
+        f"and {max(one.files for one in seen)} files"
+    )
+
+
 def soak(store: treering.Store, seconds: float, workers: int = 4) -> None:
     assert store.root is not None
-    sent = [0] * workers
+    sent, again = [0] * workers, [0] * workers
     stop = threading.Event()
-    seen: list[tuple[float, float, int]] = []
+    seen: list[Look] = []
     with process(store.root) as server:
-        about = Path(f"/proc/{server.popen.pid}")
 
         def work(worker: int) -> None:
             with httpx.Client(base_url=server.url, timeout=30) as http:
@@ -38,8 +47,9 @@ def soak(store: treering.Store, seconds: float, workers: int = 4) -> None:
                     assert answer.json()["stored"] == 100, answer.text
                     if n % 10 == 0:  # some is sent twice, some is wrong, some connections are new
                         assert http.post(RECORDS, json=batch).json()["duplicates"] == 100
+                        again[worker] += 100
                         assert http.post(RECORDS, json={"text": 1}).status_code == 422
-                        assert httpx.get(f"{server.url}/v1/corpora/notes/head").status_code == 200
+                        assert httpx.get(f"{server.url}/v1/corpora/notes/head", timeout=30).status_code == 200
                     sent[worker] += 100
                     n += 1
                     time.sleep(0.02)
@@ -51,8 +61,7 @@ def soak(store: treering.Store, seconds: float, workers: int = 4) -> None:
         sealed = 0
         while (now := time.monotonic() - began) < seconds:
             time.sleep(min(1.0, seconds / 10))
-            resident = int((about / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-            seen.append((now, resident, len(os.listdir(about / "fd"))))
+            seen.append(look(server.popen.pid, now))
             if now > (sealed + 1) * max(60.0, seconds / 3):
                 store.corpus("notes").snapshot()
                 sealed += 1
@@ -61,16 +70,18 @@ def soak(store: treering.Store, seconds: float, workers: int = 4) -> None:
             one.join()
         assert server.end() == 0
     found: list[Any] = ids(store)
-    for snapshot in store.corpus("notes").snapshots():
+    snapshots = store.corpus("notes").snapshots()
+    for snapshot in snapshots:
         found += store.load(snapshot.ref).to_table().column("id").to_pylist()
+    print(told(sum(sent), sum(again), len(found), len(snapshots), seen))
     assert len(found) == len(set(found)) == sum(sent)
     half = len(seen) // 2
-    early, late = max(fds for _, _, fds in seen[:half]), max(fds for _, _, fds in seen[half:])
+    early, late = max(one.files for one in seen[:half]), max(one.files for one in seen[half:])
     assert late <= early + 20, (early, late)
     if seconds >= 300:
         third = len(seen) // 3
-        before = sorted(rss for _, rss, _ in seen[third : 2 * third])[third // 2]
-        after = sorted(rss for _, rss, _ in seen[2 * third :])[third // 2]
+        before = sorted(one.rss_mb for one in seen[third : 2 * third])[third // 2]
+        after = sorted(one.rss_mb for one in seen[2 * third :])[third // 2]
         assert after <= 1.15 * before + 20, (before, after)
 
 

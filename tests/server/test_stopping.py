@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 import treering
+from tests.waiting import wait_for
 from treering.errors import ConflictError
 from treering.server.run import prepare
 
@@ -41,9 +42,10 @@ def test_sigterm_ends_what_was_accepted_refuses_what_is_new_and_exits_with_0(
         ):
             http.post(RECORDS, json=labelled(2, "before"))
             under_way.sendall(head.encode() + body[:20])
-            time.sleep(0.2)
+            for _ in range(3):  # by then the server has read what came before
+                http.get("/health")
             server.popen.send_signal(signal.SIGTERM)
-            time.sleep(0.15)
+            wait_for(lambda: http.get("/health").json()["status"] == "stopping")
             refused = http.post(RECORDS, json=labelled(1, "after"))
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
             assert refused.headers["connection"] == "close"

@@ -6,15 +6,21 @@ import base64
 import contextlib
 import gzip
 import json
+import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.common.http import Compression as JsonCompression
+from opentelemetry.exporter.otlp.json.http.trace_exporter import OTLPSpanExporter as JsonSpanExporter
 from opentelemetry.exporter.otlp.proto.http import Compression
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -22,6 +28,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcess
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import treering
+from tests.waiting import wait_for
 from treering.server.keys import create_key
 from treering.server.limits import Limits
 
@@ -37,13 +44,6 @@ def chats(store: treering.Store) -> treering.Corpus:
 def server(store: treering.Store, chats: treering.Corpus) -> Iterator[Running]:
     with running(store, Limits(hold_s=0.5)) as found:
         yield found
-
-
-def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := what()) and time.monotonic() < end:
-        time.sleep(0.05)
-    return found
 
 
 def stored(server: Running) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def test_the_sdk_with_its_exporter_writes_conversations(
     with provider.get_tracer("web").start_as_current_span("GET /"):
         pass
     provider.shutdown()
-    rows = until(lambda: found if len(found := stored(server)) == 2 else None)
+    rows = wait_for(lambda: found if len(found := stored(server)) == 2 else None)
     by_session = {row["session_id"]: row for row in rows}
     assert [m["content"] for m in by_session["c1"]["messages"]] == [
         text for n in range(3) for text in (f"question {n}", f"answer {n}")
@@ -105,13 +105,37 @@ def test_the_sdk_with_its_exporter_writes_conversations(
     assert 'treering_otlp_items_total{corpus="chats",kind="content"} 4.0' in server.http.get("/metrics").text
 
 
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize("compression", [JsonCompression.NONE, JsonCompression.GZIP])
+def test_the_sdk_with_its_json_exporter_writes_the_same(
+    server: Running, compression: JsonCompression, structured: bool
+) -> None:
+    provider = TracerProvider()
+    both = [
+        JsonSpanExporter(endpoint=f"{server.url}/v1/traces", compression=compression),
+        OTLPSpanExporter(endpoint=f"{server.url}/v1/traces"),
+    ]
+    for exporter in both:
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+    for n in range(3):
+        call(provider, "c1", n, structured=structured)
+    provider.shutdown()
+    (row,) = wait_for(lambda: stored(server))
+    assert [m["content"] for m in row["messages"]] == [
+        text for n in range(3) for text in (f"question {n}", f"answer {n}")
+    ]
+    assert 'treering_otlp_items_total{corpus="chats",kind="content"} 6.0' in server.http.get("/metrics").text
+    time.sleep(1.0)  # longer than a conversation is held
+    assert len(stored(server)) == 1
+
+
 def test_calls_that_come_in_requests_of_their_own_become_one_record_of_their_conversation(server: Running) -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{server.url}/v1/traces")))
     for n in range(4):
         call(provider, "c1", n)
     provider.shutdown()
-    (row,) = until(lambda: stored(server))
+    (row,) = wait_for(lambda: stored(server))
     assert len(row["messages"]) == 8
 
 
@@ -130,7 +154,7 @@ def test_what_an_exporter_sends_again_is_stored_once_before_and_after_it_was_set
     headers = {"content-type": "application/x-protobuf"}
     for _ in range(2):
         assert server.http.post("/v1/traces", content=body, headers=headers).status_code == 200
-    assert len(until(lambda: stored(server))) == 1
+    assert len(wait_for(lambda: stored(server))) == 1
     assert (
         server.http.post(
             "/v1/traces", content=gzip.compress(body), headers={**headers, "content-encoding": "gzip"}
@@ -138,8 +162,102 @@ def test_what_an_exporter_sends_again_is_stored_once_before_and_after_it_was_set
         == 200
     )
     metric = 'treering_records_total{corpus="chats",outcome="duplicate"} 1.0'
-    assert until(lambda: metric in server.http.get("/metrics").text)
+    assert wait_for(lambda: metric in server.http.get("/metrics").text)
     assert len(stored(server)) == 1
+
+
+@dataclass
+class Losing:
+    """A proxy that carries every request out, and loses the answers to the first ones as it is told: 503, or no answer."""
+
+    target: str
+    losses: list[str]
+    before: Callable[[], Any] = lambda: None  # what is waited for before an answer is lost
+    seen: list[tuple[bytes, str | None]] = field(default_factory=list)  # body as it came, and its encoding
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[str]:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                proxy.seen.append((body, self.headers.get("content-encoding")))
+                named = {
+                    name: self.headers[name] for name in ("content-type", "content-encoding") if name in self.headers
+                }
+                answer = httpx.post(proxy.target + self.path, content=body, headers=named, timeout=30)
+                assert answer.status_code == 200
+                loss = proxy.losses.pop(0) if proxy.losses else None
+                if loss:
+                    proxy.before()
+                if loss == "cut":
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    return
+                self.send_response(int(loss) if loss else 200)
+                self.send_header("content-type", answer.headers["content-type"])
+                self.send_header("content-length", "0" if loss else str(len(answer.content)))
+                self.end_headers()
+                self.wfile.write(b"" if loss else answer.content)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+
+PROTOBUF = (OTLPSpanExporter, Compression.Gzip)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "loss", "settled"),
+    [
+        (PROTOBUF, "503", False),
+        (PROTOBUF, "503", True),
+        (PROTOBUF, "cut", False),
+        (PROTOBUF, "cut", True),
+        ((JsonSpanExporter, JsonCompression.GZIP), "503", True),
+    ],
+)
+def test_an_export_whose_answer_is_lost_is_sent_again_by_the_sdk_and_stored_once(
+    store: treering.Store, chats: treering.Corpus, exporter: tuple[Any, Any], loss: str, settled: bool
+) -> None:
+    with running(store, Limits(hold_s=0.1 if settled else 3_600)) as server:
+
+        def counted(metric: str) -> bool:
+            return metric in server.http.get("/metrics").text
+
+        are_records = 'treering_records_total{corpus="chats",outcome="stored"} 2.0'
+        proxy = Losing(server.url, [loss], before=lambda: settled and wait_for(lambda: counted(are_records)))
+        with proxy.listening() as url:
+            kind, compression = exporter
+            provider = TracerProvider()
+            provider.add_span_processor(BatchSpanProcessor(kind(endpoint=f"{url}/v1/traces", compression=compression)))
+            for conversation in ("c1", "c2"):
+                for n in range(2):
+                    call(provider, conversation, n)
+            provider.force_flush()
+            assert len(proxy.seen) == 2
+            assert proxy.seen[0] == proxy.seen[1]  # the SDK's own doing, to the byte
+            assert proxy.seen[0][1] == "gzip"
+            provider.shutdown()
+        assert counted('treering_otlp_items_total{corpus="chats",kind="content"} 8.0')
+        assert counted(are_records) == settled
+        assert counted(f'treering_records_total{{corpus="chats",outcome="duplicate"}} {4.0 if settled else 0.0}')
+    found: list[dict[str, Any]] = store.live("chats").to_table().to_pylist()
+    assert sorted(row["session_id"] for row in found) == ["c1", "c2"]
+    assert len({row["id"] for row in found}) == 2
+    for row in found:
+        said = [m["content"] for m in row["messages"]]
+        assert said == ["question 0", "answer 0", "question 1", "answer 1"]
 
 
 def test_the_json_form_says_the_same_as_protobuf(server: Running) -> None:
@@ -162,7 +280,7 @@ def test_the_json_form_says_the_same_as_protobuf(server: Running) -> None:
         ).content
         == b""
     )
-    assert len(until(lambda: stored(server))) == 1
+    assert len(wait_for(lambda: stored(server))) == 1
 
 
 def test_spans_without_content_are_said_to_be_so_and_store_nothing(server: Running) -> None:
@@ -206,8 +324,8 @@ def test_scores_that_come_as_log_records_are_said_of_their_call(server: Running)
     assert sent.status_code == 200
     body = exported((span,)).SerializeToString()
     server.http.post("/v1/traces", content=body, headers={"content-type": "application/x-protobuf"})
-    (row,) = until(lambda: stored(server))
-    said = until(lambda: server.store.corpus("chats").annotations([row["id"]]).to_pylist())
+    (row,) = wait_for(lambda: stored(server))
+    said = wait_for(lambda: server.store.corpus("chats").annotations([row["id"]]).to_pylist())
     assert {one["key"]: json.loads(one["value"]) for one in said}["quality"] == 0.75
 
 
@@ -280,7 +398,7 @@ def test_a_corpus_that_redacts_holds_nothing_as_it_came(store: treering.Store) -
     body = exported(memory.get_finished_spans()).SerializeToString()
     with running(store, Limits(hold_s=600)) as server:
         server.http.post("/v1/traces", content=body, headers={"content-type": "application/x-protobuf"})
-        (row,) = until(lambda: stored(server))
+        (row,) = wait_for(lambda: stored(server))
         assert row["messages"][0]["content"] == "I am [EMAIL]"
     assert store.root is not None
     kept = [path for path in store.root.rglob("*") if path.is_file() and b"ann@example.com" in path.read_bytes()]
@@ -453,7 +571,7 @@ def test_what_is_sent_is_never_taken_for_the_servers_own_marks(server: Running) 
     events = turn("s1")
     events[1]["tool_input"] = {"__bytes__": "a"}
     assert server.post("/v1/hooks/claude-code", events).status_code == 200
-    rows = until(lambda: found if len(found := stored(server)) == 2 else None)
+    rows = wait_for(lambda: found if len(found := stored(server)) == 2 else None)
     (arguments,) = [
         one["function"]["arguments"] for row in rows for m in row["messages"] for one in m["tool_calls"] or ()
     ]
@@ -502,7 +620,7 @@ def test_a_call_that_is_sent_again_after_its_conversation_went_on_and_was_stored
                     "/v1/traces", content=body, headers={"content-type": "application/x-protobuf"}
                 )
                 assert answer.status_code == 200
-            until(lambda: stored(server))
+            wait_for(lambda: stored(server))
             server.http.post("/v1/traces", content=first, headers={"content-type": "application/x-protobuf"})
             time.sleep(1)
         assert len(store.live("chats").to_table()) == 1
@@ -585,7 +703,7 @@ def test_what_was_erased_is_held_no_longer(
         assert holding(b"CANARY one")
         receipt = server.store.corpus("chats").erase(where={"subject": "u42"})
         assert any("under way" in one for one in receipt.not_covered)
-        until(lambda: not holding(b"CANARY one"), 10)
+        wait_for(lambda: not holding(b"CANARY one"), 10)
         assert holding(b"CANARY one") == []
         assert holding(b"another")
     (row,) = store.live("chats").to_table().to_pylist()
@@ -598,7 +716,7 @@ def test_what_was_erased_is_held_no_longer(
     chats.erase(ids=["s-u43"])
     assert holding(b"CANARY two")
     with running(store):
-        until(lambda: not holding(b"CANARY two"), 10)
+        wait_for(lambda: not holding(b"CANARY two"), 10)
         assert holding(b"CANARY two") == []
 
 

@@ -8,10 +8,13 @@ import time
 from typing import Any
 
 import httpx
+import pyarrow as pa
 import pytest
 
 import treering
-from treering.errors import StoreError
+from treering.capture import Recorder
+from treering.errors import InvalidRecordError, StoreError
+from treering.server.bodies import Given
 from treering.server.limits import Limits
 from treering.server.run import prepare
 from treering.server.writers import Writer
@@ -73,3 +76,65 @@ def test_a_writer_that_ends_by_a_defect_is_told_of_replaced_and_the_stop_says_so
     thread.join(30)
     assert [type(one) for one in failures] == [StoreError]
     assert ids(store) == ["r0"]
+
+
+def test_tables_that_come_at_once_are_stored_as_one_and_answered_each_for_itself(
+    store: treering.Store, notes: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[int] = []
+    extend = Recorder.extend
+
+    def counted(self: Recorder, records: Any, **more: Any) -> Any:
+        stored.append(len(records))
+        return extend(self, records, **more)
+
+    monkeypatch.setattr(Recorder, "extend", counted)
+    writer = Writer(notes, Limits())
+    go_on = threading.Event()
+    writer.call(lambda _: go_on.wait(20))
+
+    def given(name: str, texts: list[str | None], **more: list[Any]) -> Given:
+        count = len(texts)
+        columns = {"id": [f"{name}{n}" for n in range(count)], "text": texts, "label": ["l"] * count}
+        return Given(count, table=pa.table({**columns, **more}))
+
+    first = writer.submit(given("a", ["t", None, "t"]), "one")
+    second = writer.submit(given("b", ["t", "t"]), "two")
+    unfit = writer.submit(given("c", ["t"], nonsense=[1]), "three")
+    third = writer.submit(given("d", [None]), "four")
+    go_on.set()
+    assert [(one.id, one.status) for one in first.result(20)] == [("a0", "stored"), ("a1", "refused"), ("a2", "stored")]
+    assert [(one.id, one.status) for one in second.result(20)] == [("b0", "stored"), ("b1", "stored")]
+    assert [(one.id, one.status) for one in third.result(20)] == [("d0", "refused")]
+    with pytest.raises(InvalidRecordError, match="nonsense"):
+        unfit.result(20)
+    assert (writer.tally.stored, writer.tally.refused) == (4, 2)
+    assert stored == [5, 1, 1]
+    writer.close()
+    assert ids(store) == ["a0", "a2", "b0", "b1"]
+    assert sorted(one.source or "" for one in notes.quarantine()) == ["four:1", "one:2"]
+
+
+def test_of_requests_that_come_at_once_each_record_is_looked_at_by_its_id(
+    store: treering.Store, notes: treering.Corpus
+) -> None:
+    writer = Writer(notes, Limits())
+    writer.submit(Given(1, labelled(1, "old"), range(1)), "before").result(20)
+    go_on = threading.Event()
+    writer.call(lambda _: go_on.wait(20))
+    several = [
+        labelled(3, "new"),
+        [*labelled(1, "old"), *labelled(1, "x")],  # one that was stored before
+        [*labelled(1, "y"), *labelled(2, "new")],  # two that came in the request before this one
+        [*labelled(1, "z"), *labelled(1, "z")],  # the same twice
+    ]
+    futures = [writer.submit(Given(len(one), one, range(len(one))), "http") for one in several]
+    go_on.set()
+    assert [[one.status for one in future.result(20)] for future in futures] == [
+        ["stored", "stored", "stored"],
+        ["duplicate", "stored"],
+        ["stored", "duplicate", "duplicate"],
+        ["stored", "duplicate"],
+    ]
+    writer.close()
+    assert ids(store) == sorted(["old0", "new0", "new1", "new2", "x0", "y0", "z0"])

@@ -14,8 +14,10 @@ import lance
 import pytest
 
 import treering
+from treering.capture import recorder
 from treering.errors import CheckFailedError, ConflictError, NotFoundError, StoreError, UsageError
 from treering.registry import Registry, training_data
+from treering.registry import prune as registry_prune
 from treering.store import prune as pruning
 from treering.store.corpus import BaseCorpus
 from treering.store.heldout import find_heldout, keep_heldout_without
@@ -169,6 +171,33 @@ def test_cached_columns_of_pruned_snapshots_are_dropped(store: treering.Store, s
 # --- rules ------------------------------------------------------------------------------------------------------
 
 
+def test_snapshots_that_a_neighbour_prunes_while_they_are_looked_at_are_looked_at_no_more(
+    store: treering.Store, support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(support)
+    first = next(iter(ids(store.load("support@v1"))))
+    support.erase(ids=[first])  # v1 lies on a branch of its own now, which goes with it
+    neighbour = treering.open(store.uri).corpus("support")
+    look = registry_prune.bytes_of
+    refs = []
+
+    def late(corpus: BaseCorpus, chosen: Any) -> dict[str, int]:
+        if not refs:
+            refs.append("")
+            neighbour.prune(keep=2, dry_run=False)
+        refs[0] += ",".join(record.name for record in chosen) + ";"
+        return look(corpus, chosen)
+
+    monkeypatch.setattr(registry_prune, "bytes_of", late)
+    support = treering.open(store.uri).corpus("support")
+    report = support.prune(keep=1, dry_run=False)
+    assert refs == ["v1;v1,v2;v2;"]  # the neighbour's look, then ours, twice
+    assert [one.ref for one in report.snapshots] == ["support@v2"]
+    monkeypatch.setattr(registry_prune, "bytes_of", lambda *_: (_ for _ in ()).throw(StoreError("a disk that is ill")))
+    with pytest.raises(StoreError, match="a disk that is ill"):
+        support.prune(keep=0)
+
+
 def test_one_rule_at_a_time(support: treering.Corpus) -> None:
     for wrong in ({}, {"keep": 1, "older_than": 3}, {"keep": -1}, {"keep": True}, {"older_than": -1}, {"keep": 1.5}):
         with pytest.raises(UsageError):
@@ -261,6 +290,19 @@ def test_a_late_retry_of_a_pruned_record_is_still_a_duplicate_and_no_new_record_
     assert again.quarantine() == []
     with pytest.raises(NotFoundError, match="a-1"):
         again.annotate("a-1", label="x")
+
+
+def test_what_was_acknowledged_before_a_prune_is_compared_with_what_it_takes_away(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "FLUSH_AFTER_S", 1e9)
+    filled(support, 1)
+    with support.capture() as live:
+        live.extend([{"id": "a-1", "text": "something else", "label": "l"}])
+        support.prune(keep=0, dry_run=False)
+        live.flush()
+        assert live.counts.conflicts == 1
+    assert [one.record["id"] for one in support.quarantine()] == ["a-1"]
 
 
 def test_no_false_positive_of_the_id_filter_drops_a_record(
@@ -467,6 +509,8 @@ def prune_behind_the_listing(
         return found
 
     monkeypatch.setattr(commit, "listed", stale)
+    # Whoever prunes meanwhile is another process: it can't wait for the spool of this one.
+    monkeypatch.setattr(registry_prune, "flush_spools", lambda corpus: 0)
     return armed
 
 

@@ -113,17 +113,20 @@ def test_a_scan_of_live_goes_on_when_its_version_is_tidied_away(
     assert sorted(seen) == sorted(f"r{i}" for i in range(5_000))
 
 
-def test_what_a_kill_left_beside_the_tags_goes_with_a_cleanup_a_minute_later(support: treering.Corpus) -> None:
+def test_what_a_kill_kept_from_its_name_goes_with_a_cleanup_a_minute_later(support: treering.Corpus) -> None:
     with support.capture() as live:
         live.extend([{"text": "one", "label": "a"}])
     support.snapshot()
-    tags = Path(support.uri) / "_refs" / "tags"
-    old, young = (tags / f"treering-durable.json.tmp.{digit * 32}#1" for digit in "12")
-    for file in (old, young):
+    root = Path(support.uri)
+    names = [f"_refs/tags/treering-durable.json.tmp.{'1' * 32}", "_versions/18446744073709551571.manifest"]
+    old, young = ([root / f"{name}#{number}" for name in names] for number in (1, 2))
+    old.append(root / f"{names[0]}")  # it had one name of two
+    for file in (*old, *young):
         file.write_bytes(b"{")
     an_hour_ago = time.time() - 3600
-    os.utime(old, (an_hour_ago, an_hour_ago))
+    for file in old:
+        os.utime(file, (an_hour_ago, an_hour_ago))
     support.clean_up()
-    assert not old.exists()
-    assert young.exists()
+    assert [file for file in old if file.exists()] == []
+    assert [file for file in young if file.exists()] == young
     assert [snapshot.name for snapshot in support.snapshots()] == ["v1"]

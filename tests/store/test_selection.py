@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import treering
-from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
+from treering.errors import ConflictError, NotFoundError, StoreError, TreeringError, UsageError
 from treering.store.measure import arrow_bytes, hash_texts, opening_words, token_counts
 from treering.store.source import Source
 from treering.store.strategies import BottomK, distances, importance_shares, in_turn, within
@@ -54,6 +54,11 @@ def train(source: Source) -> pa.Table:
     return pa.Table.from_batches(
         [batch for segment in source.segments for batch in segment.scan(None, "train")], source.schema
     )
+
+
+def cells(source: Source) -> Counter[tuple[str, str]]:
+    """How many training rows each label of each domain has."""
+    return Counter((row["domain"], row["label"]) for row in train(source).to_pylist())
 
 
 def ids(source: Source) -> list[str]:
@@ -392,6 +397,59 @@ def test_groups_come_in_turn_by_weight_after_their_floor(groups: list[int], weig
         for a in left:
             for b in left:  # nobody who still has rows lags behind another by more than a turn
                 assert (floor + taken[a] + 0.5) / w[a] >= (floor + taken[b] - 0.5) / w[b] or taken[b] == 0
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 5)), max_size=60),
+)
+def test_parts_of_a_group_come_in_turn_and_chance_decides_within_them(rows: list[tuple[int, int, int]]) -> None:
+    groups, parts, hashes = (np.array([row[n] for row in rows], np.int64) for n in range(3))
+    order = in_turn(groups, hashes.astype(np.uint64), np.arange(len(rows)), np.ones(4), parts=parts).tolist()
+    assert sorted(order) == list(range(len(rows)))
+    for group in range(4):
+        mine = [n for n in order if groups[n] == group]
+        sizes = np.bincount(parts[mine], minlength=4) if mine else np.zeros(4)
+        for most in range(len(mine)):
+            taken = np.bincount(parts[mine[: most + 1]], minlength=4)
+            assert all(taken[a] >= min(sizes[a], taken.max() - 1) for a in range(4))  # as even as there are any
+        for part in range(4):
+            luck = [hashes[n] for n in mine if parts[n] == part]
+            assert luck == sorted(luck)
+
+
+def test_chance_alone_decides_between_groups_whatever_their_parts() -> None:
+    groups, parts = np.repeat([0, 1], 20), np.concatenate([np.arange(20), np.zeros(20, np.int64)])
+    odd = 0  # how often the group of many parts gets one of 21 rows more than the other
+    for seed in range(60):
+        hashes = np.random.default_rng(seed).permutation(40).astype(np.uint64)
+        odd += int((groups[in_turn(groups, hashes, np.arange(40), np.ones(2), parts=parts)[:21]] == 0).sum() == 11)
+    assert 10 < odd < 50
+
+
+def test_a_choice_by_importance_is_spread_over_the_labels_of_each_domain(source: Source) -> None:
+    lost = {"billing": 0.3, "returns": 0.1}
+    plain = source.select(rows=40, strategy="importance", forgetting=lost)
+    even = source.select(rows=40, strategy="importance", forgetting=lost, spread="label")
+    assert plain.selection is not None
+    assert even.selection is not None
+    assert plain.selection.name != even.selection.name
+    assert (plain.selection.spread, even.selection.spread) == ("", "label")
+    assert [(d.domain, d.rows) for d in even.selection.report.domains] == [
+        (d.domain, d.rows) for d in plain.selection.report.domains
+    ]
+    there = cells(source)
+
+    def is_even(chosen: Source) -> bool:
+        taken = cells(chosen)
+        most = {domain: max(n for (d, _), n in taken.items() if d == domain) for domain, _ in taken}
+        return all(taken[cell] >= min(n, most[cell[0]] - 1) for cell, n in there.items() if cell[0] in most)
+
+    assert is_even(even)
+    assert not is_even(plain)
+    with pytest.raises(UsageError, match="no groups whose rows could be spread"):
+        source.select(rows=40, spread="label")
+    with pytest.raises(TreeringError, match="nothing"):
+        source.select(rows=40, strategy="balanced", spread="nothing")
 
 
 def test_bytes_tokens_and_openings_are_those_of_the_records() -> None:

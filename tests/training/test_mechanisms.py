@@ -260,7 +260,8 @@ def test_the_general_stream_takes_its_share_of_replay_and_of_the_budget() -> Non
     domain, new, general = dual.draw([big, NEW, GENERAL], config)
     assert (domain.weight, new.weight, general.weight) == pytest.approx((0.14, 0.8, 0.06))
     assert (domain.rows, general.rows) == (350, 150)
-    assert (domain.by, general.by) == ("importance", "reservoir")
+    assert (domain.by, domain.spread) == ("importance", "label")
+    assert general.by == "reservoir"
     alone = dual.draw([big, NEW], config)
     assert [(draw.weight, draw.rows) for draw in alone] == [(0.2, 500), (0.8, None)]
     assert dual.draw([big, NEW], config.changed(replay_by="reservoir"))[0].by == "reservoir"

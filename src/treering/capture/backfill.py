@@ -20,16 +20,8 @@ from typing import IO, Any, Literal
 from pydantic_core import to_json
 
 from treering.capture.annotations import unknown_ids
-from treering.capture.importer import (
-    AUTO,
-    FileImport,
-    FileSummary,
-    ImportSummary,
-    annotate_found,
-    bad_json,
-    is_value,
-    members_of,
-)
+from treering.capture.chunks import AUTO, Order, Turning, asked_for, bad_json, is_value, members_of
+from treering.capture.importer import FileSummary, ImportSummary, annotate_found
 from treering.capture.recorder import Recorder, flush_spools
 from treering.capture.sources import Source, expand, name_of, opened, origin_of, pieces, read_lines, shape_of
 from treering.errors import ConflictError, NotFoundError, Problem, UsageError
@@ -140,34 +132,35 @@ def _holds_records(corpus: BaseCorpus, source: Source, format_: str) -> bool:
     """Whether a source holds a record a line, and can be read as it is. Raises UsageError when its format isn't known."""
     if not isinstance(source, str):
         return format_ in (AUTO, RecordsImporter.name)
-    members = members_of(format_)
+    asked = asked_for(format_)
+    members = members_of(asked)
     _, stream = opened(source)
     with stream:
-        shape, stream = shape_of(source, stream, members, is_value(format_, corpus.record_type))
+        shape, stream = shape_of(source, stream, members, is_value(asked, corpus.record_type))
         if shape != "lines":
             return False
-        with stream, _Turned(corpus, format_) as looked_at:
-            summary = FileSummary(source)
-            going = FileImport(looked_at, source, summary, resume=False)
+        with stream:
+            order = Order(source, corpus.record_type, origin_of(source), asked, asked)
+            turning = Turning(order, lambda outcomes: None)  # only looked at
             for piece in pieces(source, stream, shape, members):
-                going.push(piece)
-                if summary.format is not None:
-                    return summary.format == RecordsImporter.name
-            going.end()
-    return summary.format in (None, RecordsImporter.name)
+                turning.push(piece)
+                if turning.format is not None:
+                    return turning.format == RecordsImporter.name
+            turning.end()
+    return turning.format in (None, RecordsImporter.name)
 
 
 class _Turned:
     """What files of any format hold, turned into records: a JSON line each in a temporary file, with its number before it."""
 
     def __init__(self, corpus: BaseCorpus, format_: str) -> None:
-        self.corpus = corpus
-        self.format = format_
+        self._corpus = corpus
+        self._asked = asked_for(format_)
         self.files: list[FileSummary] = []
         self._lines = tempfile.TemporaryFile(dir=corpus.store.cache_dir)  # noqa: SIM115  (closed on leaving)
         self._said = tempfile.TemporaryFile(dir=corpus.store.cache_dir)  # noqa: SIM115
         self._unfit: list[tuple[FileSummary, Unfit]] = []
-        self._done = 0
+        self._done = 0  # values
 
     def __enter__(self) -> _Turned:
         return self
@@ -180,23 +173,26 @@ class _Turned:
         """Take in all of a file."""
         summary = FileSummary(name_of(source))
         self.files.append(summary)
-        members = members_of(self.format)
-        going = FileImport(self, source, summary, resume=False)
+        members = members_of(self._asked)
+        target = self._corpus.record_type
+        order = Order(source, target, origin_of(source), self._asked, self._asked)
+        turning = Turning(order, partial(self._take, summary))
         _, stream = opened(source)
         with stream:
-            shape, stream = shape_of(source, stream, members, is_value(self.format, self.corpus.record_type))
+            shape, stream = shape_of(source, stream, members, is_value(self._asked, target))
             with stream:
                 for piece in pieces(source, stream, shape, members):
-                    going.push(piece)
+                    turning.push(piece)
+                    self._done += 1
+                    summary.read = turning.values
                     if progress is not None and self._done % _LINES == 0:
                         progress(self._done)
-                going.end()
+                turning.end()
+        summary.format = turning.format
         self._put_aside()
 
-    def hand_over(self, summary: FileSummary, outcomes: Iterable[Outcome], size: int) -> None:
+    def _take(self, summary: FileSummary, outcomes: Iterable[Outcome]) -> None:
         """Write what a value made."""
-        if not self.files:
-            return  # only looked at
         for outcome in outcomes:
             if isinstance(outcome, Found):
                 summary.found += 1
@@ -211,15 +207,11 @@ class _Turned:
         if len(self._unfit) >= _LINES:
             self._put_aside()
 
-    def read_on(self, values: int) -> None:
-        """Count values that were read."""
-        self._done += values
-
     def _put_aside(self) -> None:
         unfit, self._unfit = self._unfit, []
         if not unfit:
             return
-        with Recorder(self.corpus) as recorder:
+        with Recorder(self._corpus) as recorder:
             for at in recorder.refuse_all([(one.kept, one.problems, f"{of.source}:{one.line}") for of, one in unfit]):
                 summary, one = unfit[at]
                 summary.refused += 1

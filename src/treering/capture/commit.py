@@ -139,11 +139,11 @@ def _batches(corpus: BaseCorpus, entries: Sequence[Entry]) -> Iterator[pa.Record
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
+def drain(corpus: BaseCorpus, spool: Spool, done: Committed, *, up_to: int | None = None) -> None:
     """Move what the spool holds now to the table or to quarantine, and add up in `done` what became of it.
 
-    What comes in meanwhile waits for the next call. What can't be moved stays in the spool. Raises StoreError,
-    ConflictError.
+    Of records only those of entries up to number `up_to`, if given. What comes in meanwhile waits for the next call. What can't be
+    moved stays in the spool. Raises StoreError, ConflictError.
     """
     last = spool.last("refused")
     while entries := spool.read("refused", last, 10_000, _MAX_BYTES):
@@ -156,7 +156,7 @@ def drain(corpus: BaseCorpus, spool: Spool, done: Committed) -> None:
         if denylist(corpus).known != denied.known:
             continue  # put aside twice is once
         spool.trim("refused", entries[-1].seq)
-    last = spool.last("batches")
+    last = spool.last("batches") if up_to is None else up_to
     while entries := spool.read("batches", last, _MAX_ROWS, _MAX_BYTES):
         for number, group in groupby(_batches(corpus, entries), _captured):
             version = corpus.known_versions(number)[number - 1]

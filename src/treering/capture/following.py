@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary, is_value, members_of
+from treering.capture.chunks import is_value, members_of
+from treering.capture.importer import AUTO, FileImport, FileSummary, ImportJob, ImportSummary
 from treering.capture.sources import (
     Piece,
     Source,
@@ -261,7 +262,7 @@ class _Tail:
             line = line.removeprefix(codecs.BOM_UTF8)
         assert self._going is not None
         is_same = self._going.push(Piece(self._line, line))
-        if self._job.is_full:
+        if self._going.is_full:
             self._job.take()
         return is_same
 
@@ -333,7 +334,7 @@ def _follow_stream(job: ImportJob, stream: IO[bytes], stop: threading.Event) -> 
             if not is_long:
                 number += 1
                 going.push(Piece(number, line + b"\n"))
-                if job.is_full:
+                if going.is_full:
                     job.take()
             is_long = False
         if len(rest) > MOST_BYTES:
@@ -353,8 +354,10 @@ def _can_grow(job: ImportJob, path: str) -> bool:
         return False
     _, stream = opened(path)
     with stream:
-        known = is_value(job.format, job.corpus.record_type)
-        return shape_of(path, stream, members_of(job.format), known)[0] == "lines"
+        known = is_value(job.asked, job.corpus.record_type)
+        # A line that is whole may be followed by others, whether or not they are there.
+        shape, _ = shape_of(path, stream, members_of(job.asked), lambda value, goes_on: known(value, True))
+        return shape == "lines"
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:

@@ -1,75 +1,49 @@
 """Records from files and streams of any format: read, turned into records, and captured as they come.
 
-One pass, in bounded memory, whatever the file's size: values come from `sources`, formats make records of them, a recorder
-stores those. What doesn't fit goes to quarantine with its file and line and never blocks the rest. Does not know any format.
+One pass, in bounded memory, whatever the file's size: `chunks` reads files and makes checked records of them, here or, of large
+files, in workers; a recorder here stores those. What doesn't fit goes to quarantine with its file and line and never blocks the
+rest. Does not know any format.
 """
 
 from __future__ import annotations
 
-import codecs
-import gc
 import os
-import re
+import stat
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import IO, Any, Protocol
-
-import xxhash
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from treering.capture.annotations import annotate_rows, unknown_ids
+from treering.capture.chunks import AUTO, LATE_S, ROWS, Chunk, Chunker, Order, Reached, Share
 from treering.capture.positions import find_position, forget_position, keep_position, position_key
-from treering.capture.recorder import Recorder
-from treering.capture.sources import (
-    UNREAD,
-    Piece,
-    Source,
-    expand,
-    inode_of,
-    name_of,
-    opened,
-    origin_of,
-    parquet_file,
-    pieces,
-    shape_of,
-    without_nulls,
-)
+from treering.capture.recorder import PACED_AFTER_S, Recorder
+from treering.capture.sources import Piece, Source, compression_of, expand, inode_of, name_of, origin_of
+from treering.engine import Engine, LocalEngine, can_start_workers
 from treering.errors import InvalidRecordError, Problem, StoreError, TreeringError, UsageError
-from treering.formats import Found, Importer, Outcome, Passed, Unfit
-from treering.formats.known import find_importer, importer_names, recognise
-from treering.formats.records import ParquetImporter, RecordsImporter
-from treering.schema import RecordType, parse_json
+from treering.formats.known import find_importer
 from treering.schema.fields import dump_json
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import ImportPosition
 
-__all__ = [
-    "AUTO",
-    "FileImport",
-    "FileSummary",
-    "ImportJob",
-    "ImportSummary",
-    "Taker",
-    "annotate_found",
-    "bad_json",
-    "import_file",
-    "is_value",
-    "members_of",
-]
+__all__ = ["AUTO", "FileImport", "FileSummary", "ImportJob", "ImportSummary", "annotate_found", "import_file"]
 
-#: The format that is found out by looking.
-AUTO = "auto"
-
-_VALUES = 8_192  # rows, or refused values, that are spooled at a time
-_BYTES = 16 << 20  # bytes of lines that wait for it when a file is followed
-_KEPT = 1_000_000  # bytes that quarantine keeps of a line that doesn't parse
-_HANDED = 64  # records that pass from the format to the recorder at a time
-_OBJECTS = 200_000  # new ones after which Python may look for garbage: more than a thousand records have
+#: Bytes of files from which workers read them, and for each of which one is worth it. A worker takes 0.3 s of a core to start; in
+#: that time 6 MB of lines are imported without one. From here on it is worth it even where lines are simple, and the import is done
+#: the sooner the larger they are.
+_WORKERS_FROM = 16 << 20
+#: Workers that share one file: what is left to do here takes a third of what they do.
+_MOST_SHARES = 4
+#: What a compressed file holds, taken to be so many times as much: what agents say repeats itself.
+_PACKED = 16
+#: Chunks that a worker may be ahead, each of up to ROWS records or 16 MiB of text: what it needs of memory.
+_AHEAD = 2
+#: Bytes of records from several small files that are written together.
+_TOGETHER_BYTES = 4 << 20
+_CHUNKS = "treering.capture.chunks:chunks_of_file"
 _SHOWN = 20  # problems that a summary holds
-_LOOKED_AT = 1_000  # values that `auto` looks at before it gives up …
-_LOOKED_AT_BYTES = 128 << 20  # … or so many bytes of them: two lines that are too long are no reason
 _SETTLE_S = 5.0  # an import that is killed has so much to look at again
 _ABOUT = frozenset({"id", "by", "note"})  # what an annotation has beside what it says
 _ANNOTATIONS = 4_096  # waiting for their records to be in the table, before they are stored
@@ -132,74 +106,22 @@ def import_file(
     format: str = AUTO,  # noqa: A002  (as the option is called)
     progress: Callable[[int], None] | None = None,
     redact: bool | Sequence[str] | None = None,
+    engine: Engine | None = None,
 ) -> ImportSummary:
     """Capture what a file holds (a path, any fsspec URL, a glob, a binary stream, or several of them). See `Corpus.capture_file`.
 
-    `progress` is called with the number of values done so far. Raises NotFoundError when there is no such file, StoreError when
-    it can't be read or stored; what came before the damage is captured then. What is wrong with one file of a list, of whatever
-    length, or of a glob is in its summary.
+    `progress` is called with the number of values done so far. `engine` is who reads and checks what files hold, when they can
+    be read elsewhere; without one large files are read by workers of this machine. Raises NotFoundError when there is no such
+    file, StoreError when it can't be read or stored; what came before the damage is captured then. What is wrong with one file
+    of a list, of whatever length, or of a glob is in its summary.
     """
     given = expand(source)
     alone = len(given) == 1 and not isinstance(source, list | tuple)
-    job = ImportJob(corpus, format=format, progress=progress, redact=redact)
-    with job:
-        for one in given:
-            try:
-                job.read(one)
-            except TreeringError as exc:
-                if alone:
-                    raise
-                job.files[-1].error = exc
+    # Smaller commits take longer, so that the order of an import is the same every time only where somebody says who reads.
+    paced = engine is not None and all(isinstance(one, str) and not _may_wait(one) for one in given)
+    with ImportJob(corpus, format=format, progress=progress, redact=redact, paced=paced) as job:
+        job.read_all(given, engine=engine, alone=alone)
     return job.summary()
-
-
-class _Flow:
-    """The records of one file as the recorder pulls them, in stretches after which positions can be kept."""
-
-    def __init__(self, job: ImportJob, going: FileImport, values: Iterator[Piece]) -> None:
-        self._job = job
-        self._going = going
-        self._values = values
-        self.summary = going.summary
-        self.places = _Lines(going.summary.source)
-        self.goes_on = True
-        self.is_same = True  # whether the file is the one that an earlier import has begun with
-        self.error: Exception | None = None  # what ended it: raised where the recorder can't lose anything by it
-
-    def records(self) -> Iterator[dict[str, Any]]:
-        """The next stretch: so long, or as many."""
-        lines = self.places.lines
-        lines.clear()
-        job, going = self._job, self._going
-        until = time.monotonic() + _SETTLE_S
-        try:
-            for count, piece in enumerate(self._values, start=1):
-                if not going.push(piece):
-                    self.goes_on, self.is_same = False, False
-                    return
-                if job.waiting >= _HANDED:
-                    yield from job.hand_on(lines)
-                if count % 1024 == 0 and (job.is_due or time.monotonic() >= until):
-                    break
-            else:
-                self.goes_on = False
-                self.is_same = going.end()
-        except Exception as exc:
-            self.goes_on, self.error = False, exc
-        yield from job.hand_on(lines)
-
-
-class Taker(Protocol):
-    """Who takes what the imports of files make."""
-
-    corpus: BaseCorpus
-    format: str
-
-    def hand_over(self, summary: FileSummary, outcomes: Iterable[Outcome], size: int) -> None:
-        """Take what a value made; `size` is about how many bytes that is."""
-
-    def read_on(self, values: int) -> None:
-        """Count values that were read."""
 
 
 class ImportJob:
@@ -212,23 +134,33 @@ class ImportJob:
         format: str = AUTO,  # noqa: A002
         progress: Callable[[int], None] | None = None,
         redact: bool | Sequence[str] | None = None,
+        paced: bool = False,
     ) -> None:
-        """Raises UsageError for a format that isn't there, or can't fill the corpus' record type."""
+        """With `paced`, for files that are there as a whole, records are committed in portions that no clock decides.
+
+        Raises UsageError for a format that isn't there, or can't fill the corpus' record type.
+        """
         self.corpus = corpus
-        self.format = format
-        if format != AUTO:
-            find_importer(format)(corpus.record_type, None)
+        #: The importer that was asked for; None is whoever recognises a file.
+        self.asked = None if format == AUTO else find_importer(format)
+        if self.asked is not None:
+            self.asked(corpus.record_type, None)
         self.files: list[FileSummary] = []
         self.words = 0
-        self.recorder = Recorder(corpus, redact=redact)
+        self.recorder = Recorder(corpus, redact=redact, paced=paced)
+        self.is_paced = paced
+        self._over: list[str] = []  # keys of files that were read to their end, whose positions are to be forgotten
         self._progress = progress or (lambda done: None)
-        self._records: list[dict[str, Any]] = []
-        self._places: list[tuple[FileSummary, int]] = []
-        self._unfit: list[tuple[FileSummary, Unfit]] = []
-        self._said: list[dict[str, Any]] = []  # annotations, each with the id of its record
-        self._size = 0
+        self._said: list[tuple[FileSummary, dict[str, Any]]] = []  # annotations, each with the id of its record
         self._done = 0
-        self._going: dict[str, FileImport] = {}  # imports whose position is to be kept, by its key
+        self._gathers = (
+            False  # whether the ends of small files are stored together: a file of its own costs each a sync
+        )
+        self._gathered: list[tuple[FileImport, Chunk]] = []
+        self._gathered_at = 0.0
+        self._room = 0  # for bytes of records among them
+        self._fed: list[FileImport] = []  # those that hold values which weren't taken
+        self._going: dict[str, FileImport] = {}  # those whose position is to be kept, by its key
         self._settled = time.monotonic()
 
     def __enter__(self) -> ImportJob:
@@ -238,6 +170,9 @@ class ImportJob:
         try:
             if not isinstance(exc, Exception) or isinstance(exc, TreeringError):
                 self.settle()
+            else:
+                with suppress(TreeringError):  # what was wrong before is raised
+                    self._store_gathered()
         finally:
             self.recorder.close()
 
@@ -259,177 +194,151 @@ class ImportJob:
 
     # --- whole files ---------------------------------------------------------------------------------------------
 
-    def read(self, source: Source) -> FileSummary:
-        """Take everything that a file or stream holds. Raises as `import_file` does; what came before is taken."""
-        summary = FileSummary(name_of(source))
-        self.files.append(summary)
-        going = FileImport(self, source, summary)
+    def read_all(self, sources: Sequence[Source], *, engine: Engine | None, alone: bool) -> None:
+        """Take files in their order. What is wrong with one is raised when it is `alone`, else said in its summary.
+
+        Where they are read elsewhere, the next ones begin while one is taken.
+        """
+        self._gathers = not self.is_paced and all(isinstance(one, str) and not _may_wait(one) for one in sources)
+        size = _size_of(sources) if engine is None and can_start_workers() else 0
+        local = LocalEngine() if size >= _WORKERS_FROM else None
+        elsewhere = engine or (local if local is not None and local.slots > 1 else None)
+        # With an engine that somebody names, what is stored together follows from the files alone, and not from the machine.
+        shares = (
+            min(_MOST_SHARES, local.slots, size // max(1, _WORKERS_FROM))
+            if local is not None and len(sources) == 1
+            else 1
+        )
+        waiting, begun = deque(sources), deque[_Reading]()
         try:
-            if not self._read(source, going):
-                summary.started_over = True
-                self._going.clear()
-                going = FileImport(self, source, summary, resume=False)
-                going.keeps_position = True  # that of before, until it is forgotten
-                self._read(source, going)
+            while waiting or begun:
+                while waiting and len(begun) < (elsewhere.slots if elsewhere is not None else 1):
+                    must = engine is not None and engine.name != "local"
+                    begun.append(_Reading(self, waiting.popleft(), elsewhere, must=must, shares=shares))
+                one = begun.popleft()
+                try:
+                    with one:
+                        one.run()
+                except TreeringError as exc:
+                    if alone:
+                        raise
+                    one.summary.error = exc
         finally:
-            self.take()
-        if going.is_renamed:  # without its position it would be another file the next time, under its new name
-            self.settle()
-        self._going.pop(going.key or "", None)
-        if going.keeps_position and not going.is_renamed and going.key is not None:
-            self.settle()
-            forget_position(self.corpus, going.key)
-        return summary
+            for one in begun:
+                one.close()
+            if local is not None:
+                local.close()
+
+    def read(self, source: Source) -> FileSummary:
+        """Take everything that a file or stream holds, here. Raises as `import_file` does; what came before is taken."""
+        with _Reading(self, source, None) as one:
+            one.run()
+        return one.summary
 
     def keep_up(self, going: FileImport) -> None:
-        """Keep noting how far a file has come that isn't read to its end."""
-        assert going.key is not None
-        self._going[going.key] = going
+        """Keep noting how far a file has come, instead of who imported it before."""
+        if going.key is not None:
+            self._going[going.key] = going
 
     def let_go(self, going: FileImport) -> None:
         """Note where a file stands that nothing more will be read of."""
         self.settle()
-        self._going.pop(going.key or "", None)
+        self.drop(going)
 
-    def _read(self, source: Source, going: FileImport) -> bool:
-        """False when the file isn't the one that an earlier import has begun with."""
-        members = members_of(self.format)
-        _, stream = opened(source)
-        with stream:
-            shape, stream = shape_of(source, stream, members, is_value(self.format, self.corpus.record_type))
-            with stream:
-                if shape == "parquet" and going.takes_columns(self, stream):
-                    return True
-                if self.format == ParquetImporter.name:
-                    raise StoreError(f"{name_of(source)} isn't a Parquet file", code="read-failed")
-                if going.key is not None:
-                    self.keep_up(going)
-                return self._take_in(going, pieces(source, stream, shape, members))
+    def end(self, key: str) -> None:
+        """Forget the position of a file that was read to its end, once all of it is in the store."""
+        self._over.append(key)
+        if not self.is_paced:
+            self.settle()
 
-    def _take_in(self, going: FileImport, values: Iterator[Piece]) -> bool:
-        """Take all values of a file; False when it isn't the one that an earlier import has begun with."""
-        flow = _Flow(self, going, values)
-        with _few_collections():
-            while flow.goes_on:
-                # The recorder pulls: records turn into columns a thousand at a time, and never many lie about as objects.
-                try:
-                    receipts = self.recorder.extend(flow.records(), sources=flow.places)
-                except (
-                    BaseException
-                ):  # Ctrl-C too: what it had pulled may be nowhere, so nothing is noted of this stretch
-                    self._going.pop(going.key or "", None)
-                    raise
-                for position, wrong in receipts.refused:
-                    self._refused(flow.summary, flow.places.lines[position], wrong)
-                self.take()
-        if flow.error is not None:
-            raise flow.error
-        return flow.is_same
-
-    @property
-    def waiting(self) -> int:
-        """Records that were handed over."""
-        return len(self._records)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether what was handed over should be taken."""
-        return len(self._records) >= _VALUES or self._size >= _BYTES or self.is_due
-
-    @property
-    def is_due(self) -> bool:
-        """Whether much else waits: what doesn't fit, or annotations."""
-        return len(self._unfit) >= _VALUES or len(self._said) >= _ANNOTATIONS
-
-    def hand_on(self, lines: list[int]) -> list[dict[str, Any]]:
-        """The records that were handed over; the lines they come from are added to `lines`."""
-        records = self._records
-        lines += [line for _, line in self._places]
-        self._records, self._places, self._size = [], [], 0
-        return records
+    def drop(self, going: FileImport) -> None:
+        """Note nothing more of a file."""
+        if going.key is not None and self._going.get(going.key) is going:
+            del self._going[going.key]
 
     # --- what the files' imports hand over -----------------------------------------------------------------------
 
-    def hand_over(self, summary: FileSummary, outcomes: Iterable[Outcome], size: int) -> None:
-        """Take what a value made; `size` is about how many bytes that is."""
-        for outcome in outcomes:
-            if type(outcome) is Found:
-                record = outcome.record
-                if outcome.annotations:
-                    self._note(record, outcome.annotations)
-                self._records.append(record)
-                self._places.append((summary, outcome.line))
-                summary.found += 1
-            elif type(outcome) is Passed:
-                summary.passed[outcome.why] += 1
-            else:
-                assert isinstance(outcome, Unfit)
-                self._unfit.append((summary, outcome))
-        self._size += size
-
-    def _note(self, record: dict[str, Any], annotations: Sequence[dict[str, Any]]) -> None:
-        if record.get("id") is None:
-            record["id"] = os.urandom(16).hex()
-        self._said += [{"id": record["id"], **one} for one in annotations]
-
-    def take_table(self, summary: FileSummary, table: Any, first: int) -> None:
-        """Take rows as they are; the first one's number is `first`."""
-        receipts = self.recorder.extend(table, sources=_Rows(summary.source, first, len(table)))
-        summary.found += len(table)
-        for position, wrong in receipts.refused:
-            self._refused(summary, first + position, wrong)
-        self._went_on(len(table))
+    def feed(self, going: FileImport) -> None:
+        """Know that a file's import holds values now."""
+        if going not in self._fed:
+            self._fed.append(going)
 
     def take(self) -> None:
-        """Put everything that was handed over on disk."""
-        records, places = self._records, self._places
-        self._records, self._places, self._size = [], [], 0
+        """Put everything that was fed on disk."""
+        fed, self._fed = self._fed, []
         try:
-            self._put_on_disk(records, places)
+            self._store([(one, one.cut()) for one in fed])
         except BaseException:
-            self._going.clear()  # as above
+            for one in fed:  # what it held may be nowhere
+                self.drop(one)
             raise
+        self.look_up()
+
+    def take_chunk(self, going: FileImport, chunk: Chunk) -> None:
+        """Put a chunk on disk, that of a small file with those of the next ones, and what is due in the store."""
+        if not self._gathered:
+            self._gathered_at, self._room = time.monotonic(), _TOGETHER_BYTES
+        self._gathered.append((going, chunk))
+        self._room -= 0 if chunk.batch is None else chunk.batch.nbytes
+        is_late = time.monotonic() - self._gathered_at >= LATE_S
+        if is_late or self._room <= 0 or not (self._gathers and chunk.is_last):
+            self._store_gathered()
+        self.look_up()
+
+    def _store_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        try:
+            self._store(gathered)
+        except TreeringError as exc:
+            for going, _ in gathered:  # of several files, not only of the one that is read now
+                going.summary.error = exc
+            raise
+
+    def look_up(self) -> None:
+        """Say how far it is; settle when that is due."""
         waits = bool(self._said) or any(one.has_news for one in self._going.values())
-        if len(self._said) >= _ANNOTATIONS or (waits and time.monotonic() - self._settled >= _SETTLE_S):
+        since = time.monotonic() - self._settled
+        is_due = (
+            waits and since >= _SETTLE_S and (not self.is_paced or self.recorder.is_at_cut or since >= PACED_AFTER_S)
+        )
+        if len(self._said) >= _ANNOTATIONS or is_due:
             self.settle()
         else:
             self._progress(self._done)
 
-    def _put_on_disk(self, records: list[dict[str, Any]], places: list[tuple[FileSummary, int]]) -> None:
-        if self._unfit:
-            unfit, self._unfit = self._unfit, []
-            refused = [(one.kept, one.problems, f"{of.source}:{one.line}") for of, one in unfit]
-            for at in self.recorder.refuse_all(refused):
-                self._refused(unfit[at][0], unfit[at][1].line, unfit[at][1].problems)
-        if records:
-            receipts = self.recorder.extend(records, sources=_Places(places))
-            for position, wrong in receipts.refused:
-                self._refused(*places[position], wrong)
-
-    def _refused(self, summary: FileSummary, line: int, problems: tuple[Problem, ...]) -> None:
-        summary.refused += 1
-        if len(summary.problems) < _SHOWN:
-            summary.problems.append((line, self.recorder.presentable(problems)))
-
-    def read_on(self, values: int) -> None:
-        """Count values that were read."""
-        self._done += values
-
-    def _went_on(self, values: int) -> None:
-        self.read_on(values)
-        self._progress(self._done)
+    def _store(self, taken: Sequence[tuple[FileImport, Chunk]]) -> None:
+        batches = [chunk.batch for _, chunk in taken if chunk.batch is not None]
+        refused = [(going.summary, *one) for going, chunk in taken for one in chunk.refused]
+        kept = self.recorder.take(
+            batches, [(raw, problems, f"{of.source}:{line}") for of, line, raw, problems in refused]
+        )
+        for at in kept:
+            of, line, _, problems = refused[at]
+            of.refused += 1
+            if len(of.problems) < _SHOWN:
+                of.problems.append((line, self.recorder.presentable(problems)))
+        for going, chunk in taken:
+            self._said += [(going.summary, one) for one in chunk.said]
+            self._done += chunk.read
+            going.took(chunk)  # last: only what is on disk counts as read
 
     def settle(self) -> None:
         """Commit all that was taken, store the annotations, then note how far each file has come."""
-        if self._records or self._unfit:
+        self._store_gathered()
+        if self._fed:
             self._settled = time.monotonic()
             self.take()
         self.recorder.flush()
         said, self._said = self._said, []
         if said:
-            words, refused = annotate_found(self.recorder, said)
+            words, refused = annotate_found(self.recorder, [one for _, one in said])
             self.words += words
-            self.files[-1].refused += refused
+            said[-1][0].refused += refused
+        over, self._over = self._over, []
+        for key in over:
+            forget_position(self.corpus, key)
         for one in self._going.values():
             one.keep_position()
         self._settled = time.monotonic()
@@ -472,11 +381,14 @@ def annotate_found(recorder: Recorder, said: Sequence[dict[str, Any]]) -> tuple[
 
 
 class FileImport:
-    """The import of one file, value by value: which format it has, what it makes, how far it has come."""
+    """The import of one file into the store: how far it has come, what became of it.
+
+    What is `push`ed is made records here; what was read elsewhere comes as chunks.
+    """
 
     def __init__(
         self,
-        job: Taker,
+        job: ImportJob,
         source: Source,
         summary: FileSummary,
         *,
@@ -486,338 +398,289 @@ class FileImport:
     ) -> None:
         """Continues an import that was cut short, if the file still begins as it did; `resume=False` starts over.
 
-        `size`, `inode`: of a file that is open and isn't read to its end now. Raises UsageError for a format that can't fill the
-        corpus' record type.
+        `size`, `inode`: of a file that is open and isn't read to its end now. Raises StoreError for a position that is damaged.
         """
         self._job = job
-        self._source = source
         self.summary = summary
-        self.origin = origin_of(source)
+        origin = origin_of(source)
         #: What its position is found by; None when none is kept.
         self.key: str | None = None
-        if self.origin is not None:
-            self.key = position_key(self.origin, inode_of(self.origin) if inode is None else inode)
+        if origin is not None:
+            self.key = position_key(origin, inode_of(origin) if inode is None else inode)
         self.is_renamed = (
             False  # an earlier import has begun with it under another name: ids go on being made from that
         )
         self.keeps_position = False  # whether there is one
-        self.is_spent = False  # what the format held back was taken: nothing more may be fed
-        self._digest = xxhash.xxh3_128()
-        self._values = 0
-        self._bytes = 0
+        before = self._found_position(self.key) if resume and self.key is not None else None
+        if before is not None and size is not None and size < before.bytes:
+            before, summary.started_over = None, True
+        importer = job.asked
+        if before is not None:
+            self.is_renamed = before.origin != origin
+            origin = before.origin
+            importer = find_importer(before.format)
+        if importer is not None:
+            summary.format = importer.name
+        self._origin = origin
+        self.order = Order(
+            source,
+            job.corpus.record_type,
+            origin,
+            job.asked,
+            importer,
+            None if before is None else _reached(before),
+            0 if before is None else before.refused,
+            ROWS,
+            None if job.is_paced else LATE_S,
+        )
+        self._chunker: Chunker | None = None
+        self._reached: Reached | None = None
         self._kept = -1  # values that the position which is kept counts
+        self._read = 0
         self._refused_at = summary.refused
         self._refused_before = 0
-        self._before: ImportPosition | None = None
-        if resume and self.key is not None:
-            self._before = self._found_position(self.key)
-            if self._before is not None and size is not None and size < self._before.bytes:
-                self._before, summary.started_over = None, True
-        if self._before is not None:
-            self.is_renamed = self._before.origin != self.origin
-            self.origin = self._before.origin
-        self._importer: Importer | None = None
-        format_ = self._before.format if self._before is not None else job.format
-        if format_ != AUTO:
-            self._use(find_importer(format_))
-        self._held: list[Piece] = []
-        self._held_bytes = 0
 
     def _found_position(self, key: str) -> ImportPosition | None:
         found = find_position(self._job.corpus, key)
         if found is None:
             return None
         self.keeps_position = True
-        return found if self._job.format in (AUTO, found.format) else None
+        return found if self._job.asked is None or self._job.asked.name == found.format else None
 
-    def _use(self, importer: type[Importer]) -> None:
-        self._importer = importer(self._job.corpus.record_type, self.origin)
-        self.summary.format = importer.name
-
-    # --- values --------------------------------------------------------------------------------------------------
+    # --- value by value ------------------------------------------------------------------------------------------
 
     def push(self, piece: Piece) -> bool:
         """Take a value; False when the file isn't the one that an earlier import has begun with. Raises UsageError."""
-        text = piece.text
-        self._digest.update(text)
-        self._values += 1
-        self._bytes += len(text)
-        summary = self.summary
-        summary.read += 1
-        self._job.read_on(1)
-        if self._before is not None:
-            return self._pass_over(piece)
-        if self._importer is None:
-            if text.strip():
-                self._look_at(piece)
-        elif text.strip():
-            self._job.hand_over(summary, self._made(piece), len(text))
-        return True
-
-    def _pass_over(self, piece: Piece) -> bool:
-        """A value that an earlier import has stored; the importer sees it when what follows depends on it."""
-        before, summary = self._before, self.summary
-        assert before is not None
-        if before.remembers and piece.text.strip():
-            for _ in self._made(piece):
-                pass
-        if self._values == before.values or self._bytes > before.bytes:
-            if self._values != before.values or self._digest.hexdigest() != before.digest:
-                return self._is_another()
-            summary.skipped += before.values
-            summary.refused_before += before.refused
-            self._refused_before = before.refused
-            self._before, self._kept = None, before.values
-        return True
-
-    def _is_another(self) -> bool:
-        self.summary.read -= self._values  # they are read again
-        self._before, self.key, self.is_renamed = None, None, False  # nothing more is noted here
-        return False
-
-    def _made(self, piece: Piece) -> Iterable[Outcome]:
-        value = piece.value
-        if value is UNREAD:
-            try:
-                value = parse_json(piece.text)
-            except ValueError as exc:
-                return (bad_json(piece.line, piece.text, exc),)
-        assert self._importer is not None
-        try:
-            made = self._importer.feed(piece.line, value, piece.text)
-            return made if isinstance(made, tuple) else list(made)
-        except TreeringError:
-            raise
-        except Exception as exc:
-            raise self._failed(f"at line {piece.line:,}", exc) from exc
-
-    def _failed(self, where: str, exc: Exception) -> UsageError:
-        return UsageError(
-            f"the format {self.summary.format} failed {where} of {self.summary.source}: {type(exc).__name__}: {exc}",
-            code="broken-format",
-            hint="what came before is stored; this is a mistake in the format's importer",
-        )
+        self._job.feed(self)
+        return self._made().push(piece) or self._is_another()
 
     def end(self) -> bool:
         """The file is at its end: take what was held back; False as `push` says. Raises UsageError."""
-        if self._before is not None:
-            return self._is_another()  # it has become shorter
-        if self._importer is None and self._held:
-            self._use(self._fallback())
-            self._take_held()
-        if self._importer is not None and not self.is_spent:
-            try:
-                outcomes = list(self._importer.finish())
-            except TreeringError:
-                raise
-            except Exception as exc:
-                raise self._failed("at the end", exc) from exc
-            self.is_spent = bool(outcomes)
-            self._job.hand_over(self.summary, outcomes, 0)
-        return True
+        self._job.feed(self)
+        return self._made().end() or self._is_another()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether what the format held back was taken: nothing more may be fed."""
+        return self._chunker is not None and self._chunker.is_spent
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what was pushed should be taken."""
+        return self._chunker is not None and self._chunker.is_full
+
+    def cut(self) -> Chunk:
+        """What the values that were pushed have made."""
+        return self._made().cut()
+
+    def _made(self) -> Chunker:
+        if self._chunker is None:
+            self._chunker = Chunker(self.order)
+        return self._chunker
+
+    # --- how far -------------------------------------------------------------------------------------------------
+
+    def took(self, chunk: Chunk) -> None:
+        """Count a chunk that is on disk."""
+        summary = self.summary
+        summary.format = chunk.format or summary.format
+        summary.read += chunk.read
+        summary.skipped += chunk.skipped
+        summary.refused_before += chunk.refused_before
+        summary.found += chunk.found
+        summary.passed.update(chunk.passed)
+        self._read += chunk.read
+        self._refused_before += chunk.refused_before
+        if chunk.skipped:
+            self._kept = chunk.skipped
+        reached, before = chunk.reached, self._reached
+        if reached is not None and before is not None and before.remembers and not reached.remembers:
+            reached = replace(reached, remembers=True)  # of another share
+        self._reached = reached
+        if chunk.is_another:
+            self._is_another()
+
+    def _is_another(self) -> bool:
+        """Nothing more is noted of it here: all of it is read again."""
+        if self._chunker is not None:
+            self.took(self._chunker.cut())
+        self.summary.read -= self._read
+        self._read = 0
+        self._job.drop(self)
+        self.key, self.is_renamed, self._reached = None, False, None
+        return False
 
     @property
     def has_news(self) -> bool:
         """Whether it has come further than is noted."""
-        return self._kept != self._values
+        return self._reached is not None and self._reached.values != self._kept
 
     def keep_position(self) -> None:
         """Note how far it has come; all of that is stored."""
-        if self.key is None or self._importer is None or self._held or self._before is not None or not self.has_news:
+        reached = self._reached
+        if self.key is None or reached is None or not self.has_news:
             return
-        assert self.origin is not None
+        assert self._origin is not None
         keep_position(
             self._job.corpus,
             self.key,
-            origin=self.origin,
-            format=self._importer.name,
-            values=self._values,
-            bytes=self._bytes,
-            digest=self._digest.hexdigest(),
-            remembers=self._importer.remembers,
+            origin=self._origin,
+            format=reached.format,
+            values=reached.values,
+            bytes=reached.bytes,
+            digest=reached.digest,
+            remembers=reached.remembers,
             refused=self.summary.refused - self._refused_at + self._refused_before,
         )
-        self.keeps_position, self._kept = True, self._values
+        self.keeps_position, self._kept = True, reached.values
 
-    # --- which format --------------------------------------------------------------------------------------------
 
-    def _look_at(self, piece: Piece) -> None:
-        """Hold the value until one is recognised."""
-        self._held.append(piece)
-        self._held_bytes += len(piece.text)
-        importer = self._recognised(piece)
-        if importer is None and (len(self._held) >= _LOOKED_AT or self._held_bytes >= _LOOKED_AT_BYTES):
-            importer = self._fallback()
-        if importer is not None:
-            self._use(importer)
-            self._take_held()
+class _Reading:
+    """A file that is read from its beginning to its end; elsewhere at once, or here when its turn comes."""
 
-    def _recognised(self, piece: Piece) -> type[Importer] | None:
-        value = _parsed(piece)
-        found, _ = recognise(value, self._job.corpus.record_type)
-        if len(found) > 1:
-            raise UsageError(
-                f"{self.summary.source} could be {' or '.join(one.name for one in found)}, by line {piece.line:,}",
-                code="unknown-format",
-                hint=f"say which: --format {found[0].name}",
-            )
-        return found[0] if found else None
+    def __init__(
+        self, job: ImportJob, source: Source, elsewhere: Engine | None, *, must: bool = False, shares: int = 1
+    ) -> None:
+        """`must`: refuse what is there and can't be read elsewhere; workers of this machine are a help, and no place.
 
-    def _fallback(self) -> type[Importer]:
-        """Records, when some value has a field of theirs: they are refused one by one then. Raises UsageError otherwise."""
-        payload = set(self._job.corpus.record_type.payload)
-        values = [_parsed(piece) for piece in self._held]
-        if any(isinstance(value, dict) and not payload.isdisjoint(value) for value in values):
-            return RecordsImporter
-        _, broken = recognise(
-            next((value for value in values if isinstance(value, dict)), {}), self._job.corpus.record_type
-        )
-        first = self._held[0]
-        if _is_utf16(first.text):
-            raise UsageError(
-                f"{self.summary.source} looks like UTF-16, and files here are UTF-8",
-                code="unknown-format",
-                hint="convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW",
-            )
-        shown = first.text[:60].decode("utf-8", "replace").strip()
-        said = "".join(f"; {one.message}" for one in broken)
-        raise UsageError(
-            f"{self.summary.source} is of no format known here: line {first.line:,} is {shown!r}{said}",
-            code="unknown-format",
-            hint=f"if it is one of these, say --format: {', '.join(importer_names())}",
-        )
-
-    def _take_held(self) -> None:
-        for piece in self._held:
-            self._job.hand_over(self.summary, self._made(piece), len(piece.text))
-        self._held = []
-
-    # --- Parquet -------------------------------------------------------------------------------------------------
-
-    def takes_columns(self, job: ImportJob, stream: IO[bytes]) -> bool:
-        """Take a Parquet file batch by batch, when its columns are the record type's; False when its rows are of a format.
-
-        Raises InvalidRecordError that names every column that doesn't fit.
+        `shares`: workers that share a file which can be read several times.
         """
-        record_type = self._job.corpus.record_type
-        file = parquet_file(self.summary.source, stream)
-        columns = file.schema_arrow
-        if self._job.format == AUTO:
-            first = next(iter(file.iter_batches(1)), None)
-            row = without_nulls(first.to_pylist()[0]) if first is not None and len(first) else {}
-            if set(columns.names) - set(record_type.schema.names) and recognise(row, record_type)[0]:
-                stream.seek(0)
-                return False
-        elif self._job.format not in (ParquetImporter.name, RecordsImporter.name):
-            stream.seek(0)
-            return False
-        self._importer = ParquetImporter(record_type, self.origin)
-        self.summary.format = ParquetImporter.name
+        self._job, self._source, self._elsewhere, self._must, self._shares = job, source, elsewhere, must, shares
+        self.summary = FileSummary(name_of(source))
+        job.files.append(self.summary)
+        self._streams: list[Iterator[bytes]] = []
+        self._going: FileImport | None = None
+        self._error: TreeringError | None = None
         try:
-            record_type.check_columns(columns.empty_table())
-        except InvalidRecordError as exc:
-            raise InvalidRecordError(
-                f"the columns of {self.summary.source} don't fit: {'; '.join(map(str, exc.problems))}",
-                exc.problems,
-                hint="rename or drop them, or make a corpus for them: treering create NAME --schema MODULE:NAME",
-            ) from exc
-        for table in self._tables(file):
-            self.summary.read += len(table)
-            job.take_table(self.summary, self._with_ids(table), self.summary.read - len(table) + 1)
+            self._begin()
+        except TreeringError as exc:  # raised when it is this file's turn
+            self._error = exc
+
+    def __enter__(self) -> _Reading:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _begin(self, *, resume: bool = True) -> FileImport:
+        going = self._going = FileImport(self._job, self._source, self.summary, resume=resume)
+        if self._elsewhere is not None and (arguments := going.order.arguments()) is not None:
+            for share in self._shared(going.order):
+                told = {**arguments, "share": None if share is None else asdict(share)}
+                self._streams.append(self._elsewhere.stream(_CHUNKS, told, ahead=_AHEAD))
+        elif self._must and _is_there(self._source):
+            raise UsageError(
+                f"no worker can read it: {going.order.hindrance}",
+                code="not-elsewhere",
+                hint="leave out engine (--engine): then it is read here; or put the class into a module of its own",
+            )
+        return going
+
+    def run(self) -> None:
+        """Take all of it. Raises as `import_file` does; what came before is taken."""
+        if self._error is not None:
+            raise self._error
+        going = self._going
+        assert going is not None
+        if not self._take(going):
+            self.summary.started_over = True
+            self.close()
+            going = self._begin(resume=False)
+            going.keeps_position = True  # that of before, until it is forgotten
+            self._take(going)
+        job = self._job
+        if going.is_renamed:  # without its position it would be another file the next time, under its new name
+            job.settle()
+        job.drop(going)
+        if going.keeps_position and not going.is_renamed and going.key is not None:
+            job.end(going.key)
+
+    def _take(self, going: FileImport) -> bool:
+        """False when the file isn't the one that an earlier import has begun with."""
+        self._job.keep_up(going)
+        with closing(self._in_turn() if self._streams else going.order.chunks()) as chunks:
+            try:
+                for chunk in chunks:
+                    self._job.take_chunk(going, chunk)
+                    if chunk.is_another:
+                        return False
+            except StoreError as exc:
+                if exc.code != "worker-died":
+                    raise
+                raise StoreError(
+                    f"who read {self.summary.source} died some lines after line {self.summary.read:,}: {exc.message}",
+                    code=exc.code,
+                    hint="what came before is stored; run it again, and if it dies there once more, look at those lines or add memory",
+                ) from exc
         return True
 
-    def _tables(self, file: Any) -> Iterator[Any]:
-        import pyarrow as pa
+    def _shared(self, order: Order) -> list[Share | None]:
+        """Who is to take what of it."""
+        origin = origin_of(self._source)
+        may = order.importer is None or order.importer.stands_alone
+        if self._shares == 1 or not may or origin is None or "://" in origin:
+            return [None]
+        with suppress(OSError, ValueError):
+            size = os.stat(origin).st_size
+            return [Share(part, self._shares, size) for part in range(self._shares)]
+        return [None]
 
-        try:
-            for batch in file.iter_batches(_VALUES):
-                yield pa.Table.from_batches([batch])
-        except (pa.ArrowException, OSError) as exc:
-            reason = str(exc).partition("\n")[0][:200]
-            raise StoreError(
-                f"can't read {self.summary.source} beyond row {self.summary.read:,}: {reason}", code="read-failed"
-            ) from exc
+    def _in_turn(self) -> Generator[Chunk, None, None]:
+        """The chunks that workers make, in the order of the file. Raises StoreError when they haven't read the same."""
+        turns, ends = deque(self._streams), None
+        while turns:
+            data = next(turns[0], None)
+            if data is None:  # all that are left of a file whose portions are at their end, or that can't be shared
+                turns.popleft()
+                continue
+            chunk = Chunk.of_bytes(data)
+            if chunk.begins is not None and ends is not None and chunk.begins != ends:
+                raise StoreError(
+                    f"{self.summary.source} was changed while it was read",
+                    code="read-failed",
+                    hint="what came before is stored; run it again when nobody writes to it",
+                )
+            ends = chunk.ends
+            yield chunk
+            if chunk.is_portion:
+                turns.rotate(-1)
 
-    def _with_ids(self, table: Any) -> Any:
-        """The table with ids made of their rows where they have none."""
-        import pyarrow as pa
-        from pydantic_core import to_json
-
-        if self.origin is None:
-            return table
-        has_ids = "id" in table.column_names
-        ids = table.column("id").to_pylist() if has_ids else [None] * len(table)
-        wanting = [at for at, one in enumerate(ids) if one is None]
-        if not wanting:
-            return table
-        assert self._importer is not None
-        rows = table.take(pa.array(wanting)).to_pylist()
-        for at, row in zip(wanting, rows, strict=True):
-            ids[at] = self._importer.own_id(to_json(without_nulls(row), bytes_mode="base64", inf_nan_mode="constants"))
-        made = pa.chunked_array([pa.array(ids, pa.string())])
-        if not has_ids:
-            return table.append_column("id", made)
-        return table.set_column(table.column_names.index("id"), "id", made)
-
-
-def bad_json(line: int, text: bytes, exc: ValueError) -> Unfit:
-    """What becomes of a line that doesn't parse."""
-    # The parser counts lines within the line, which has a number of its own.
-    why = re.sub(
-        r" at line 1 column (\d+)$", r" at column \1", re.sub(r" at line 2 column 0$", " at its end", str(exc))
-    )
-    said = f"expected a JSON object, got a line that doesn't parse: {why}"
-    if _is_utf16(text):
-        said = "expected UTF-8, got what looks like UTF-16: convert the file"
-    problem = Problem((), "bad-json", said)
-    return Unfit(line, (problem,), text[:_KEPT].decode("utf-8", "replace").rstrip("\r\n"))
+    def close(self) -> None:
+        """Stop whoever reads it."""
+        streams, self._streams = self._streams, []
+        for stream in streams:
+            getattr(stream, "close", lambda: None)()
 
 
-def _is_utf16(text: bytes) -> bool:
-    return text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or text[1:2] == b"\0" or text[:1] == b"\0"
+def _reached(before: ImportPosition) -> Reached:
+    return Reached(before.format, before.values, before.bytes, before.digest, before.remembers)
 
 
-def members_of(format: str) -> frozenset[str]:  # noqa: A002
-    """Names under which an object that is a whole file of this format holds its values; of every format for `auto`."""
-    names = importer_names() if format == AUTO else [format]
-    members: set[str] = set()
-    for name in names:
-        try:
-            members.update(find_importer(name).elements)
-        except UsageError:
-            if format != AUTO:
-                raise
-    return frozenset(members)
+def _is_there(source: Source) -> bool:
+    """Whether reading it here wouldn't end in saying that there is no such file."""
+    return not isinstance(source, str) or "://" in source or os.path.exists(source)
 
 
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let Python look for garbage less often: a thousand parsed records make it look again and again, and find nothing."""
-    before = gc.get_threshold()
-    if 0 < before[0] < _OBJECTS:
-        gc.set_threshold(_OBJECTS, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+def _may_wait(source: str) -> bool:
+    """Whether reading may wait for somebody who writes: a pipe, a device."""
+    if "://" in source:
+        return False
+    with suppress(OSError, ValueError):
+        return not stat.S_ISREG(os.stat(source).st_mode)
+    return False
 
 
-def is_value(format: str, target: RecordType) -> Callable[[Any], bool] | None:  # noqa: A002
-    """What tells, for `auto`, that an object is a value as it stands, though it has a list under a name that files have, too."""
-
-    def stands_alone(value: Any) -> bool:
-        return any(not set(one.elements) & set(value) for one in recognise(value, target)[0])
-
-    return stands_alone if format == AUTO else None
-
-
-def _parsed(piece: Piece) -> Any:
-    if piece.value is not UNREAD:
-        return piece.value
-    try:
-        return parse_json(piece.text)
-    except ValueError:
-        return None
+def _size_of(sources: Sequence[Source]) -> int:
+    """Bytes there are to read, about. What lies elsewhere isn't asked for its size: it is taken to be worth a worker."""
+    total = 0
+    for one in sources:
+        if isinstance(one, str) and "://" in one and not one.startswith(("file://", "local://")):
+            return _WORKERS_FROM
+        with suppress(OSError, ValueError):
+            if isinstance(one, str):
+                packed = _PACKED if compression_of(one) is not None else 1
+                total += os.stat(origin_of(one) or one).st_size * packed
+    return total
 
 
 def _worded(value: Any) -> str | None:
@@ -826,47 +689,3 @@ def _worded(value: Any) -> str | None:
         return dump_json(value, sort_keys=True)
     except ValueError:
         return None
-
-
-class _Lines(Sequence[str]):
-    """`FILE:LINE` of each record of a file, made only for those that are asked for."""
-
-    def __init__(self, source: str) -> None:
-        self._source = source
-        self.lines: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def __bool__(self) -> bool:
-        return True  # it fills up as it is asked
-
-    def __getitem__(self, at: Any) -> Any:
-        return f"{self._source}:{self.lines[at]}"
-
-
-class _Places(Sequence[str]):
-    """`FILE:LINE` of each record, made only for those that are asked for."""
-
-    def __init__(self, places: list[tuple[FileSummary, int]]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, at: Any) -> Any:
-        summary, line = self._places[at]
-        return f"{summary.source}:{line}"
-
-
-class _Rows(Sequence[str]):
-    """The same for the rows of a table."""
-
-    def __init__(self, source: str, first: int, size: int) -> None:
-        self._source, self._first, self._size = source, first, size
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __getitem__(self, at: Any) -> Any:
-        return f"{self._source}:{self._first + at}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from treering.errors import AlreadyExistsError, Problem
-from treering.schema.record_type import safe_repr
+from treering.schema.plain import plain, printable
 from treering.store.corpus import BaseCorpus
 from treering.store.erase import forget_object
 
@@ -36,35 +35,17 @@ class Quarantined(BaseModel):
 _LIST = TypeAdapter(list[Quarantined])
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")  # lone, since they stand in a Python string: UTF-8 can't hold them
-_LONGEST = 1_000_000  # characters that are kept of a record that JSON can't hold
-
-
 def entry(
     record: Any, problems: Sequence[Problem], source: str | None = None, *, at: datetime | None = None
 ) -> Quarantined:
     """What is kept of a refused record: what JSON can't hold is kept as its `repr`. Never raises for any record."""
     kept = plain(record)
-    shown = tuple(Problem(_printable(p.loc), p.kind, _text(p.message)) for p in problems)
+    shown = tuple(Problem(_printable(p.loc), p.kind, printable(p.message)) for p in problems)
     return Quarantined(record=kept, problems=shown, at=at or datetime.now(UTC), source=source)
 
 
-def plain(record: Any) -> Any:
-    """A refused record as JSON can hold it; else its `repr`."""
-    try:
-        text = json.dumps(record, default=safe_repr, ensure_ascii=False)
-        return json.loads(_SURROGATE.sub(lambda found: rf"\\u{ord(found[0]):04x}", text), parse_constant=str)
-    except (TypeError, ValueError, RecursionError):
-        return _text(safe_repr(record)[:_LONGEST])
-
-
 def _printable(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    return tuple(part if isinstance(part, int) else _text(part) for part in loc)
-
-
-def _text(text: str) -> str:
-    """The text with lone surrogates spelt out: UTF-8 can't hold them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return tuple(part if isinstance(part, int) else printable(part) for part in loc)
 
 
 def encode(entries: Sequence[Quarantined]) -> bytes:

@@ -60,6 +60,10 @@ FLUSH_ROWS = 24_576
 #: … or for this long, whichever comes first: this bounds how late a record becomes visible to readers.
 FLUSH_AFTER_S = 2.0
 FLUSH_BYTES = 64 << 20
+#: The same of a paced recorder, whose source may have stopped giving anything.
+PACED_AFTER_S = 30.0
+#: Rows that a paced recorder commits at a time: the engine merges so many as one, and of more it takes now these first, now those.
+PACED_ROWS = 8_192
 #: Bytes from which a commit is worth giving back the memory that it took.
 _LARGE_COMMIT = 8 << 20
 #: How much a power cut may take of what was acknowledged with durability="batch".
@@ -144,7 +148,13 @@ class Recorder:
         durability: Literal["disk", "batch", "store"] = "disk",
         sync_every_s: float = SYNC_EVERY_S,
         redact: bool | Sequence[str] | None = None,
+        paced: bool = False,
     ) -> None:
+        """A `paced` one is for imports by one thread: commits are cut by what was given, not by the clock.
+
+        So the same records given in the same portions lie in the same order, however long each step takes (within a commit they
+        lie by split).
+        """
         if durability not in ("disk", "batch", "store"):
             raise UsageError(f"durability is 'disk', 'batch' or 'store', not {durability!r}", code="bad-durability")
         if isinstance(sync_every_s, bool) or not isinstance(sync_every_s, int | float) or not 0 < sync_every_s <= 60:
@@ -176,6 +186,9 @@ class Recorder:
         self._wake = threading.Condition(self._lock)
         self._backlog = (0, 0)  # rows, bytes
         self._oldest: float | None = None
+        self._paced = paced
+        self._cuts: deque[int] = deque()  # entries of the spool that commits end with, when paced
+        self._uncut = (0, 0)  # rows and bytes since the last of them
         self._closing = False
         self._closed = False
         self._error: Exception | None = None
@@ -338,14 +351,38 @@ class Recorder:
 
     def refuse_all(self, refused: Sequence[_Refused]) -> list[int]:
         """As `refuse`, for many (record, problems, source) at once; the positions of those that were put aside."""
+        return self.take([], refused)
+
+    def take(self, batches: Sequence[pa.RecordBatch], refused: Sequence[_Refused]) -> list[int]:
+        """Capture records that this record type has checked elsewhere, under its schema; put aside what it refused there.
+
+        All of it is on disk when this returns. Gives the positions of the refused ones that were put aside: those that name
+        what was erased before are dropped, as records are. Raises StoreError.
+        """
         self._check_usable()
+        filled = []
+        for batch in batches:
+            checked = self._without_secrets(Validated(batch, range(len(batch)), []))
+            if self._denied:
+                checked, _ = self._allowed(checked, batch.slice)
+            if len(checked.batch):
+                filled.append(self._filled(checked.batch))
         kept = list(range(len(refused)))
         if self._denied:
             kept = [at for at in kept if not self._denied.mentions(quarantine.plain(refused[at][0]))]
             with self._lock:
                 self.counts.erased += len(refused) - len(kept)
-        if kept:
-            self._refuse([refused[at] for at in kept])
+        if self._paced:
+            for batch in filled:
+                for low in range(0, len(batch), PACED_ROWS):
+                    piece = batch.slice(low, PACED_ROWS)
+                    with self._lock:
+                        if self._uncut[0] and self._uncut[0] + len(piece) > PACED_ROWS:
+                            self._cut()
+                    self._spool_batches([piece], [])
+            filled = []
+        if filled or kept:
+            self._spool_batches(filled, [refused[at] for at in kept])
         return kept
 
     def without_secrets(self, said: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
@@ -457,6 +494,10 @@ class Recorder:
             self._backlog = self._backlog[0] + rows, self._backlog[1] + size
             if self._oldest is None:
                 self._oldest = time.monotonic()
+            if self._paced:
+                self._uncut = self._uncut[0] + rows, self._uncut[1] + size
+                if self._uncut[0] >= PACED_ROWS or self._uncut[1] >= FLUSH_BYTES:
+                    self._cut()
             if self._is_full():
                 self._wake.notify_all()
         while self._backlog[1] > MAX_BACKLOG_BYTES and self._error is None and not self._closing:
@@ -486,23 +527,53 @@ class Recorder:
 
     # --- out -----------------------------------------------------------------------------------------------------
 
+    def _cut(self) -> None:
+        """Have a commit end with what was spooled last. Called with the lock held."""
+        self._cuts.append(self._spool.last("batches"))
+        self._uncut = (0, 0)
+        self._wake.notify_all()
+
+    @property
+    def is_at_cut(self) -> bool:
+        """Whether a flush now cuts no commit short that a paced recorder would have made otherwise."""
+        return self._uncut == (0, 0)
+
     def flush(self) -> Counts:
         """Commit everything acknowledged so far; afterwards every reader sees it. Raises StoreError, ConflictError."""
         self._check_usable()
         self._drain()
         return self.counts
 
-    def _drain(self) -> int:
-        """Commit what the spool holds; how many records were dropped because they had been erased."""
+    def _drain(self, *, whole: bool = True) -> int:
+        """Commit what the spool holds; how many records were dropped because they had been erased.
+
+        In the portions that were cut; not `whole`: only the next of them, if there is one.
+        """
         done = Committed()
         with self._draining:
             if self._closed:  # meanwhile; closing committed everything
                 return 0
             with self._lock:
+                ends: list[int | None] = [*self._cuts, None]
+                if self._paced and not whole:
+                    waited = 0.0 if self._oldest is None else time.monotonic() - self._oldest
+                    if not self._cuts and waited < PACED_AFTER_S:
+                        return 0  # a flush was here first: what came since isn't to be cut yet
+                    ends = ends[:1]
                 self._oldest = None
                 large = self._backlog[1] >= _LARGE_COMMIT
             try:
-                drain(self.corpus, self._spool, done)
+                for end in ends:
+                    waits = self._spool.backlog()[0] > 0
+                    drain(self.corpus, self._spool, done, up_to=end)
+                    if end is None:
+                        self._uncut = (0, 0)
+                    else:
+                        self._cuts.popleft()
+                    # After each commit, whoever makes it: fragments come to lie as in any other run.
+                    if self._paced and waits:
+                        with suppress(TreeringError):  # tidying up; every record is in
+                            self._compact_if_due()
             except BaseException:
                 with self._lock:
                     self._oldest = time.monotonic()  # what is left is due again
@@ -547,8 +618,9 @@ class Recorder:
         self._spool.shut()  # whoever is in `add` right now is acknowledged first, or refused
         try:
             self._drain()
-            with suppress(TreeringError):  # tidying up; every record is in
-                self._compact_if_due()
+            if not self._paced:
+                with suppress(TreeringError):  # tidying up; every record is in
+                    self._compact_if_due()
         finally:
             with self._draining:
                 self._closed = True
@@ -572,18 +644,21 @@ class Recorder:
             raise UsageError("this recorder is closed", code="closed", hint="call capture() again")
 
     def _is_full(self) -> bool:
+        if self._paced:
+            return bool(self._cuts)
         return self._backlog[0] >= FLUSH_ROWS or self._backlog[1] >= FLUSH_BYTES
 
     def _due_in(self) -> float | None:
         """Seconds until the next commit is due; None when nothing waits. Called with `_wake` held."""
         if self._is_full():
             return 0.0
-        return None if self._oldest is None else max(0.0, self._oldest + FLUSH_AFTER_S - time.monotonic())
+        after = PACED_AFTER_S if self._paced else FLUSH_AFTER_S
+        return None if self._oldest is None else max(0.0, self._oldest + after - time.monotonic())
 
     def _compact_if_due(self) -> None:
         """Bound the fragments of live, however records arrive. Somebody else at it is as good."""
-        sizes = self.corpus.table.fragment_rows(self.corpus.table.head())
         for lower, tier in pairwise(_TIERS):
+            sizes = self.corpus.table.fragment_rows(self.corpus.table.head())
             if sum(lower <= rows < tier for rows in sizes) < _FRAGMENTS_A_TIER:
                 continue
             with suppress(ConflictError):
@@ -606,8 +681,9 @@ def _flush_in_background(recorder_ref: weakref.ref[Recorder], wake: threading.Co
                 wake.wait(0.5 if due is None else min(due, 0.5))
                 continue
         try:
-            recorder._drain()
-            recorder._compact_if_due()
+            recorder._drain(whole=False)
+            if not recorder._paced:  # what is appended while fragments are joined comes to lie before them
+                recorder._compact_if_due()
         except Exception as exc:
             # The records are safe in the spool. Keep trying; flush() and close() say what is wrong.
             with wake:

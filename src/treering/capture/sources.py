@@ -13,6 +13,7 @@ import io
 import lzma
 import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ __all__ = [
     "Piece",
     "Shape",
     "Source",
+    "beginning",
     "compression_of",
     "expand",
     "has_wildcards",
@@ -53,7 +55,9 @@ Shape = Literal["lines", "document", "csv", "parquet"]
 
 _LONGEST = MOST_BYTES + 1  # of a longer line no more is read than what shows that it is too long
 _CHUNK = 1 << 18
-_HEAD = 1 << 16  # bytes that tell lines from a document
+_HEAD = 1 << 20  # bytes that tell lines from a document: two lines of most files …
+_HEAD_LINE = 8 << 20  # … and where the first is longer, so much of it: no exporter sends more at a time …
+_PACKED_HEAD = 1 << 16  # … of a compressed one fewer, that what comes before a damage is taken
 _ROWS = 1_024  # of Parquet, as objects, at a time
 _GLOB = re.compile(r"[*?\[]")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".lzma", ".zip", ".zst", ".zstd")
@@ -159,6 +163,8 @@ def opened(source: Source) -> tuple[str, IO[bytes]]:
 
     is_zstd = compression_of(source) in (".zst", ".zstd")
     try:
+        if is_pipe(source):  # it can't be sought in, which fsspec's files are first of all
+            return source, open(source, "rb")
         file = fsspec.open(source, "rb", compression=None if is_zstd else "infer").open()
     except IsADirectoryError as exc:
         raise NotFoundError(f"{source} is a directory, not a file", code="no-file") from exc
@@ -169,6 +175,14 @@ def opened(source: Source) -> tuple[str, IO[bytes]]:
     except (OSError, ValueError, ImportError) as exc:
         raise StoreError(f"can't read {source}: {exc}", code="read-failed") from exc
     return source, io.BufferedReader(_Zstd(file, source), _CHUNK) if is_zstd else file
+
+
+def is_pipe(source: Source) -> bool:
+    """Whether a path names a pipe: `mkfifo`, or what a shell makes of `<(…)`."""
+    try:
+        return isinstance(source, str) and stat.S_ISFIFO(os.stat(source).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _unreached(exc: OSError) -> BaseException | None:
@@ -283,8 +297,29 @@ class _Ahead(io.RawIOBase):
         return len(data)
 
 
+class _Begin(io.RawIOBase):
+    """The first `size` bytes of a stream, whatever is written to its end meanwhile."""
+
+    def __init__(self, stream: IO[bytes], size: int) -> None:
+        self._stream, self._left = stream, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(min(len(buffer), self._left))
+        self._left -= len(data)
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def beginning(stream: IO[bytes], size: int) -> IO[bytes]:
+    """The next `size` bytes of a stream and no more."""
+    return io.BufferedReader(_Begin(stream, size), _CHUNK)
+
+
 def shape_of(
-    source: Source, stream: IO[bytes], members: Collection[str], is_value: Callable[[Any], bool] | None = None
+    source: Source, stream: IO[bytes], members: Collection[str], is_value: Callable[[Any, bool], bool] | None = None
 ) -> tuple[Shape, IO[bytes]]:
     """How a file holds its values, by its first bytes and the ending of its name, and a stream that still begins with them.
 
@@ -292,13 +327,18 @@ def shape_of(
     """
     name = name_of(source).lower()
     is_seekable = stream.seekable() and compression_of(name) is None
+    is_all = False
     with reading(name_of(source)):
         if is_seekable:
             at = stream.tell()
             head = stream.read(_HEAD)
+            # An array, or Parquet, is known by its first bytes.
+            if b"\n" not in head and head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{":
+                head += stream.readline(_HEAD_LINE) + stream.read(_CHUNK)
+            is_all = not stream.read(1)
             stream.seek(at)
         elif isinstance(source, str):
-            head = stream.read(_HEAD)
+            head = stream.read(_PACKED_HEAD)
             stream = io.BufferedReader(_Ahead(head, stream), _CHUNK)
         elif hasattr(stream, "peek"):
             head = stream.peek(_HEAD)  # waits for something, not for so much
@@ -308,7 +348,8 @@ def shape_of(
         return "parquet", stream
     if name.removesuffix(compression_of(name) or "").endswith(".csv"):
         return "csv", stream
-    return ("document" if is_document(head.removeprefix(codecs.BOM_UTF8), members, is_value) else "lines"), stream
+    is_one = is_document(head.removeprefix(codecs.BOM_UTF8), members, is_value, is_all=is_all)
+    return ("document" if is_one else "lines"), stream
 
 
 def pieces(source: Source, stream: IO[bytes], shape: Shape, members: Collection[str]) -> Iterator[Piece]:
@@ -338,7 +379,11 @@ def _elements(name: str, stream: IO[bytes], members: Collection[str]) -> Iterato
                 number += 1
                 yield Piece(number, text)
         except ValueError as exc:
-            raise StoreError(f"can't read {name} beyond element {number:,}: {exc}", code="read-failed") from exc
+            raise StoreError(
+                f"can't read {name} beyond element {number:,}: {exc}",
+                code="read-failed",
+                hint="it was taken for one JSON document, which may have been cut off; a value a line is read as far as it goes",
+            ) from exc
 
 
 def _cells(name: str, stream: IO[bytes]) -> Iterator[Piece]:

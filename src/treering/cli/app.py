@@ -157,6 +157,7 @@ for name, command in (
     ("diff", diff.diff),
     ("audit", audit.audit),
     ("verify", integrity.verify),
+    ("compact", integrity.compact),
     ("doctor", integrity.doctor),
     ("show", source.show),
     ("head", source.head),

@@ -1,4 +1,4 @@
-"""`treering cache`: decoded columns of snapshots, beside the store."""
+"""`treering cache`: decoded columns of snapshots, and what the frozen base says of texts, beside the store."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from treering.cli import completion
-from treering.cli.options import JsonOption, StoreOption, open_store
-from treering.cli.output import columns, number, render, say, short, size, waiting
+from treering.cli.options import EngineOption, JsonOption, StoreOption, engine_for, open_store
+from treering.cli.output import columns, facts, gauge, number, render, say, short, size, waiting
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from treering.mixing.cache import CacheEntry
+    from treering.rounds import Features
 
 __all__ = ["app"]
 
@@ -60,6 +61,7 @@ def build(
     column: Annotated[
         list[str] | None, typer.Option("-c", "--column", help="Only this column; repeat for more. [default: all]")
     ] = None,
+    engine: EngineOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -73,8 +75,8 @@ def build(
     source = opened.load(ref)
     names = column or source.schema.names
     cache = opened.cache
-    with waiting(f"caching {ref}"):
-        made = cache.build(source, names)
+    with waiting(f"caching {ref}"), engine_for(engine, opened.uri) as workers:
+        made = cache.build(source, names, engine=workers)
     missing = [
         f"{segment.ref} {name}" for segment in source.segments for name in names if not cache.holds(segment, name)
     ]
@@ -82,6 +84,49 @@ def build(
         say(f"no room for {', '.join(missing)}: the limit is {size(cache.limit)}")
     view = CacheView(str(cache.folder), cache.size, cache.limit, made)
     render(view, json, lambda: _table(view))
+
+
+@app.command()
+def features(
+    ref: Annotated[
+        str, typer.Argument(help="A ref of labelled records, such as CORPUS@v1.", autocompletion=completion.refs)
+    ],
+    config: Annotated[str | None, typer.Option(metavar="FILE", help="TOML with fields of TrainConfig.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="How it will be trained, as `train` takes it [default: recommended].")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help='The frozen base: "minilm", a directory, a hub name.')] = None,
+    engine: EngineOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Encode a ref's texts with the frozen base now.
+
+    Instead of in the first training and evaluation that read them. Say what `train` will be told.
+
+    API: treering.cache_features.
+    """
+    from treering.cli.training import train_config
+
+    settings = train_config(config, {}, strategy=strategy, base=base)
+    opened = open_store(store)
+    from treering import rounds
+
+    with gauge(f"encoding {ref}") as progress, engine_for(engine, opened.uri) as workers:
+        made = rounds.cache_features(opened, ref, settings, engine=workers, progress=progress)
+    render(made, json, lambda: _features(made))
+
+
+def _features(made: Features) -> RenderableType:
+    cut = f", {number(made.cut)} of them longer than it takes" if made.cut else ""
+    return facts(
+        [
+            ("ref", made.ref),
+            ("base", f"{made.base} ({short(made.base_digest)})"),
+            ("texts", number(made.texts)),
+            ("encoded now", f"{number(made.encoded)}{cut}"),
+        ]
+    )
 
 
 @app.command()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from treering.cli import completion
-from treering.cli.options import CorpusArgument, JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, EngineName, JsonOption, StoreOption, engine_for, open_store
 from treering.cli.output import columns, counted, counter, facts, number, render, say
 from treering.errors import CheckFailedError, UsageError
 
@@ -125,6 +125,13 @@ def capture(
             "made]",
         ),
     ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            "--engine",
+            help="Who reads: worker processes of this machine (local), or those of Ray. [default: local if the files are large]",
+        ),
+    ] = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -149,6 +156,12 @@ def capture(
             code="bad-argument",
             hint="bring history in first, then follow" if follow else "make the corpus with --redact",
         )
+    if engine is not None and (follow or as_of is not None):
+        raise UsageError(
+            f"--engine and {'--follow' if follow else '--as-of'} don't go together",
+            code="bad-argument",
+            hint="leave out --engine",
+        )
     corpus = open_store(store).corpus(name)
     given: Any = [sys.stdin.buffer if one == "-" else one for one in source]
     summary: ImportSummary
@@ -163,9 +176,10 @@ def capture(
                 given, as_of=as_of, snapshot_by=cast("Any", snapshot_by), format=format_, progress=progress
             )
         else:
-            summary = corpus.capture_file(
-                given, format=format_, redact=redact, follow=follow, stop=stop, progress=progress
-            )
+            with engine_for(engine, *(one for one in given if isinstance(one, str))) as workers:
+                summary = corpus.capture_file(
+                    given, format=format_, redact=redact, follow=follow, stop=stop, progress=progress, engine=workers
+                )
     is_history = isinstance(summary, BackfillSummary)
     result = _result(name, source, summary)
     failed = [one.error for one in summary.files if one.error is not None]

@@ -129,6 +129,7 @@ def _preview(preview: ErasePreview) -> RenderableType:
         [
             ("would erase", f"{counted(preview.total, 'record')} of {preview.corpus}: {_places(preview.records)}"),
             ("annotations", number(preview.annotations)),
+            ("quarantine", number(preview.quarantined)),
             ("rewritten", ", ".join(preview.snapshots) or "no snapshot"),
             ("seen by", _seen(preview.seen_by)),
         ]

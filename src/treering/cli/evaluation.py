@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli import completion
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import EngineName, EngineOption, JsonOption, StoreOption, engine_for, open_store
 from treering.cli.output import columns, number, render, waiting
 from treering.errors import CheckFailedError, UsageError
 
@@ -77,6 +77,7 @@ def evaluate(
         typer.Option(metavar="FILE", help="What a model trained elsewhere says: id, predicted[, probability]."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what was measured before.")] = False,
+    engine: EngineOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -88,17 +89,17 @@ def evaluate(
 
     API: treering.evaluate, treering.score_matrix, treering.diagnose.
     """
-    _check(on, tolerance, matrix, by, full, fresh_baseline, diagnose, extra, predictions)
+    _check(on, tolerance, matrix, by, full, fresh_baseline, diagnose, extra, predictions, engine)
     tests = named_files(extra)
     opened = open_store(store)
     with waiting(f"evaluating {adapter}"):
         if diagnose:
             _diagnose(opened, adapter, metric, as_json=json)
         elif matrix:
-            _matrix(opened, adapter, as_json=json, metric=metric, by=by.value, full=full, fresh=fresh, extra=tests,
+            _matrix(opened, adapter, engine, as_json=json, metric=metric, by=by.value, full=full, fresh=fresh, extra=tests,
                     fresh_baseline=fresh_baseline)  # fmt: skip
         else:
-            _scores(opened, adapter, on, tolerance, as_json=json, metric=metric, fresh=fresh, extra=tests,
+            _scores(opened, adapter, on, tolerance, engine, as_json=json, metric=metric, fresh=fresh, extra=tests,
                     predictions=predictions)  # fmt: skip
 
 
@@ -119,12 +120,12 @@ def named_files(given: list[str] | None) -> dict[str, str]:
 
 def _check(
     on: Any, tolerance: Any, matrix: bool, by: By, full: bool, fresh_baseline: bool, diagnose: bool, extra: Any,
-    predictions: Any,
+    predictions: Any, engine: Any,
 ) -> None:  # fmt: skip
     """Raise UsageError for options that don't go together."""
     if matrix and on:
         raise UsageError("--matrix has its own slices", hint="leave out --on, or leave out --matrix")
-    if diagnose and (matrix or on or extra or predictions):
+    if diagnose and (matrix or on or extra or predictions or engine):
         raise UsageError("--diagnose looks at what it needs", hint="leave the other options out")
     if not matrix and (full or fresh_baseline or by is not By.snapshot):
         raise UsageError("--by, --full and --fresh-baseline are about a score matrix", hint="add --matrix")
@@ -135,13 +136,21 @@ def _check(
 
 
 def _scores(
-    store: Store, adapter: str, on: list[str] | None, tolerance: float | None, *, as_json: bool, **how: Any
+    store: Store,
+    adapter: str,
+    on: list[str] | None,
+    tolerance: float | None,
+    engine: EngineName | None,
+    *,
+    as_json: bool,
+    **how: Any,
 ) -> None:
     from treering import rounds
 
     if on and not how["predictions"]:
         how["tolerance"] = TOLERANCE if tolerance is None else tolerance
-    found = rounds.evaluate(store, adapter, on=rounds.each_snapshot(on) if on else None, **how)
+    with engine_for(engine, store.uri) as workers:
+        found = rounds.evaluate(store, adapter, on=rounds.each_snapshot(on) if on else None, engine=workers, **how)
     render(found, as_json, lambda: _table(found))
     if found.dropped:
         falls = [f"{name} from {_shown(found, found.before[name])} to {_shown(found, found.scores[name])}" for name in found.dropped]  # fmt: skip
@@ -152,11 +161,12 @@ def _scores(
         )
 
 
-def _matrix(store: Store, adapter: str, *, as_json: bool, **how: Any) -> None:
+def _matrix(store: Store, adapter: str, engine: EngineName | None, *, as_json: bool, **how: Any) -> None:
     from treering import rounds
     from treering.store import AdapterRef
 
-    found = rounds.score_matrix(store, AdapterRef.parse(adapter).corpus, adapter=adapter, **how)
+    with engine_for(engine, store.uri) as workers:
+        found = rounds.score_matrix(store, AdapterRef.parse(adapter).corpus, adapter=adapter, engine=workers, **how)
     render(found.to_model(), as_json, found.table)
 
 

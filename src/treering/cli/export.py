@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli import completion
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import EngineOption, JsonOption, StoreOption, engine_for, open_store
 from treering.cli.output import facts, gauge, number, render, say, size
 from treering.errors import UsageError
 
@@ -84,6 +84,7 @@ def export(
         bool, typer.Option("--skip-unfit", help="Leave out, and count, records that the format can't hold.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    engine: EngineOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -100,10 +101,11 @@ def export(
     if not piped and not Path(output).name:
         raise UsageError(f"{output!r} isn't the name of a file", code="bad-path")
     opened = open_store(store)
-    with gauge(f"exporting {source}") as progress:
+    to = sys.stdout.buffer if piped else output
+    with gauge(f"exporting {source}") as progress, engine_for(engine, opened.uri) as workers:
         summary = opened.export(
             source,
-            sys.stdout.buffer if piped else output,
+            to,
             format=format_,
             split=split.value,
             columns=column or None,
@@ -114,6 +116,7 @@ def export(
             skip_unfit=skip_unfit,
             force=force,
             progress=progress,
+            engine=workers,
         )
     render(summary, json, lambda: _told(summary), to_stderr=piped)
     if summary.heldout and "split" in summary.dropped:

@@ -1,4 +1,4 @@
-"""`treering verify` and `doctor`."""
+"""`treering verify`, `compact` and `doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from treering.cli import completion
-from treering.cli.options import JsonOption, StoreOption, open_store
+from treering.cli.options import CorpusArgument, EngineOption, JsonOption, StoreOption, engine_for, open_store
 from treering.cli.output import columns, number, plain, render, short, stages, waiting
 from treering.errors import CheckFailedError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from treering.store.doctor import Diagnosis
     from treering.store.verify import Verification
 
-__all__ = ["doctor", "verify"]
+__all__ = ["compact", "doctor", "verify"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def verify(
             help="CORPUS@v1, @v1..v3 or @live, or a CORPUS. [default: all there is]", autocompletion=completion.refs
         ),
     ] = None,
+    engine: EngineOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -50,8 +51,8 @@ def verify(
     from treering.store.verify import verify_store
 
     opened = open_store(store)
-    with stages({}) as progress:
-        checked = verify_store(opened, ref, progress=progress)
+    with stages({}) as progress, engine_for(engine, opened.uri) as workers:
+        checked = verify_store(opened, ref, progress=progress, engine=workers)
     result = Verified(all(one.ok for one in checked), checked)
     render(result, json, lambda: _verified(result))
     if not result.ok:
@@ -83,6 +84,30 @@ def _verified(result: Verified) -> RenderableType:
     ]
     lines: list[Any] = [Text(plain(str(finding)), "red") for one in result.checked for finding in one.findings]
     return Group(columns(heads, rows, right=heads[1:3]), *lines)
+
+
+def compact(
+    corpus: CorpusArgument,
+    engine: EngineOption = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Join the small files of live.
+
+    The id index is brought up to date, too. Recorders do both bit by bit; it pays before many random reads of live, and after
+    many small commits from elsewhere. No record changes, and no snapshot.
+
+    API: Corpus.compact.
+    """
+    opened = open_store(store)
+    home = opened.corpus(corpus)
+    with waiting(f"compacting {corpus}"), engine_for(engine, opened.uri) as workers:
+        done = home.compact(engine=workers)
+    render(
+        done,
+        json,
+        lambda: f"{done.corpus}@live: {number(done.fragments_before)} files, now {number(done.fragments_after)}",
+    )
 
 
 def doctor(

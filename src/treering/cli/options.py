@@ -7,6 +7,10 @@ are better left to the environment, which object stores read by themselves.
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,13 +21,17 @@ from treering.errors import UsageError
 
 if TYPE_CHECKING:
     from treering import Store
+    from treering.engine import Engine
 
 __all__ = [
     "CONFIG_FILE",
     "DEFAULT_STORE",
     "CorpusArgument",
+    "EngineName",
+    "EngineOption",
     "JsonOption",
     "StoreOption",
+    "engine_for",
     "locate",
     "open_at",
     "open_store",
@@ -43,7 +51,38 @@ StoreOption = Annotated[
         f"then ./{DEFAULT_STORE}].",
     ),
 ]
+
+
+class EngineName(StrEnum):
+    """Who does a command's work."""
+
+    local = "local"
+    ray = "ray"
+
+
+EngineOption = Annotated[
+    EngineName | None,
+    typer.Option(
+        "--engine",
+        help="Who does the work: worker processes of this machine (local), or those of Ray. [default: this process]",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+@contextmanager
+def engine_for(name: EngineName | None, *uris: str) -> Iterator[Engine | None]:
+    """The engine of `--engine` while a command does its work on these paths or URIs; it is gone before data goes to stdout.
+
+    What Ray prints about its processes goes to stderr.
+    """
+    from treering.engine import engine_of
+
+    if name is None:
+        yield None
+        return
+    with redirect_stdout(sys.stderr), engine_of(name.value, *uris) as found:
+        yield found
 
 
 def locate(given: str | None) -> str:

@@ -49,6 +49,10 @@ def select(
     by: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Groups [default: domain; diverse: opening words].")
     ] = None,
+    spread: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Spread each group's rows evenly over this column's values: label."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What to call it [default: by its content].")] = None,
     seed: Annotated[int, typer.Option(help="What chance is drawn from.")] = 0,
     column: Annotated[
@@ -88,6 +92,7 @@ def select(
             columns=column or None,
             floor=_floor(floor),
             forgetting=lost,
+            spread=spread,
         )
     assert chosen.selection is not None
     view = SelectionView(chosen.ref, chosen.selection)
@@ -133,10 +138,12 @@ def _tables(record: SelectionRecord) -> RenderableType:
 
     report = record.report
     total = sum(d.available for d in report.domains)
+    groups = f" by {record.by}" if record.strategy != "reservoir" else ""
+    groups += f", spread over {record.spread}" if record.spread else ""
     pairs = [
         ("selection", record.ref),
         ("from", str(record.source["ref"])),
-        ("strategy", record.strategy + (f" by {record.by}" if record.strategy != "reservoir" else "")),
+        ("strategy", record.strategy + groups),
         ("rows", f"{number(record.rows)} of {number(total)} that could be drawn"),
         ("budget", f"{number(record.used)} of {number(record.budget)} {record.unit}"),
         ("digest", short(record.digest)),

@@ -16,7 +16,7 @@ from treering.errors import NotFoundError, UsageError
 if TYPE_CHECKING:
     from treering import Store, TrainConfig
 
-__all__ = ["train"]
+__all__ = ["train", "train_config"]
 
 
 def train(
@@ -69,7 +69,7 @@ def train(
     only = "head" if only_head else None if only_gate is None else f"gate:{only_gate}"
     opened = open_store(store)
     inherited = {} if parent is None or parent == "none" or config else _inherited(opened, parent, strategy)
-    settings = _config(
+    settings = train_config(
         config,
         inherited,
         strategy=strategy,
@@ -113,7 +113,7 @@ def _inherited(store: Store, parent: str, chosen: str | None) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("only", "eval_every")}
 
 
-def _config(path: str | None, inherited: dict[str, Any], **given: Any) -> TrainConfig:
+def train_config(path: str | None, inherited: dict[str, Any], **given: Any) -> TrainConfig:
     """The config of a TOML file, or what is inherited, with the options that were given on top.
 
     Raises UsageError, NotFoundError.

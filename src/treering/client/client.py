@@ -33,6 +33,7 @@ Wrapped = TypeVar("Wrapped")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MIB = 1 << 20
+_OTHERS_S = 1.0
 
 
 class Client:
@@ -61,9 +62,10 @@ class Client:
 
         key: else what TREERING_KEY holds. corpus: where things go unless a call names another one. spool: a directory for
         what waits to be sent [the user's state directory]; False keeps it in memory, and a crash loses it. block_s: longest
-        time that `add` waits for the disk. close_s: how long closing waits for the server. timeout_s: of one request.
-        spool_mb, memory_mb: what waits at most; beyond it records are dropped, counted, and warned about. verify: as httpx
-        takes it. Raises UsageError for a bad URL or no httpx, StoreError when the spool can't be made.
+        time that an `add` or `extend` waits, which is for the disk. close_s: how long closing waits for the server.
+        timeout_s: of one request. spool_mb, memory_mb: what waits at most; beyond it records are dropped, counted, and
+        warned about. verify: as httpx takes it. Raises UsageError for a bad URL or no httpx, StoreError when the spool
+        can't be made.
         """
         try:
             import httpx
@@ -184,16 +186,20 @@ class Client:
             raise StoreError(
                 f"records aren't at the server yet: {self._sender.trouble(None) or 'it takes its time'}",
                 code="not-delivered",
-                hint="they wait on this host and are sent when it can be reached",
+                hint=self._sender.advice(None),
             )
 
     def close(self, timeout: float | None = None) -> int:
-        """Send what is left, for `timeout` [`close_s`] seconds at most; how many records wait for the next client."""
+        """Send what is left, for `timeout` [`close_s`] seconds at most; how many records wait for the next client.
+
+        For what was taken over from a process that is gone it waits a second: that was others' before, and may not be for its key.
+        """
         if self._closed or self._pid != os.getpid():
             return 0
         self._closed = True
-        allowed = self._close_s if timeout is None else timeout
-        self._sender.wait(None, self._sender.last, time.monotonic() + allowed)
+        until = time.monotonic() + (self._close_s if timeout is None else timeout)
+        if self._sender.wait(None, self._sender.last, until):
+            self._sender.wait(None, self._sender.last_taken_over, min(until, time.monotonic() + _OTHERS_S))
         left = self._sender.close()
         self._http.close()
         return left

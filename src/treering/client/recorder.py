@@ -31,7 +31,7 @@ class CaptureWarning(UserWarning):
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What became of a record so far. `spooled`: it is on this host's disk, and will be stored once. `queued`: in memory,
-    since the disk took longer than `block_s`, or there is no spool. `dropped`: there was no room.
+    since the disk took longer than `block_s` or is full, or there is no spool. `dropped`: there was no room.
     """  # noqa: D205
 
     id: str
@@ -62,9 +62,9 @@ class Counts:
 class RemoteRecorder:
     """Captures records into a corpus of a server. A context manager; thread-safe; not to be used across a fork.
 
-    `add` and `extend` fix ids and times, write to this host's spool and return, within `block_s` seconds whatever happens
-    to disk and network. Records are sent in batches by a thread; what can't be sent waits, and is sent by the next client of
-    this host at the latest. A record sent twice is stored once.
+    `add` and `extend` fix ids and times, make JSON of what they are given, and wait for this host's spool, `block_s` seconds a
+    call at most, whatever happens to disk and network. Records are sent in batches by a thread; what can't be sent waits, and is
+    sent by the next client of this host at the latest. A record sent twice is stored once.
     """
 
     def __init__(self, sender: Sender, corpus: str, *, block_s: float, close_s: float, is_durable: bool) -> None:
@@ -120,7 +120,7 @@ class RemoteRecorder:
         pending = self._sender.put(self.corpus, payload, rows)
         if pending is None:
             return "dropped"
-        if not self._is_durable:
+        if not self._is_durable or self._sender.spool_error is not None:
             return "queued"
         return "spooled" if pending.written.wait(max(0.0, deadline - time.monotonic())) else "queued"
 
@@ -135,7 +135,7 @@ class RemoteRecorder:
                 f"{self.counts.waiting:,} records for {self.corpus} aren't at the server yet: "
                 f"{self._sender.trouble(self.corpus) or 'it takes its time'}",
                 code="not-delivered",
-                hint="they wait on this host and are sent when it can be reached",
+                hint=self._sender.advice(self.corpus),
             )
         return self.counts
 
@@ -166,7 +166,8 @@ class RemoteRecorder:
         self._closed = True
         allowed = self._close_s if timeout is None else timeout
         if not self._sender.wait(self.corpus, self._sender.last, time.monotonic() + allowed):
-            kept = "they wait on this host" if self._is_durable else "they are lost when this process ends"
+            is_kept = self._is_durable and self._sender.unspooled(self.corpus) is None
+            kept = "they wait on this host" if is_kept else "they are lost when this process ends"
             warnings.warn(
                 f"{self.counts.waiting:,} records for {self.corpus} aren't at the server after {allowed:g} s "
                 f"({self._sender.trouble(self.corpus) or 'it takes its time'}); {kept}",

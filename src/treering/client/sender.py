@@ -9,7 +9,7 @@ import logging
 import random
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -83,12 +83,13 @@ class _Pace:
 
 
 class Sender:
-    """Spools and sends for one client. `put` never waits for disk or network."""
+    """Spools and sends for one client. `put` never waits for disk, network or log: nobody uses them with the lock held."""
 
     def __init__(self, http: httpx.Client, spool: Spool, settings: Settings) -> None:
         self._http, self._spool, self._settings = http, spool, settings
         self._number = itertools.count(1)
         self.last = 0
+        self.last_taken_over = 0
         self.tallies: dict[str, Tally] = {}
         self._pending: deque[Pending] = deque()
         self._pending_bytes = 0
@@ -100,6 +101,7 @@ class Sender:
         self._hurry = 0  # who waits for everything to be sent
         self._oldest: float | None = None
         self._closing = False
+        self.spool_error: StoreError | None = None  # of the last write: whoever waits for a full disk waits in vain
         self._paces: dict[str, _Pace] = {}
         self._writer = threading.Thread(target=self._write, name="treering-client-spool", daemon=True)
         self._sender = threading.Thread(target=self._send, name="treering-client-send", daemon=True)
@@ -152,20 +154,45 @@ class Sender:
         return pending or self._spool.waits(corpus, up_to)
 
     def trouble(self, corpus: str | None) -> str | None:
-        """What the last attempt said, if it failed."""
+        """What the last attempt said, if it failed: to spool them, which comes first, or to send them."""
+        if (unspooled := self.unspooled(corpus)) is not None:
+            return str(unspooled)
         with self._lock:
             errors = [pace.error for name, pace in self._paces.items() if corpus in (None, name) and pace.error]
         return errors[0] if errors else None
 
+    def unspooled(self, corpus: str | None) -> StoreError | None:
+        """Why records are in memory alone; None when all that wait are on disk, or on their way there."""
+        with self._lock:
+            is_waiting = any(corpus in (None, one.entry.corpus) for one in self._pending)
+        return self.spool_error if is_waiting else None
+
+    def advice(self, corpus: str | None) -> str:
+        """What to do about records that wait."""
+        if self.unspooled(corpus) is not None:
+            return "they wait in memory, and are lost when this process ends before it can write them down: see to its disk"
+        return "they wait on this host and are sent when it can be reached"
+
     def close(self) -> int:
-        """Stop both threads, spool what is in memory; how many records wait for the next client."""
+        """Stop both threads, spool what is in memory; how many records wait for the next client.
+
+        What couldn't be spooled has no other place: it counts as dropped, and the log says so.
+        """
         with self._lock:
             self._closing = True
             self._writable.notify_all()
             self._sendable.notify_all()
         self._writer.join()
         self._sender.join()
-        left = self._spool.totals()[0] + sum(one.entry.rows for one in self._pending)
+        lost = Counter[str]()
+        for one in self._pending:
+            lost[one.entry.corpus] += one.entry.rows
+        for corpus, rows in lost.items():
+            tally = self.tally(corpus)
+            tally.added -= rows
+            tally.dropped += rows
+            logger.error("%d records for %s are lost: %s", rows, corpus, self.spool_error)
+        left = self._spool.totals()[0]
         self._spool.close()
         return left
 
@@ -173,30 +200,30 @@ class Sender:
 
     def _write(self) -> None:
         adopted = -_ADOPT_EVERY_S
-        complained = False
         while True:
+            is_due = time.monotonic() - adopted >= _ADOPT_EVERY_S
             with self._lock:
-                if not self._pending and not self._closing:
+                if not self._pending and not self._closing and not is_due:
                     self._writable.wait(1.0)
                 group = list(self._pending)
                 closing = self._closing
+            if is_due and not group and not closing:  # the agent's own come first
+                adopted = time.monotonic()
+                self._take_over()
             try:
-                if not group and not closing and time.monotonic() - adopted >= _ADOPT_EVERY_S:
-                    adopted = time.monotonic()
-                    self._take_over()
                 if group:
                     self._spool.append([one.entry for one in group])
             except StoreError as exc:
                 # They stay in memory, which is bounded: `put` says so when there is no more room.
-                if not complained:
+                if self.spool_error is None:
                     logger.warning("records wait in memory: %s", exc)
-                complained = True
+                self.spool_error = exc
                 if closing:
                     return
                 time.sleep(0.5)
                 continue
-            complained = False
             if group:
+                self.spool_error = None
                 size = sum(len(one.entry.payload) for one in group)
                 with self._lock:
                     for _ in group:
@@ -212,7 +239,11 @@ class Sender:
                 return
 
     def _take_over(self) -> None:
-        found = self._spool.adopt(self._number)
+        try:
+            found = self._spool.adopt(self._number)
+        except StoreError as exc:
+            logger.warning("records of a process that is gone wait on: %s", exc)
+            return
         if found:
             logger.info("took over %d records of a process that is gone", sum(one.rows for one in found))
             with self._lock:
@@ -220,6 +251,7 @@ class Sender:
                     self.tally(one.corpus).added += one.rows
                     self._spooled_bytes += len(one.payload)
                 self._oldest = self._oldest or time.monotonic()
+                self.last_taken_over = found[-1].seq
                 self._sendable.notify()
 
     # --- out of it -----------------------------------------------------------------------------------------------
@@ -312,18 +344,19 @@ class Sender:
                 self._done.notify_all()
 
     def _settled(self, corpus: str, pace: _Pace, entries: Sequence[Entry], said: Mapping[str, Any]) -> None:
+        refused = [one for one in said["records"] if one["status"] == "refused"]
+        # Before the lock is taken: a log may be slow, and `put` takes that lock in the agent's thread. Their messages may quote
+        # what was refused, which has no business in a log.
+        for one in refused:
+            where = [(".".join(map(str, found["loc"])), found["kind"]) for found in one.get("problems") or ()]
+            logger.warning("%s refused %s: %s", corpus, one["id"], where)
         with self._lock:
             tally = self.tally(corpus)
             tally.stored += said["stored"]
             tally.duplicates += said["duplicates"]
             tally.refused += said["refused"]
             tally.erased += said["erased"]
-            for one in said["records"]:
-                if one["status"] == "refused":
-                    tally.refusals.append((one["id"], one.get("problems") or []))
-                    # Their messages may quote what was refused, which has no business in a log.
-                    where = [(".".join(map(str, found["loc"])), found["kind"]) for found in one.get("problems") or ()]
-                    logger.warning("%s refused %s: %s", corpus, one["id"], where)
+            tally.refusals.extend((one["id"], one.get("problems") or []) for one in refused)
         pace.failures, pace.error, pace.not_before = 0, None, 0.0
         if pace.most_rows is not None:
             pace.most_rows = 2 * pace.most_rows if 2 * pace.most_rows < self._settings.batch_rows else None

@@ -24,6 +24,7 @@ class Atif(Importer):
 
     name = "atif"
     makes = ("chat",)
+    stands_alone = True
 
     @classmethod
     def recognises(cls, value: Any) -> bool:
@@ -38,6 +39,9 @@ class Atif(Importer):
     def remembers(self) -> bool:
         """No: each document stands for itself."""
         return False
+
+    def pass_over(self, text: bytes) -> None:
+        """Nothing to know: ids are made of what a trajectory says of itself."""
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`."""

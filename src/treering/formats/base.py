@@ -6,20 +6,26 @@ Knows no format. Reading files, cutting them into values and storing what is fou
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
+import xxhash
+from pydantic_core import to_json
+
 from treering.errors import Problem, UsageError
 from treering.schema import RecordType, parse_json
 from treering.schema.fields import dump_json
 
-__all__ = ["KEPT", "Found", "Importer", "Outcome", "Passed", "TextIds", "Unfit", "hashed_id"]
+__all__ = ["KEPT", "Found", "Importer", "Outcome", "Passed", "TextIds", "Unfit", "hashed_id", "tools_text"]
 
 #: The member of a record's `meta` that holds what its fields don't; see formats.chat.
 KEPT = "kept"
+
+_HAS_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,9 @@ class Found:
 
     record: dict[str, Any]  # fields of the corpus' record type, in the shape `Recorder.extend` takes; `id` is set
     line: int  # from 1: the line (row, element) it comes from; of a conversation over many lines the last
-    annotations: tuple[dict[str, Any], ...] = ()  # arguments of `Corpus.annotate` but the id; stored once the record is
+    annotations: tuple[
+        dict[str, Any], ...
+    ] = ()  # JSON values: arguments of `Corpus.annotate` but the id; stored once the record is
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,8 @@ class TextIds:
 
     def __init__(self, origin: str | None) -> None:
         self._origin = None if origin is None else origin.encode("utf-8", "surrogateescape") + b"\0"
-        self._copies: dict[bytes, int] = {}
+        self._seen: dict[bytes, int] = {}
+        self._has_made = False
 
     def of(self, text: bytes) -> str | None:
         """32 hex characters; None where there is no origin: each value of a stream is a record of its own.
@@ -65,20 +74,32 @@ class TextIds:
         """
         if self._origin is None:
             return None
-        key = hashlib.blake2b(self._origin + text.strip(), digest_size=16).digest()
-        copy = self._copies.get(key, 0)
-        self._copies[key] = copy + 1
-        if not copy:
-            return key.hex()
-        return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest()
+        self._has_made = True
+        text = text.strip()
+        copy = self._count(text)
+        key = hashlib.blake2b(self._origin + text, digest_size=16).digest()
+        return hashlib.blake2b(key + copy.to_bytes(8, "big"), digest_size=16).hexdigest() if copy else key.hex()
+
+    def pass_over(self, text: bytes) -> None:
+        """Count a text whose id somebody else makes, if it needs one at all: whether it does is the same of each of its copies."""
+        if self._origin is not None:
+            self._count(text.strip())
+
+    def _count(self, text: bytes) -> int:
+        """How often it was seen before."""
+        key = xxhash.xxh3_128_digest(text)
+        copy = self._seen.get(key, 0)
+        self._seen[key] = copy + 1
+        return copy
 
     def __bool__(self) -> bool:
-        """Whether any copies have been counted."""
-        return bool(self._copies)
+        """Whether any ids were made."""
+        return self._has_made
 
     def clear(self) -> None:
         """Begin to count anew."""
-        self._copies.clear()
+        self._seen.clear()
+        self._has_made = False
 
 
 class Importer(ABC):
@@ -92,6 +113,13 @@ class Importer(ABC):
     makes: ClassVar[tuple[str, ...]]  # the record types it can fill: ("chat",), ("chat", "preference"); () is any
     #: A whole file may be one JSON object whose list under one of these names holds the values: ("data",).
     elements: ClassVar[tuple[str, ...]] = ()
+    #: Whether a value's records depend on no other value, but for ids by `own_id` of its whole text, and `finish` gives nothing:
+    #: then several workers may share a file's values. Each class says it for itself; none inherits it.
+    stands_alone: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.stands_alone = cls.__dict__.get("stands_alone", False)
 
     def __init__(self, target: RecordType, origin: str | None) -> None:
         """For a corpus' record type. `origin` is what ids of values without own ids hash: a path or URL; None for a stream.
@@ -118,6 +146,11 @@ class Importer(ABC):
         return not cls.makes or target.built_in in cls.makes
 
     @classmethod
+    def takes_whole(cls, value: dict[str, Any]) -> bool:
+        """Whether an object with a list under one of `elements` may be fed as it stands: then files have one a line."""
+        return False
+
+    @classmethod
     @abstractmethod
     def recognises(cls, value: Any) -> bool:
         """Whether this parsed value is of this format; at most one format says so of any value."""
@@ -134,6 +167,11 @@ class Importer(ABC):
     def remembers(self) -> bool:
         """Whether what it makes of later values depends on those it has been fed; False lets an import be continued faster."""
         return True
+
+    def pass_over(self, text: bytes) -> None:
+        """Know of a value that another worker takes; of formats whose values stand alone."""
+        if _HAS_ID.match(text) is None:  # else it needs none: most files put it first
+            self._ids.pass_over(text)
 
     def own_id(self, text: bytes) -> str | None:
         """An id for a value without one; see `TextIds`."""
@@ -171,7 +209,7 @@ class Importer(ABC):
                 continue
             if key == "tools" and key in self._columns:
                 if one:
-                    record[key] = dump_json(one) if isinstance(one, list) else one  # in the order of its keys
+                    record[key] = tools_text(one) if isinstance(one, list) else one
                 else:
                     kept[key] = one
             elif key in self._columns:
@@ -192,6 +230,29 @@ class Importer(ABC):
                 record["meta"] = {**(meta or {}), **(about or {}), **({KEPT: kept} if kept else {})}
         if record.get("id") is None and (made := self.own_id(text)) is not None:
             record["id"] = made
+
+
+_TOOLS: dict[bytes, str] = {}
+_MOST_TOOLS, _TOOLS_BYTES = 64, 32 << 10
+
+
+def tools_text(tools: Any) -> str:
+    """Tools on offer as JSON text, in the order of their keys: mostly those of the record before.
+
+    Raises ValueError for what JSON can't hold.
+    """
+    try:
+        key = to_json(tools)  # four times as fast, but numbers look another way in it
+    except ValueError:
+        return dump_json(tools)
+    text = _TOOLS.get(key)
+    if text is None:
+        text = dump_json(tools)
+        if len(key) <= _TOOLS_BYTES:
+            if len(_TOOLS) >= _MOST_TOOLS:
+                _TOOLS.clear()
+            _TOOLS[key] = text
+    return text
 
 
 def hashed_id(*parts: str | int) -> str:

@@ -9,10 +9,10 @@ any other name it is a further member that the line had. Pure; knows no file for
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from treering.formats.base import KEPT
+from treering.formats.base import KEPT, tools_text
 from treering.schema.fields import dump_json
 from treering.schema.strict_json import parse_json
 
@@ -51,14 +51,16 @@ def message(
 ) -> dict[str, Any]:
     """A message; what is None or an empty list of calls is left out."""
     made: dict[str, Any] = {"role": role}
-    given = (
-        ("content", content),
-        ("reasoning_content", reasoning),
-        ("name", name),
-        ("tool_calls", tool_calls or None),
-        ("tool_call_id", tool_call_id),
-    )
-    made.update((key, value) for key, value in given if value is not None)
+    if content is not None:
+        made["content"] = content
+    if reasoning is not None:
+        made["reasoning_content"] = reasoning
+    if name is not None:
+        made["name"] = name
+    if tool_calls:
+        made["tool_calls"] = tool_calls
+    if tool_call_id is not None:
+        made["tool_call_id"] = tool_call_id
     return made
 
 
@@ -68,19 +70,25 @@ def tool_call(name: str, arguments: Any, call_id: str | None = None) -> dict[str
     No arguments at all are an empty object. Raises ValueError for what JSON can't hold.
     """
     text = arguments if isinstance(arguments, str) else dump_json({} if arguments is None else arguments)
-    call: dict[str, Any] = {} if call_id is None else {"id": call_id}
-    return call | {"type": "function", "function": {"name": name, "arguments": text}}
+    function = {"name": name, "arguments": text}
+    if call_id is None:
+        return {"type": "function", "function": function}
+    return {"id": call_id, "type": "function", "function": function}
 
 
-def name_tools(messages: Iterable[MutableMapping[str, Any]]) -> None:
-    """Give each tool result without a name that of the call it answers, by the call's id."""
+def name_tools(messages: list[dict[str, Any]]) -> None:
+    """Give each tool result without a name that of the call it answers, by the call's id.
+
+    In the list, not in the messages: those may stand in other conversations too, which know other calls.
+    """
     names: dict[str, str] = {}
-    for one in messages:
-        for call in one.get("tool_calls") or ():
-            if call.get("id") is not None:
-                names[call["id"]] = call["function"]["name"]
-        if one.get("role") == "tool" and one.get("name") is None and one.get("tool_call_id") in names:
-            one["name"] = names[one["tool_call_id"]]
+    for n, one in enumerate(messages):
+        if calls := one.get("tool_calls"):
+            for call in calls:
+                if call.get("id") is not None:
+                    names[call["id"]] = call["function"]["name"]
+        if one.get("role") == "tool" and one.get("name") is None and (call := one.get("tool_call_id")) in names:
+            messages[n] = {**one, "name": names[call]}
 
 
 def content_text(parts: Iterable[Any], separator: str = "\n") -> str:
@@ -117,10 +125,18 @@ def record_of(
     """
     record: dict[str, Any] = {"messages": messages}
     if tools:
-        record["tools"] = tools if isinstance(tools, str) else dump_json(tools)
+        record["tools"] = tools if isinstance(tools, str) else tools_text(tools)
     about = {**(meta or {}), **({KEPT: kept} if kept else {})}
-    given = (("id", id), ("session_id", session_id), ("ts", ts), ("origin", origin), ("meta", about or None))
-    record.update((key, value) for key, value in given if value is not None)
+    if id is not None:
+        record["id"] = id
+    if session_id is not None:
+        record["session_id"] = session_id
+    if ts is not None:
+        record["ts"] = ts
+    if origin is not None:
+        record["origin"] = origin
+    if about:
+        record["meta"] = about
     return record
 
 

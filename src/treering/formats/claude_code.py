@@ -6,7 +6,7 @@ that was answered, of what the model saw on it. Its makers call the form interna
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ class _Line:
     number: int
     value: Mapping[str, Any]
     parent: str | None
+    speaker: str | None  # who speaks in it, as the model saw it
     unit: _Unit | None = None
 
 
@@ -51,6 +52,7 @@ class _Unit:
     results: _Unit | None = None  # of an answer's calls
     errors: list[str] = field(default_factory=list)  # what the API said instead of going on
     is_answered: bool = False  # an answer stands here or further on
+    found: tuple[int, list[Mapping[str, Any]]] = (0, [])  # the blocks of so many lines
 
     @property
     def calls(self) -> list[str]:
@@ -58,12 +60,14 @@ class _Unit:
 
     def blocks(self) -> list[Mapping[str, Any]]:
         """Blocks of all lines, each once: an answer is written a block a line, and some versions write one again."""
-        found: list[Mapping[str, Any]] = []
-        for _, line in self.lines:
-            for block in _blocks(line.value):
-                if block not in found:
-                    found.append(block)
-        return found
+        if self.found[0] != len(self.lines):
+            found: list[Mapping[str, Any]] = []
+            for _, line in self.lines:
+                for block in _blocks(line.value):
+                    if block not in found:
+                        found.append(block)
+            self.found = len(self.lines), found
+        return self.found[1]
 
 
 class ClaudeCode(Importer):
@@ -88,45 +92,46 @@ class ClaudeCode(Importer):
             return "id" not in value
         return ("leafUuid" in value and "summary" in value) or ("messageId" in value and "snapshot" in value)
 
-    def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
+    def feed(self, line: int, value: Any, text: bytes) -> Iterable[Outcome]:
         """As `Importer.feed`. Everything is held until the session has ended: a later line may continue any earlier one."""
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
-            yield Unfit(
-                line, (Problem(("type",), "missing-field", "expected a line of a transcript, with its type"),), value
-            )
-            return
+            problem = Problem(("type",), "missing-field", "expected a line of a transcript, with its type")
+            return (Unfit(line, (problem,), value),)
         session = named(value.get("sessionId"))
-        goes_on = named(value.get("parentUuid")) in self._lines  # a session that was resumed may have another id
-        if self._size > HELD_BYTES and session is not None and session != self._session and not goes_on:
-            yield from self.finish()
+        ended: Iterable[Outcome] = ()
+        if self._size > HELD_BYTES and session is not None and session != self._session:
+            goes_on = named(value.get("parentUuid")) in self._lines  # a session that was resumed may have another id
+            ended = () if goes_on else tuple(self.finish())
         self._session = session or self._session
+        if (outcome := self._hold(line, value, len(text), session)) is not None:
+            return (*ended, outcome)
+        return ended
+
+    def _hold(self, line: int, value: Mapping[str, Any], size: int, session: str | None) -> Outcome | None:
+        """What becomes of a line that nothing will come of."""
         kind = value["type"]
         if kind in _TITLES:
             about = named(value.get("leafUuid")) or session
             told = named(value.get(_TITLES[kind])) or named(value.get("title"))
             if about is not None and told is not None:
                 self._titles[about] = told
-            yield Passed(line, TITLES)
-            return
+            return Passed(line, TITLES)
         uuid = named(value.get("uuid"))
         if kind in ("user", "assistant") and not isinstance(value.get("message"), dict):
-            yield Unfit(line, (Problem(("message",), "missing-field", "expected a message, got none"),), value)
-            return
+            return Unfit(line, (Problem(("message",), "missing-field", "expected a message, got none"),), value)
         if uuid is None:
             if kind in ("user", "assistant"):
-                yield Unfit(
-                    line, (Problem(("uuid",), "missing-field", "expected the uuid of a message, got none"),), value
-                )
-            else:
-                yield Passed(line, EVENTS)
-            return
+                problem = Problem(("uuid",), "missing-field", "expected the uuid of a message, got none")
+                return Unfit(line, (problem,), value)
+            return Passed(line, EVENTS)
         if uuid in self._lines:
-            yield Passed(line, TWICE)
-            return
-        self._lines[uuid] = _Line(line, value, named(value.get("parentUuid")))
-        self._size += len(text)
-        if _speaker(value) is None:
-            yield Passed(line, ERRORS if kind == "assistant" else EVENTS)
+            return Passed(line, TWICE)
+        speaker = _speaker(value)
+        self._lines[uuid] = _Line(line, value, named(value.get("parentUuid")), speaker)
+        self._size += size
+        if speaker is None:
+            return Passed(line, ERRORS if kind == "assistant" else EVENTS)
+        return None
 
     def finish(self) -> Iterator[Outcome]:
         """The records of all lines that are held."""
@@ -241,7 +246,7 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
     units: list[_Unit] = []
     answers: dict[tuple[str, str], _Unit] = {}
     for uuid, line in lines.items():  # first who belongs together: one answer is written as several lines
-        if _speaker(line.value) != "assistant":
+        if line.speaker != "assistant":
             continue
         message = named(line.value["message"].get("id"))
         key = (str(line.value.get("sessionId")), message or uuid)
@@ -253,7 +258,7 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
         line.unit = unit
     calls = {id(unit): set(unit.calls) for unit in units}
     for uuid, line in lines.items():
-        if _speaker(line.value) != "user":
+        if line.speaker != "user":
             continue
         above = _above(lines, line)
         asked = (
@@ -272,14 +277,15 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
             units.append(line.unit)
     for unit in units:
         if unit.kind != "results":
-            own = {id(unit), id(unit.results)}
-            aboves = (_above(lines, line) for _, line in unit.lines)
-            unit.parent = next((one for one in aboves if one is not None and id(one) not in own), None)
-            if unit.parent is not None and unit.parent.results is not None and unit.kind != "results":
+            for _, line in unit.lines:
+                above = _above(lines, line)
+                if above is not None and above is not unit and above is not unit.results:
+                    unit.parent = above
+                    break
+            if unit.parent is not None and unit.parent.results is not None:
                 unit.parent = unit.parent.results if _after_results(unit, unit.parent) else unit.parent
     _break_circles(units)
-    order = {id(unit): min(line.number for _, line in unit.lines) for unit in units}
-    units.sort(key=lambda unit: order[id(unit)])
+    units.sort(key=lambda unit: unit.lines[0][1].number)
     for unit in units:
         if unit.parent is not None:
             unit.parent.children.append(unit)
@@ -289,8 +295,9 @@ def _units(lines: dict[str, _Line]) -> list[_Unit]:
             at.is_answered = True
             at = at.parent
     for line in lines.values():  # what the API said instead of an answer belongs to where it was asked
-        is_error = line.value.get("type") == "assistant" and line.value.get("isApiErrorMessage") is True
-        if is_error and (above := _above(lines, line)) is not None:
+        if line.speaker is not None or line.value.get("isApiErrorMessage") is not True:
+            continue
+        if line.value.get("type") == "assistant" and (above := _above(lines, line)) is not None:
             told = " ".join(str(one.get("text")) for one in _blocks(line.value) if one.get("type") == "text")
             above.errors.append(told or "unknown")
     return [unit for unit in units if unit.parent is None]
@@ -304,8 +311,12 @@ def _after_results(unit: _Unit, above: _Unit) -> bool:
 
 def _above(lines: dict[str, _Line], line: _Line) -> _Unit | None:
     """The turn that a line goes on from, past lines that say nothing."""
-    seen: set[str] = set()
     at = line.parent
+    if at is None or (parent := lines.get(at)) is None:
+        return None
+    if parent.unit is not None:
+        return parent.unit
+    seen: set[str] = set()
     while at is not None and at in lines and at not in seen:
         seen.add(at)
         if lines[at].unit is not None:
@@ -333,7 +344,7 @@ def _break_circles(units: list[_Unit]) -> None:
 
 def _say(turns: Turns, unit: _Unit) -> None:
     if unit.kind == "assistant":
-        turns.add({"role": "assistant", "content": unit.blocks()})
+        turns.parts("assistant", [*unit.blocks()])
         return
     if unit.kind == "user":
         value = unit.lines[0][1].value
@@ -343,7 +354,9 @@ def _say(turns: Turns, unit: _Unit) -> None:
     results = {str(one.get("tool_use_id")): one for one in unit.blocks() if one.get("type") == "tool_result"}
     for call in unit.parent.calls:
         if call in results:
-            turns.add({"role": "user", "content": [results[call]]})
+            block = results[call]
+            failed = block.get("is_error") is True
+            turns.result(turns.text_of(block.get("content")), named(block.get("tool_use_id")), failed=failed)
     rest = [one for one in unit.blocks() if one.get("type") != "tool_result"]
     if rest:
         turns.add({"role": "user", "content": rest})

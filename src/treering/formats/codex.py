@@ -7,7 +7,7 @@ what nothing else says is taken from them: that turns were undone, failed, or wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,10 @@ UNANSWERED = "conversations without an answer"
 _TYPES = frozenset({"session_meta", "response_item", "event_msg", "turn_context", "compacted"})
 _HIDDEN = frozenset(
     {"ghost_snapshot", "compaction", "compaction_summary", "context_compaction", "compaction_trigger", "other"}
+)
+#: Events that say nothing else.
+_REPEATING = frozenset(
+    {"agent_message", "agent_reasoning", "exec_command_begin", "exec_command_end", "exec_command_output_delta"}
 )
 _SCAFFOLDING = (
     "<environment_context>",
@@ -55,15 +59,35 @@ class Codex(Importer):
         """A line of a rollout."""
         return isinstance(value, dict) and named(value.get("type")) in _TYPES and isinstance(value.get("payload"), dict)
 
-    def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
+    def feed(self, line: int, value: Any, text: bytes) -> Iterable[Outcome]:
         """As `Importer.feed`."""
         payload = value.get("payload") if isinstance(value, dict) else None
         if not isinstance(payload, dict) or not isinstance(value.get("type"), str):
             problem = Problem((), "bad-value", "expected a line of a rollout, with timestamp, type and payload")
-            yield Unfit(line, (problem,), value)
-            return
+            return (Unfit(line, (problem,), value),)
         try:
-            yield from self._take(line, value["type"], payload, moment(value.get("timestamp"), ("timestamp",)))
+            when = moment(value.get("timestamp"), ("timestamp",))
+            kind = value["type"]
+            if kind == "response_item":
+                return self._item(line, payload, when)
+            if kind == "event_msg" and named(payload.get("type")) in _REPEATING:
+                return (Passed(line, EVENTS),)
+        except MisfitError as exc:
+            return (Unfit(line, (exc.problem,), value),)
+        return self._taken(line, kind, payload, value)
+
+    def _item(self, line: int, payload: Mapping[str, Any], when: datetime | None) -> Iterable[Outcome]:
+        if named(payload.get("type")) in _HIDDEN:
+            return (Passed(line, HIDDEN),)
+        session = self._open
+        session.turns.add(payload, ("payload",))
+        session.line, session.items = line, session.items + 1
+        session.last = when or session.last
+        return ()
+
+    def _taken(self, line: int, kind: str, payload: Mapping[str, Any], value: Any) -> Iterator[Outcome]:
+        try:
+            yield from self._take(line, kind, payload)
         except MisfitError as exc:
             yield Unfit(line, (exc.problem,), value)
 
@@ -72,7 +96,7 @@ class Codex(Importer):
         yield from self._open.close(None)
         self._open = _Session({}, None)
 
-    def _take(self, line: int, kind: str, payload: Mapping[str, Any], when: datetime | None) -> Iterator[Outcome]:
+    def _take(self, line: int, kind: str, payload: Mapping[str, Any]) -> Iterator[Outcome]:
         if kind == "session_meta":
             inner = payload.get("meta")  # very early rollouts
             payload = inner if isinstance(inner, dict) else payload
@@ -84,14 +108,7 @@ class Codex(Importer):
             self._open.line = line
             return
         session = self._open
-        if kind == "response_item":
-            if named(payload.get("type")) in _HIDDEN:
-                yield Passed(line, HIDDEN)
-                return
-            session.turns.add(payload, ("payload",))
-            session.line, session.items = line, session.items + 1
-            session.last = when or session.last
-        elif kind == "compacted":
+        if kind == "compacted":
             yield from session.close("compacted")
             session.restart(payload)
             session.line, session.items = line, session.items + 1

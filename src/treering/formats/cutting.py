@@ -23,6 +23,17 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _INSIDE = re.compile(_STRING + rb'|[\[\]{}]|"', re.DOTALL)
 #: The same and commas, where they part elements.
 _BETWEEN = re.compile(_STRING + rb'|[\[\]{},]|"', re.DOTALL)
+
+
+def _nested(deep: int) -> bytes:
+    """A pattern for what stands in brackets and has so many more levels inside; which bracket it is says nothing, as below."""
+    inside = _STRING + (rb"|" + _nested(deep - 1) if deep else b"")
+    return rb'[\[{][^"\[\]{}]*+(?:(?:' + inside + rb')[^"\[\]{}]*+)*+[\]}]'
+
+
+#: A whole element up to its comma, or the end of the list: one step where brackets and strings are some dozens. Deeper ones go the
+#: longer way.
+_ELEMENT = re.compile(rb"\s*+(" + _nested(20) + rb")\s*+(?:,|(?=[\]}]))", re.DOTALL)
 _COLON = re.compile(rb"\s*:\s*")
 _OPEN, _CLOSE, _COMMA, _QUOTE = frozenset(b"[{"), frozenset(b"]}"), ord(","), ord('"')
 
@@ -50,7 +61,10 @@ class Cutter:
         Raises ValueError when a single string is longer than that.
         """
         self._data += data
-        while (found := self._next()) is not None:
+        while True:
+            yield from self._elements()
+            if (found := self._next()) is None:
+                break
             if found:
                 yield found
         size = len(self._data) - self._start
@@ -71,6 +85,14 @@ class Cutter:
     def is_inside(self) -> bool:
         """Whether a value is open."""
         return bool(self._depth or self._level)
+
+    def _elements(self) -> Iterator[bytes]:
+        """Whole elements that stand where the look-through is, as long as there are some."""
+        if not self._level or self._depth != self._level or self._at != self._start or self._is_long:
+            return
+        while (element := _ELEMENT.match(self._data, self._at)) is not None:
+            self._at = self._start = element.end()
+            yield bytes(element[1])
 
     def _next(self) -> bytes | None:
         """The next text, b"" when the look-through has to go on another way, None when more bytes are needed."""
@@ -155,11 +177,18 @@ class Cutter:
             self._string = (first - keep, end - keep) if first >= keep else (0, 0)
 
 
-def is_document(head: bytes, members: Collection[str] = (), is_value: Callable[[Any], bool] | None = None) -> bool:
+def is_document(
+    head: bytes,
+    members: Collection[str] = (),
+    is_value: Callable[[Any, bool], bool] | None = None,
+    *,
+    is_all: bool = False,
+) -> bool:
     """Whether what begins like this is whole-file JSON rather than a value a line.
 
     An array of objects is; so is an object that goes on over lines, or holds a list under one of `members`, unless the first line
-    is known for a value as it stands (`is_value`). A first line that is merely broken is not, when the second is an object.
+    is known for a value as it stands (`is_value`, of the object and whether the next line begins another one). A first line
+    that is merely broken is not, when the second is an object, or there is none: `is_all` says that nothing follows.
     """
     text = head.lstrip()
     if text[:1] == b"[":
@@ -169,7 +198,7 @@ def is_document(head: bytes, members: Collection[str] = (), is_value: Callable[[
     first, newline, rest = text.partition(b"\n")
     if (value := _object(first)) is not None:
         holds = any(isinstance(value.get(name), list) for name in members)
-        return holds and (is_value is None or not is_value(value))
+        return holds and (is_value is None or not is_value(value, rest.lstrip()[:1] == b"{"))
     look = Cutter(members)
     for _ in look.feed(first):
         pass
@@ -177,8 +206,8 @@ def is_document(head: bytes, members: Collection[str] = (), is_value: Callable[[
         return True
     if not newline or not look.is_inside:
         return False
-    second = next((line for line in rest.split(b"\n") if line.strip()), b"")
-    return _object(second) is None
+    second = next((line for line in rest.split(b"\n") if line.strip()), None)
+    return not is_all if second is None else _object(second) is None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

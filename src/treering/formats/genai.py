@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
-from treering.formats.base import hashed_id
+from treering.formats.base import hashed_id, tools_text
 from treering.formats.collapse import Call, Word
 from treering.formats.shapes import (
     MisfitError,
@@ -27,7 +31,7 @@ from treering.schema.strict_json import parse_json
 if TYPE_CHECKING:
     from treering.formats.otlp import Signal
 
-__all__ = ["EVALUATION", "LOGS", "calls_of", "indexed", "words_of"]
+__all__ = ["EVALUATION", "LOGS", "Recall", "calls_of", "indexed", "words_of"]
 
 DETAILS = "gen_ai.client.inference.operation.details"
 EVALUATION = "gen_ai.evaluation.result"
@@ -78,10 +82,99 @@ _FAILED = frozenset({"error", "content_filter", "content-filter", "failure"})
 # --- a signal ----------------------------------------------------------------------------------------------------
 
 
-def calls_of(signal: Signal, line: int, size: int) -> list[Call] | str:
+class Recall:
+    """What the last call of each trace was sent, so that what the next one repeats isn't read again."""
+
+    #: Traces, and bytes of input, that are remembered.
+    _TRACES, _BYTES = 256, 4 << 20
+
+    def __init__(self) -> None:
+        self._calls: OrderedDict[str, _Sent] = OrderedDict()  # by trace; the longest without a call first
+        self._size = 0
+
+    def sent(self, trace: str | None, system: Any, given: Any, size: int) -> Turns:
+        """What `gen_ai.system_instructions` and `gen_ai.input.messages` say together. Raises MisfitError."""
+        before = self._calls.pop(trace, None) if trace is not None else None
+        if before is not None:
+            self._size -= before.size
+        where = ("attributes", "gen_ai.input.messages")
+        if (
+            before is not None
+            and (before.system is system or _rest(before.system, system) == [])
+            and (rest := _rest(before.given, given)) is not None
+        ):
+            asked, count = before.turns.copy(), before.count
+            asked.extend(rest, where, first=count)
+            count += len(rest)
+        else:
+            asked = Turns()
+            if instructions := _texts(system):
+                parts = instructions if isinstance(instructions, list) else [instructions]
+                asked.say("system", asked.text_of(parts))
+            listed = _listed(found, where[1]) if (found := _parsed(given, where[1])) is not None else []
+            asked.extend(listed, where)
+            count = len(listed) if isinstance(found, list) else 0
+        if trace is not None and count:
+            self._keep(trace, _Sent(system, given, count, asked, size))
+        return asked
+
+    def members(self, trace: str | None, given: list[dict[str, Any]], size: int) -> Turns:
+        """What messages say whose members stand in attributes of their own: `{"message.role": …}`. Raises MisfitError."""
+        before = self._calls.pop(trace, None) if trace is not None else None
+        if before is not None:
+            self._size -= before.size
+        if before is not None and before.system is Turns and given[: before.count] == before.given:
+            asked, count = before.turns.copy(), before.count
+        else:
+            asked, count = Turns(), 0
+        rest = given[count:]
+        asked.extend(
+            map(_openinference_message, rest), ("attributes", "llm.input_messages"), default="user", first=count
+        )
+        if trace is not None and given and all(type(one) is str for members in rest for one in members.values()):
+            self._keep(trace, _Sent(Turns, given, len(given), asked, size))  # text equals nothing but itself
+        return asked
+
+    def _keep(self, trace: str, sent: _Sent) -> None:
+        self._calls[trace] = sent
+        self._size += sent.size
+        while len(self._calls) > self._TRACES or self._size > self._BYTES:
+            self._size -= self._calls.popitem(last=False)[1].size
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    system: Any  # the class Turns for messages whose members are attributes
+    given: Any  # a list of messages, or JSON text that holds one
+    count: int  # of messages
+    turns: Turns  # nothing is added to it
+    size: int
+
+
+def _rest(before: Any, given: Any) -> list[Any] | None:
+    """The messages that come after those of before; None when it can't be told cheaply that these are the same."""
+    if isinstance(given, list):
+        if isinstance(before, list) and len(before) <= len(given) and all(map(is_, before, given)):
+            return given[len(before) :]
+        return None
+    if not isinstance(given, str) or not isinstance(before, str):
+        return None
+    if given == before:
+        return []
+    stem = before.rstrip()[:-1].rstrip()  # to the end of its last message
+    if not given.startswith(stem) or given[len(stem) : len(stem) + 1] != ",":
+        return None
+    try:
+        rest = parse_json(f"[{given[len(stem) + 1 :]}")
+    except ValueError:
+        return None
+    return rest or None
+
+
+def calls_of(signal: Signal, line: int, size: int, recall: Recall | None = None) -> list[Call] | str:
     """The calls that a span or log record holds, one for each answer that was asked for; or why it holds none.
 
-    Raises MisfitError for content that can't be meant.
+    `recall` knows the calls before. Raises MisfitError for content that can't be meant.
     """
     attributes = signal["attributes"]
     operation = attributes.get("gen_ai.operation.name")
@@ -92,7 +185,7 @@ def calls_of(signal: Signal, line: int, size: int) -> list[Call] | str:
             attributes = {**attributes, **event["attributes"]}
     if operation == "execute_tool" or attributes.get("openinference.span.kind") == "TOOL":
         return TOOL_RUNS
-    said = _content(attributes, signal)
+    said = _content(attributes, signal, size, recall or Recall())
     if said is None:
         return EMPTY if _is_inference(attributes) else OTHER
     asked, answers, tools = said
@@ -115,7 +208,7 @@ def _call(
     choice: int,
 ) -> Call:
     whole = Turns()
-    whole.messages = [*map(dict, asked.messages), *answer.messages]
+    whole.messages = [*asked.messages, *answer.messages]
     whole.replaced = asked.replaced + answer.replaced
     whole.failed = [*asked.failed, *answer.failed]
     if not whole.messages:
@@ -125,16 +218,23 @@ def _call(
     position: tuple[str | int, ...] = (trace or "", span or "", choice)
     if span is None:  # a log record outside any span
         position = (signal["end"] or 0, named(attributes.get("gen_ai.response.id")) or "", repr(whole.messages), choice)
-    record = trace_record(
-        whole,
-        id=hashed_id("otlp", *position),
-        model=next((found for name in _MODELS if (found := named(attributes.get(name)))), None),
-        tools=tools,
-        session_id=session or trace,
-        subject=next((found for name in _USERS if (found := named(attributes.get(name)))), None),
-        ts=from_ns(signal["end"] or signal["start"]),
-        meta=_meta(signal, attributes),
-    )
+    record_id = hashed_id("otlp", *position)
+    offered = tools_text(tools) if tools else None
+
+    def late() -> dict[str, Any]:
+        record = trace_record(
+            whole,
+            id=record_id,
+            model=next((found for name in _MODELS if (found := named(attributes.get(name)))), None),
+            tools=offered,
+            session_id=session or trace,
+            subject=next((found for name in _USERS if (found := named(attributes.get(name)))), None),
+            ts=from_ns(signal["end"] or signal["start"]),
+            meta=_meta(signal, attributes),
+        )
+        del record["messages"]
+        return record
+
     targets = [f"span:{trace}/{span}"] if span else []
     if trace:
         targets.append(f"trace:{trace}")
@@ -143,8 +243,8 @@ def _call(
     if response := named(attributes.get("gen_ai.response.id")):
         targets.append(f"response:{response}")
     return Call(
-        record=record,
-        conversation=f"session:{session}" if session else f"trace:{trace}" if trace else str(record["id"]),
+        record={"id": record_id, "messages": whole.done()},
+        conversation=f"session:{session}" if session else f"trace:{trace}" if trace else record_id,
         at=signal["end"] or signal["start"] or 0,
         line=line,
         size=size,
@@ -152,6 +252,7 @@ def _call(
         rank=0 if signal["kind"] == "span" else 1,
         is_summary=_is_summary(attributes),
         outcome=_outcome(signal, attributes),
+        late=late,
     )
 
 
@@ -230,17 +331,22 @@ def _outcome(signal: Signal, attributes: Mapping[str, Any]) -> dict[str, Any]:
 Said = tuple[Turns, list[Turns], list[Any] | None]  # what was asked, each answer to it, the tools on offer
 
 
-def _content(attributes: Mapping[str, Any], signal: Signal) -> Said | None:
-    for read in (_genai, _flat, _openinference, _vercel, _langfuse):
-        said = read(attributes)
-        if said is not None:
+def _content(attributes: Mapping[str, Any], signal: Signal, size: int, recall: Recall) -> Said | None:
+    if (said := _genai(attributes, signal["trace_id"], size, recall)) is not None:
+        return said
+    names = "\n".join(attributes)
+    if "gen_ai." in names and (said := _flat(attributes)) is not None:
+        return said
+    if "llm." in names and (said := _openinference(attributes, signal["trace_id"], size, recall)) is not None:
+        return said
+    for read, mark in ((_vercel, "ai."), (_langfuse, "langfuse.")):
+        if mark in names and (said := read(attributes)) is not None:
             return said
     return _of_events(signal)
 
 
-def _parsed(attributes: Mapping[str, Any], name: str) -> Any:
+def _parsed(value: Any, name: str) -> Any:
     """An attribute that is structured or JSON text, which some exporters cut off at their limit."""
-    value = attributes.get(name)
     if not isinstance(value, str):
         return value
     if not value.strip():
@@ -264,29 +370,51 @@ def _listed(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _genai(attributes: Mapping[str, Any]) -> Said | None:
-    asked, answers = Turns(), []
-    instructions = _parsed_or_text(attributes, "gen_ai.system_instructions")
-    given = _parsed(attributes, "gen_ai.input.messages")
-    made = _parsed(attributes, "gen_ai.output.messages")
+def _genai(attributes: Mapping[str, Any], trace: str | None, size: int, recall: Recall) -> Said | None:
+    given = attributes.get("gen_ai.input.messages")
+    made = attributes.get("gen_ai.output.messages")
     if given is None and made is None:
         return None
-    where = ("attributes", "gen_ai.input.messages")
-    if instructions:
-        parts = instructions if isinstance(instructions, list) else [instructions]
-        asked.say("system", asked.text_of(parts))
-    if given is not None:
-        asked.extend(_listed(given, where[1]), where)
+    try:
+        made = _parsed(made, "gen_ai.output.messages")
+    except MisfitError:
+        _parsed(given, "gen_ai.input.messages")  # what was sent comes first
+        raise
+    if made is None and (given is None or (isinstance(given, str) and given.strip() in ("", "null"))):
+        return None
+    asked = recall.sent(trace, attributes.get("gen_ai.system_instructions"), given, size)
+    answers = []
     for position, one in enumerate(_listed(made, "gen_ai.output.messages") if made is not None else ()):
         answer = Turns()
         answer.add(one, ("attributes", "gen_ai.output.messages", position), default="assistant")
         if answer.messages:
             answers.append(answer)
-    return asked, answers, tools_of(_parsed(attributes, "gen_ai.tool.definitions"))
+    return asked, answers, _tools(attributes.get("gen_ai.tool.definitions"), "gen_ai.tool.definitions")
 
 
-def _parsed_or_text(attributes: Mapping[str, Any], name: str) -> Any:
-    value = json_or_same(attributes.get(name))
+def _tools(value: Any, name: str) -> list[Any] | None:
+    if isinstance(value, str) and len(value) <= _TOOLS_SIZE:
+        return _tools_said(value, name)
+    return tools_of(_parsed(value, name))
+
+
+#: Characters of a text about tools that is worth remembering.
+_TOOLS_SIZE = 32 << 10
+
+
+@lru_cache(64)
+def _tools_said(text: str, name: str) -> list[Any] | None:
+    """Tools from JSON text, mostly that of the call before; not to be changed."""
+    return tools_of(_parsed(text, name))
+
+
+@lru_cache(64)
+def _schemas_said(texts: tuple[str, ...]) -> list[Any] | None:
+    return tools_of([one for text in texts if (one := json_or_same(text)) is not None])
+
+
+def _texts(value: Any) -> Any:
+    value = json_or_same(value)
     if isinstance(value, list):
         return [one if isinstance(one, str | dict) else str(one) for one in value]
     return value
@@ -336,21 +464,51 @@ def _flat_message(one: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _openinference(attributes: Mapping[str, Any]) -> Said | None:
-    given, made = _messages(attributes, "llm.input_messages"), _messages(attributes, "llm.output_messages")
+def _openinference(attributes: Mapping[str, Any], trace: str | None, size: int, recall: Recall) -> Said | None:
+    members = _llm_members(attributes)
+    given = _messages(attributes.get("llm.input_messages"), members["input_messages"])
+    made = list(
+        map(_openinference_message, _messages(attributes.get("llm.output_messages"), members["output_messages"]))
+    )
     if not given and not made:
         return None
-    asked, answers = Turns(), []
-    asked.extend(given, ("attributes", "llm.input_messages"), default="user")
+    asked, answers = recall.members(trace, given, size), []
     for position, one in enumerate(made):
         answer = Turns()
         answer.add(one, ("attributes", "llm.output_messages", position), default="assistant")
         if answer.messages:
             answers.append(answer)
     tools = attributes.get("llm.tools")
-    listed = [_members(one) for one in tools] if isinstance(tools, list) else indexed(attributes, "llm.tools")
-    schemas = [json_or_same(one.get("tool.json_schema")) for one in listed if isinstance(one, dict)]
-    return asked, answers, tools_of([one for one in schemas if one is not None])
+    listed = [_members(one) for one in tools] if isinstance(tools, list) else _in_order(members["tools"])
+    schemas = [one.get("tool.json_schema") for one in listed]
+    texts = tuple(one for one in schemas if isinstance(one, str))
+    if len(texts) == len(schemas) and sum(map(len, texts)) <= _TOOLS_SIZE:
+        return asked, answers, _schemas_said(texts)
+    return asked, answers, tools_of([found for one in schemas if (found := json_or_same(one)) is not None])
+
+
+#: The plainest messages have no members but these.
+_PLAIN = frozenset({"message.role", "message.name", "message.tool_call_id", "message.content"})
+
+
+def _llm_members(attributes: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """What `indexed` finds under `llm.input_messages`, `llm.output_messages` and `llm.tools`, by number, in one pass."""
+    found: dict[str, dict[int, dict[str, Any]]] = {"input_messages": {}, "output_messages": {}, "tools": {}}
+    for name, value in attributes.items():
+        if name.startswith(("llm.input_messages.", "llm.output_messages.", "llm.tools.")):
+            split = name.split(".", 3)
+            if len(split) == 4 and (number := split[2]).isdecimal():
+                of = found[split[1]]
+                at = int(number)
+                members = of.get(at)
+                if members is None:
+                    of[at] = members = {}
+                members[split[3]] = value
+    return found
+
+
+def _in_order(found: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [found[number] for number in sorted(found)]
 
 
 def _members(value: Any) -> dict[str, Any]:
@@ -369,10 +527,9 @@ def _members(value: Any) -> dict[str, Any]:
     return found
 
 
-def _messages(attributes: Mapping[str, Any], prefix: str) -> list[dict[str, Any]]:
-    whole = json_or_same(attributes.get(prefix))
-    listed = [_members(one) for one in whole] if isinstance(whole, list) else indexed(attributes, prefix)
-    return [_openinference_message(one) for one in listed]
+def _messages(whole: Any, found: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    whole = json_or_same(whole)
+    return [_members(one) for one in whole] if isinstance(whole, list) else _in_order(found)
 
 
 def _openinference_message(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -380,6 +537,8 @@ def _openinference_message(one: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("role", "name", "tool_call_id", "content"):
         if one.get(f"message.{name}") is not None:
             made[name] = one[f"message.{name}"]
+    if _PLAIN.issuperset(one):
+        return made
     parts: list[dict[str, Any]] = []
     for part in indexed(one, "message.contents"):
         kind = part.get("message_content.type")
@@ -416,8 +575,8 @@ def _openinference_message(one: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vercel(attributes: Mapping[str, Any]) -> Said | None:
-    given = _parsed(attributes, "ai.prompt.messages")
-    prompt = _parsed(attributes, "ai.prompt") if given is None else None
+    given = _parsed(attributes.get("ai.prompt.messages"), "ai.prompt.messages")
+    prompt = _parsed(attributes.get("ai.prompt"), "ai.prompt") if given is None else None
     asked, answer = Turns(), Turns()
     if given is not None:
         asked.extend(_listed(given, "ai.prompt.messages"), ("attributes", "ai.prompt.messages"))
@@ -429,7 +588,7 @@ def _vercel(attributes: Mapping[str, Any]) -> Said | None:
     text = attributes.get("ai.response.text")
     if text is None:
         text = attributes.get("ai.response.object")
-    calls = _parsed(attributes, "ai.response.toolCalls")
+    calls = _parsed(attributes.get("ai.response.toolCalls"), "ai.response.toolCalls")
     thought = attributes.get("ai.response.reasoning")
     if given is None and prompt is None and text is None and calls is None:
         return None
@@ -498,7 +657,8 @@ def words_of(signal: Signal) -> Iterator[tuple[str, Word]]:
         if event["name"] == EVALUATION:
             yield from _evaluation(event["attributes"], at)
     attributes = signal["attributes"]
-    if not any("annotations." in name or "evaluations." in name for name in attributes):
+    names = "\n".join(attributes)
+    if "annotations." not in names and "evaluations." not in names:
         return
     session = next((found for name in _SESSIONS if (found := named(attributes.get(name)))), None)
     for scope, target in (("", at), ("trace.", f"trace:{signal['trace_id']}"), ("session.", f"session:{session}")):

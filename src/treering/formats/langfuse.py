@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from treering.errors import Problem
-from treering.formats.base import Importer, Outcome, Passed, Unfit, hashed_id
+from treering.formats.base import Importer, Outcome, Passed, Unfit, hashed_id, tools_text
 from treering.formats.collapse import Call, Collapse, Word
 from treering.formats.shapes import (
     MisfitError,
@@ -138,34 +139,40 @@ class Langfuse(Importer):
         name = named(value.get("id")) or ""
         trace_id = named(_get(value, "traceId")) or named(trace.get("id")) or ""
         session = named(_get(value, "sessionId")) or named(_get(trace, "sessionId"))
-        model = named(value.get("model")) or named(_get(value, "providedModelName"))
         ended = moment(_get(value, "endTime"), ("endTime",)) or moment(_get(value, "startTime"), ("startTime",))
-        record = trace_record(
-            turns,
-            id=hashed_id("langfuse", trace_id, name),
-            model=model,
-            tools=tools,
-            session_id=session or trace_id or None,
-            subject=named(_get(value, "userId")) or named(_get(trace, "userId")),
-            ts=ended,
-            meta={
-                "format": "langfuse",
-                "trace_id": trace_id or None,
-                "observation_id": name,
-                "name": named(value.get("name")),
-                "trace_name": named(_get(value, "traceName")) or named(trace.get("name")),
-                "environment": named(value.get("environment")),
-                "release": named(value.get("release")) or named(trace.get("release")),
-                "prompt": named(_get(value, "promptName")),
-                "tags": json_or_same(value.get("tags") or trace.get("tags")) or None,
-                "usage": _usage(value),
-            },
-        )
+        record_id = hashed_id("langfuse", trace_id, name)
+        offered = tools_text(tools) if tools else None
+
+        def late() -> dict[str, Any]:
+            record = trace_record(
+                turns,
+                id=record_id,
+                model=named(value.get("model")) or named(_get(value, "providedModelName")),
+                tools=offered,
+                session_id=session or trace_id or None,
+                subject=named(_get(value, "userId")) or named(_get(trace, "userId")),
+                ts=ended,
+                meta={
+                    "format": "langfuse",
+                    "trace_id": trace_id or None,
+                    "observation_id": name,
+                    "name": named(value.get("name")),
+                    "trace_name": named(_get(value, "traceName")) or named(trace.get("name")),
+                    "environment": named(value.get("environment")),
+                    "release": named(value.get("release")) or named(trace.get("release")),
+                    "prompt": named(_get(value, "promptName")),
+                    "tags": json_or_same(value.get("tags") or trace.get("tags")) or None,
+                    "usage": _usage(value),
+                },
+            )
+            del record["messages"]
+            return record
+
         outcome: dict[str, Any] = {}
         if value.get("level") == "ERROR":
             outcome = {"status": "error", "error": named(_get(value, "statusMessage")) or "unknown"}
         return Call(
-            record=record,
+            record={"id": record_id, "messages": turns.done()},
             conversation=f"session:{session}" if session else f"trace:{trace_id or name}",
             at=micros(ended),
             line=line,
@@ -173,6 +180,7 @@ class Langfuse(Importer):
             targets=tuple([f"observation:{name}", f"trace:{trace_id}"] + ([f"session:{session}"] if session else [])),
             is_summary=not is_call,
             outcome=outcome,
+            late=late,
         )
 
     def _score(self, line: int, value: Mapping[str, Any], trace: Mapping[str, Any]) -> Iterator[Outcome]:
@@ -202,6 +210,7 @@ class Langfuse(Importer):
         yield from self._collapse.say(target, word, line)
 
 
+@cache
 def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 

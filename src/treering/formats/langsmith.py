@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from treering.formats.base import Importer, Outcome, Passed, Unfit, hashed_id
+from treering.formats.base import Importer, Outcome, Passed, Unfit, hashed_id, tools_text
 from treering.formats.collapse import Call, Collapse, Word
 from treering.formats.shapes import (
     MisfitError,
@@ -126,39 +126,40 @@ def _call(
     asked = _object(extra.get("invocation_params")) or _object(about.get("ls_invocation_params"))
     thread = next((found for name in _THREADS if (found := named(about.get(name)))), None)
     trace = named(value.get("trace_id")) or run
-    model = next(
-        (
-            found
-            for given in (about.get("ls_model_name"), asked.get("model"), asked.get("model_name"))
-            if (found := named(given))
-        ),
-        None,
-    )
     ended = moment(value.get("end_time"), ("end_time",)) or moment(value.get("start_time"), ("start_time",))
-    record = trace_record(
-        turns,
-        id=hashed_id("langsmith", run),
-        model=model,
-        tools=tools or tools_of(asked.get("tools") or asked.get("functions")),
-        session_id=thread or trace,
-        subject=next((found for name in _USERS if (found := named(about.get(name)))), None),
-        ts=ended,
-        meta={
-            "format": "langsmith",
-            "run_id": run,
-            "trace_id": trace,
-            "provider": named(about.get("ls_provider")),
-            "name": named(value.get("name")),
-            "project": named(value.get("session_name")) or named(value.get("session_id")),
-            "tags": json_or_same(value.get("tags")) or None,
-            "usage": _usage(value),
-        },
-    )
+    record_id = hashed_id("langsmith", run)
+    tools = tools or tools_of(asked.get("tools") or asked.get("functions"))
+    offered = tools_text(tools) if tools else None
+
+    def late() -> dict[str, Any]:
+        models = (about.get("ls_model_name"), asked.get("model"), asked.get("model_name"))
+        record = trace_record(
+            turns,
+            id=record_id,
+            model=next((found for given in models if (found := named(given))), None),
+            tools=offered,
+            session_id=thread or trace,
+            subject=next((found for name in _USERS if (found := named(about.get(name)))), None),
+            ts=ended,
+            meta={
+                "format": "langsmith",
+                "run_id": run,
+                "trace_id": trace,
+                "provider": named(about.get("ls_provider")),
+                "name": named(value.get("name")),
+                "project": named(value.get("session_name")) or named(value.get("session_id")),
+                "tags": json_or_same(value.get("tags")) or None,
+                "usage": _usage(value),
+            },
+        )
+        del record["messages"]
+        return record
+
     outcome: dict[str, Any] = {}
     if value.get("error") or value.get("status") == "error":
         outcome = {"status": "error", "error": named(value.get("error")) or "unknown"}
     return Call(
-        record=record,
+        record={"id": record_id, "messages": turns.done()},
         conversation=f"thread:{thread}" if thread else f"trace:{trace}",
         at=micros(ended),
         line=line,
@@ -166,6 +167,7 @@ def _call(
         targets=(f"run:{run}", f"run:{trace}"),  # what is said of a trace's root run is said of its calls
         is_summary=not is_call,
         outcome=outcome,
+        late=late,
     )
 
 

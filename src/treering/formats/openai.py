@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from treering.errors import Problem
-from treering.formats.base import Found, Importer, Outcome, Unfit
+from treering.formats.base import Found, Importer, Outcome, Unfit, tools_text
 from treering.formats.chat import taken_all
-from treering.schema.fields import dump_json
 from treering.schema.record_type import safe_repr
 
 __all__ = ["OpenAIImporter"]
@@ -28,6 +27,7 @@ class OpenAIImporter(Importer):
 
     name: ClassVar[str] = "openai"
     makes: ClassVar[tuple[str, ...]] = ("chat", "preference")
+    stands_alone: ClassVar[bool] = True
 
     @classmethod
     def recognises(cls, value: Any) -> bool:
@@ -108,4 +108,4 @@ def has_messages(value: dict[str, Any]) -> bool:
 
 
 def _tools(given: Any) -> Any:
-    return dump_json(given) if isinstance(given, list) else given
+    return tools_text(given) if isinstance(given, list) else given

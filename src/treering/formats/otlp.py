@@ -10,12 +10,13 @@ import base64
 import binascii
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any, TypedDict
 
 from treering.errors import Problem
 from treering.formats.base import Importer, Outcome, Passed, Unfit
 from treering.formats.collapse import Collapse
-from treering.formats.genai import EVALUATION, calls_of, words_of
+from treering.formats.genai import EVALUATION, Recall, calls_of, words_of
 from treering.formats.shapes import MisfitError
 from treering.schema import RecordType
 from treering.schema.record_type import safe_repr
@@ -151,16 +152,22 @@ def _value_of_message(value: Any) -> Any:
 # JSON
 
 
+#: The lists that attributes held last in a request, as they came and as values, by trace and name: a call's messages begin with
+#: those of the call before.
+_Lists = dict[tuple[Any, str], tuple[list[Any], list[Any]]]
+
+
 def _from_json(request: Mapping[str, Any]) -> Iterator[Signal]:
+    lists: _Lists = {}
     for name in _RESOURCES:
         for at, of_resource in enumerate(_list(request, name)):
             here = f"{name}[{at}]"
             resource = _attributes(_get(_object(of_resource, here), "resource"), f"{here}.resource")
-            yield from _scopes(of_resource, resource, f"{here}.")
-    yield from _scopes(request, {}, "")
+            yield from _scopes(of_resource, resource, f"{here}.", lists)
+    yield from _scopes(request, {}, "", lists)
 
 
-def _scopes(of_resource: Mapping[str, Any], resource: dict[str, Any], where: str) -> Iterator[Signal]:
+def _scopes(of_resource: Mapping[str, Any], resource: dict[str, Any], where: str, lists: _Lists) -> Iterator[Signal]:
     if not resource and isinstance(of_resource.get("resource"), dict):
         resource = _attributes(of_resource["resource"], f"{where}resource")
     for name in _SCOPES:
@@ -169,13 +176,14 @@ def _scopes(of_resource: Mapping[str, Any], resource: dict[str, Any], where: str
             scope = _get(_object(of_scope, here), "scope") or _get(of_scope, "instrumentationLibrary")
             called = _text(scope.get("name")) if isinstance(scope, dict) else ""
             for i, span in enumerate(_list(of_scope, "spans")):
-                yield _span(_object(span, f"{here}.spans[{i}]"), resource, called, f"{here}.spans[{i}]")
+                place = f"{here}.spans[{i}]"
+                yield _span(_object(span, place), resource, called, place, lists)
             for items in ("logRecords", "log_records"):
                 for i, log in enumerate(_list(of_scope, items)):
-                    yield _log(_object(log, f"{here}.{items}[{i}]"), resource, called, f"{here}.{items}[{i}]")
+                    yield _log(_object(log, f"{here}.{items}[{i}]"), resource, called, f"{here}.{items}[{i}]", lists)
 
 
-def _span(span: Mapping[str, Any], resource: dict[str, Any], scope: str, where: str) -> Signal:
+def _span(span: Mapping[str, Any], resource: dict[str, Any], scope: str, where: str, lists: _Lists) -> Signal:
     status = _get(span, "status")
     status = status if isinstance(status, dict) else {}
     failed = status.get("code") in (_STATUS_ERROR, str(_STATUS_ERROR), "STATUS_CODE_ERROR")
@@ -198,7 +206,7 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any], scope: str, where: 
         "name": _text(span.get("name")),
         "start": _time(span, "startTimeUnixNano", where),
         "end": _time(span, "endTimeUnixNano", where),
-        "attributes": _attributes(span, where),
+        "attributes": _attributes(span, where, lists),
         "resource": resource,
         "scope": scope,
         "events": events,
@@ -207,8 +215,8 @@ def _span(span: Mapping[str, Any], resource: dict[str, Any], scope: str, where: 
     }
 
 
-def _log(log: Mapping[str, Any], resource: dict[str, Any], scope: str, where: str) -> Signal:
-    attributes = _attributes(log, where)
+def _log(log: Mapping[str, Any], resource: dict[str, Any], scope: str, where: str, lists: _Lists) -> Signal:
+    attributes = _attributes(log, where, lists)
     body = log.get("body")
     return {
         "kind": "log",
@@ -227,6 +235,7 @@ def _log(log: Mapping[str, Any], resource: dict[str, Any], scope: str, where: st
     }
 
 
+@cache
 def _snake(name: str) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
 
@@ -274,6 +283,9 @@ def _id(value: Mapping[str, Any], name: str, size: int, where: str) -> str | Non
 
 
 def _time(value: Mapping[str, Any], name: str, where: str) -> int | None:
+    found = value.get(name)
+    if type(found) is str and found.isdecimal():  # as exporters write it
+        return int(found) or None
     found = _get(value, name)
     if found is None:
         return None
@@ -289,13 +301,71 @@ def _integer(value: Any, where: str) -> int:
         raise ValueError(f"expected an integer as {where}, got {safe_repr(value)[:80]}") from None
 
 
-def _attributes(value: Any, where: str) -> dict[str, Any]:
+def _attributes(value: Any, where: str, lists: _Lists | None = None) -> dict[str, Any]:
     pairs = value.get("attributes") if isinstance(value, dict) else None
     if pairs is None:
         return {}
     if not isinstance(pairs, list):
         raise ValueError(f"expected a list as {where}.attributes, got {safe_repr(pairs)[:80]}")
-    return _pairs(pairs, f"{where}.attributes")
+    try:
+        if lists is None:
+            return {pair["key"]: _quick(pair["value"]) for pair in pairs if _is_key(pair["key"])}
+        found = {}
+        for pair in pairs:
+            key, inner = pair["key"], pair["value"]
+            if "arrayValue" in inner:
+                found[key] = _quick_list(inner, (value.get("traceId"), key), lists)
+            elif type(key) is str:
+                found[key] = _quick(inner)
+            else:
+                raise TypeError
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return _pairs(
+            pairs, f"{where}.attributes"
+        )  # says what is odd about it, and where; or takes it in another spelling
+
+
+def _quick_list(value: Any, name: tuple[Any, str], lists: _Lists) -> list[Any]:
+    """`_quick` of a list, which shares with the list before what both begin with."""
+    [inner] = value.values()
+    given = inner["values"]
+    if type(given) is not list or type(name[1]) is not str:
+        raise TypeError
+    came, made = lists.get(name) or ([], [])
+    if came and given[: len(came)] == came:
+        made = made + list(map(_quick, given[len(came) :]))
+    else:
+        made = list(map(_quick, given))
+    lists[name] = given, made
+    return made
+
+
+def _is_key(key: Any) -> bool:
+    if type(key) is str:
+        return True
+    raise TypeError
+
+
+def _quick(value: Any) -> Any:
+    """`_value` of what exporters write: one field, in camelCase. Raises one error or another when it isn't so."""
+    [(name, inner)] = value.items()
+    if name == "stringValue":
+        if type(inner) is str:
+            return inner
+    elif name == "kvlistValue":
+        return {pair["key"]: _quick(pair["value"]) for pair in inner["values"] if _is_key(pair["key"])}
+    elif name == "arrayValue":
+        return list(map(_quick, inner["values"]))
+    elif name == "intValue":
+        if type(inner) is str or type(inner) is int:
+            return int(inner)
+    elif name == "boolValue":
+        if type(inner) is bool:
+            return inner
+    elif name == "doubleValue" and type(inner) is float:
+        return inner
+    raise ValueError
 
 
 def _pairs(pairs: list[Any], where: str) -> dict[str, Any]:
@@ -362,6 +432,7 @@ class Telemetry(Importer):
     def __init__(self, target: RecordType, origin: str | None) -> None:
         super().__init__(target, origin)
         self._collapse = Collapse()
+        self._recall = Recall()
 
     def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
         """As `Importer.feed`; `value` is an export request in JSON, a part of one, or a dict of `otlp.spans_of`."""
@@ -376,11 +447,26 @@ class Telemetry(Importer):
         try:
             signals.extend(spans_of(value))
         except ValueError as exc:
-            yield Unfit(line, (Problem((), "bad-value", str(exc)),), value)
+            parts: list[Any] = []
+            for name in _RESOURCES:
+                given = value.get(name)
+                parts += given if isinstance(given, list) else [{name: given}] if given is not None else []
+            if scopes := {name: value[name] for name in ("resource", *_SCOPES) if value.get(name) is not None}:
+                parts.append(scopes)
+            if len(parts) > 1:  # what is wrong with one resource's is no fault of the others
+                for part in parts:
+                    yield from self.feed(line, part, text)
+            else:
+                yield Unfit(line, (Problem((), "bad-value", str(exc)),), value)
             return
         size = len(text) // max(len(signals), 1)
         for signal in signals:
             yield from self.take(line, signal, size)
+
+    @classmethod
+    def takes_whole(cls, value: dict[str, Any]) -> bool:
+        """Export requests."""
+        return is_otlp(value)
 
     def finish(self) -> Iterator[Outcome]:
         """The conversations that are left."""
@@ -393,7 +479,7 @@ class Telemetry(Importer):
             heard = True
             yield from self._collapse.say(target, word, line)
         try:
-            made = calls_of(signal, line, size)
+            made = calls_of(signal, line, size, self._recall)
         except ValueError as exc:  # also what JSON can't hold, which protobuf can: NaN among a tool's arguments
             problem = exc.problem if isinstance(exc, MisfitError) else Problem((), "bad-value", str(exc))
             yield Unfit(line, (problem,), _kept(signal))

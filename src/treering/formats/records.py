@@ -26,6 +26,7 @@ class RecordsImporter(Importer):
 
     name: ClassVar[str] = "records"
     makes: ClassVar[tuple[str, ...]] = ()
+    stands_alone: ClassVar[bool] = True
 
     @classmethod
     def recognises(cls, value: Any) -> bool:

@@ -11,7 +11,7 @@ import ast
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -49,10 +49,18 @@ _LANGCHAIN = {
 }  # fmt: skip
 
 _TEXTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"})
+_RESULTS = frozenset({"tool_call_response", "server_tool_call_response", "tool-result", "tool_result"})
+_UNTYPED = frozenset({"", "function_call"})  # what Gemini's calls say
 _THOUGHTS = frozenset({"reasoning", "thinking", "thought"})
 _HIDDEN = frozenset({"redacted_thinking", "redacted-reasoning", "cache_control", "step-start", "ghost_snapshot"})
 _CALLS = frozenset({"tool_call", "tool_use", "tool-call", "server_tool_use", "mcp_tool_use", "server_tool_call"})
 _ITEMS = frozenset({"message", "reasoning"})  # of OpenAI's Responses; others end in _call or _output
+#: The members of the plainest messages, and who may say them.
+_SAID, _PARTED = frozenset({"role", "content"}), frozenset({"role", "parts"})
+_RESULT = frozenset({"role", "content", "tool_call_id"})
+_SPEAKERS = frozenset({"system", "developer", "user", "assistant"})
+_SAYS = frozenset({"content", "parts", "tool_calls", "refusal", "function_call", "audio"})
+_REASONS = ("reasoning_content", "thinking", "reasoning")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -88,9 +96,14 @@ def moment(value: Any, loc: Loc = ()) -> datetime | None:
     if not isinstance(value, str):
         raise _wrong(loc, "a time as ISO 8601 text", value)
     try:
-        found = datetime.fromisoformat(value.strip().removesuffix(" UTC"))
+        found = datetime.fromisoformat(value)
     except ValueError:
-        raise MisfitError(loc, "bad-value", f"expected a time as ISO 8601 text, got {safe_repr(value)[:80]}") from None
+        try:
+            found = datetime.fromisoformat(value.strip().removesuffix(" UTC"))
+        except ValueError:
+            raise MisfitError(
+                loc, "bad-value", f"expected a time as ISO 8601 text, got {safe_repr(value)[:80]}"
+            ) from None
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
 
 
@@ -246,13 +259,49 @@ class Turns:
         if failed and call_id is not None:
             self.failed.append(call_id)
 
-    def extend(self, values: Iterable[Any], loc: Loc = (), *, default: str | None = None) -> None:
-        """Add messages; each in any shape. `default` is the role of those that don't say theirs. Raises MisfitError."""
-        for position, value in enumerate(values):
+    def copy(self) -> Turns:
+        """The same so far; neither is changed by what is added to the other."""
+        made = Turns()
+        made.messages, made.failed, made._thought = list(self.messages), list(self.failed), list(self._thought)
+        made.replaced = self.replaced
+        return made
+
+    def extend(self, values: Iterable[Any], loc: Loc = (), *, default: str | None = None, first: int = 0) -> None:
+        """Add messages; each in any shape. `default` is the role of those that don't say theirs, `first` the position of the
+        first one at `loc`. Raises MisfitError.
+        """  # noqa: D205
+        for position, value in enumerate(values, first):
             self.add(value, (*loc, position), default=default)
+
+    def _adds_plain(self, value: dict[str, Any]) -> bool:
+        """Add a message as most are, text that somebody says or a result; False for any other."""
+        content, role = value.get("content"), value.get("role")
+        call = value.get("tool_call_id")
+        members: Set[str] = value.keys()
+        if members == _PARTED and type(parts := value["parts"]) is list and len(parts) == 1 and type(parts[0]) is dict:
+            part = parts[0]
+            kind = part.get("type")
+            if kind == "text" and len(part) == 2:
+                content, members = part.get("content"), _SAID
+            elif kind == "tool_call_response" and len(part) == 3:
+                content, call, role, members = part.get("response"), part.get("id"), "tool", _RESULT
+        if type(content) is not str or type(role) is not str:
+            return False
+        if role in _SPEAKERS and members == _SAID:
+            if self._thought and role == "assistant":
+                return False
+            if content or role != "assistant":
+                self.messages.append({"role": role, "content": content})
+            return True
+        if role == "tool" and members == _RESULT and type(call) is str and call:
+            self.messages.append({"role": "tool", "content": content, "tool_call_id": call})
+            return True
+        return False
 
     def add(self, value: Any, loc: Loc = (), *, default: str | None = None) -> None:
         """Add a message in any shape. Raises MisfitError that names the place, for what is no message."""
+        if type(value) is dict and self._adds_plain(value):
+            return
         if isinstance(value, str) and default is not None:
             self.say(default, value)
             return
@@ -276,7 +325,7 @@ class Turns:
         if role == "tool" and not _holds_results(content):
             self.result(self.text_of(content), call_id, name=name, failed=value.get("status") == "error")
             return
-        thoughts = [one for key in ("reasoning_content", "thinking", "reasoning") if (one := _thought(value.get(key)))]
+        thoughts = [one for key in _REASONS if key in value and (one := _thought(value[key]))]
         extra = value.get("additional_kwargs")
         if isinstance(extra, dict) and not thoughts and (one := _thought(extra.get("reasoning_content"))):
             thoughts.append(one)
@@ -308,11 +357,17 @@ class Turns:
             if not isinstance(part, dict):
                 raise _wrong((*loc, position), "a part", part)
             kind = str(part.get("type") or "")
-            if (call := _call_part(kind, part, (*loc, position))) is not None:
+            if kind == "text" and type(text := part.get("text")) is str and part.get("thought") is not True:
+                texts.append(text)
+            elif (kind in _CALLS or kind in _UNTYPED) and (
+                call := _call_part(kind, part, (*loc, position))
+            ) is not None:
                 if call.get("id") is None or call["id"] not in called:  # LangChain writes calls as parts, too
                     calls.append(call)
                     called.add(call.get("id"))
-            elif (answer := _result_part(kind, part)) is not None:
+            elif (kind in _RESULTS or not kind or kind.endswith("_tool_result")) and (
+                answer := _result_part(kind, part)
+            ) is not None:
                 if texts or thoughts or calls:
                     self._push(role, texts, thoughts, calls)
                     texts, thoughts, calls = [], [], []
@@ -426,12 +481,17 @@ class Turns:
                 raise MisfitError(loc, "bad-value", str(exc)) from exc
             last = self.messages[-1] if self.messages else None
             if last is not None and last["role"] == "assistant" and not self._thought:
-                last.setdefault("tool_calls", []).append(call)
+                # A copy of these turns may have the same message.
+                self.messages[-1] = {**last, "tool_calls": [*last.get("tool_calls", ()), call]}
             else:
                 self._push("assistant", [], [], [call])
             if item.get("result") is not None and kind.endswith("_call"):  # image_generation_call holds what it made
                 self.replaced += 1
                 self.result(placeholder("image", data=item["result"]), call_id)
+
+    def parts(self, role: str, parts: list[Any], loc: Loc = ()) -> None:
+        """Add what somebody says in parts, as `add` does a message that holds nothing else."""
+        self._parts(role, parts, (*loc, "content"), [], [])
 
     def done(self) -> list[dict[str, Any]]:
         """The messages, with the names of tools filled in at their results."""
@@ -447,7 +507,7 @@ def trace_record(
     id: str,  # noqa: A002  (as the column is called)
     meta: Mapping[str, Any],
     model: str | None = None,
-    tools: list[Any] | None = None,
+    tools: list[Any] | str | None = None,
     session_id: str | None = None,
     subject: str | None = None,
     ts: datetime | None = None,
@@ -566,9 +626,10 @@ def _is_part(value: Any) -> bool:
 def _is_message(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    value = _unwrapped(value)
+    if "type" in value or "message" in value:
+        value = _unwrapped(value)
     if isinstance(value.get("role"), str):
-        return bool({"content", "parts", "tool_calls", "refusal", "function_call", "audio"} & set(value))
+        return "content" in value or not _SAYS.isdisjoint(value)
     kind = value.get("type")
     if not isinstance(kind, str):
         return False
@@ -625,13 +686,21 @@ def _calls(value: Mapping[str, Any], loc: Loc) -> list[dict[str, Any]]:
 def _call(one: Any, loc: Loc) -> dict[str, Any]:
     if not isinstance(one, dict):
         raise _wrong(loc, "a tool call", one)
-    function = one.get("function") if isinstance(one.get("function"), dict) else one.get("custom")
+    function = one.get("function")
+    if not isinstance(function, dict):
+        function = one.get("custom")
     inner: Mapping[str, Any] = function if isinstance(function, dict) else one
-    name = _first(inner, ("name", "toolName", "tool_name", "function_name"))
+    name = inner.get("name")
+    if name is None:
+        name = _first(inner, ("toolName", "tool_name", "function_name"))
     if not isinstance(name, str):
         raise MisfitError((*loc, "name"), "missing-field", f"expected the name of the tool, got {safe_repr(name)[:80]}")
-    given = _first(inner, ("arguments", "args", "input", "server_tool_call", "parameters"))
-    call_id = named(_first(one, ("id", "toolCallId", "tool_call_id", "call_id")))
+    given = inner.get("arguments")
+    if given is None:
+        given = _first(inner, ("args", "input", "server_tool_call", "parameters"))
+    call_id = one.get("id")
+    if type(call_id) is not str or not call_id:
+        call_id = named(_first(one, ("id", "toolCallId", "tool_call_id", "call_id")))
     try:
         return tool_call(name, given, call_id)
     except ValueError as exc:

@@ -32,6 +32,7 @@ class TRLImporter(Importer):
 
     name: ClassVar[str] = "trl"
     makes: ClassVar[tuple[str, ...]] = ("chat", "preference", "labelled")
+    stands_alone: ClassVar[bool] = True
 
     @classmethod
     def can_fill(cls, target: RecordType) -> bool:

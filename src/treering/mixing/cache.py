@@ -20,21 +20,26 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from treering.engine import engine_of
+from treering.engine.packed import pack_batches, unpack_batches
 from treering.errors import NotFoundError, StoreError, TreeringError, UsageError
 from treering.mixing.columnfile import ColumnWriter, column_in, stored_type
 from treering.mixing.permute import Int64Array
 from treering.mixing.sources import SegmentLike, SourceLike
+
+if TYPE_CHECKING:
+    from treering.engine import Engine
 
 __all__ = ["CacheEntry", "CachedSegment", "Job", "LoaderCache", "SnapshotCache", "worth_building"]
 
@@ -42,6 +47,7 @@ FORMAT = 1  # a file of another format has another name, so it is simply not fou
 LIMIT_VARIABLE = "TREERING_CACHE_LIMIT"
 MOST_BYTES = 20 << 30
 _BLOCK_ROWS = 4_096  # rows that building holds at once; at 16,384 the engine kept 80 MB more for itself
+_WORKER_ROWS = 65_536  # rows that a worker decodes at a time
 _CHECK_AT_ONCE = (
     1 << 30
 )  # bytes whose checksums may keep a first batch waiting (22 GB/s); the rest waits for the thread
@@ -213,24 +219,34 @@ class SnapshotCache:
         return array
 
     def build(
-        self, source: SourceLike | CachedSegment, columns: Sequence[str], *, stop: Event | None = None
+        self,
+        source: SourceLike | CachedSegment,
+        columns: Sequence[str],
+        *,
+        stop: Event | None = None,
+        engine: str | Engine | None = None,
     ) -> list[CacheEntry]:
         """Make the columns of the training rows of a snapshot, or of all snapshots of a source, that aren't there yet.
 
         Each snapshot is read once. Returns what was made: less than was asked for where there is no room.
+        engine: who reads and decodes, this process by default; "local" (worker processes), "ray", or an engine at hand. This
+        process writes the files, and they are the same.
 
         Raises StoreError when the snapshot's files aren't those that were certified, or hold other rows, and when the
         disk is full; nothing is cached then. UsageError for live, and for a column that can't be cached. Ends early,
         with nothing, once `stop` is set.
         """
-        if isinstance(source, SourceLike):
-            for segment in source.segments:
-                _check_cacheable(segment, columns)
-            return [entry for segment in source.segments for entry in self.build(segment, columns, stop=stop)]
-        return self._build(source, [name for name in columns if self.open(source, name) is None], stop)
+        segments: list[Any] = list(source.segments) if isinstance(source, SourceLike) else [source]
+        for segment in segments:
+            _check_cacheable(segment, columns)
+        where = [] if engine is None else [one.address["store"]["uri"] for one in segments]
+        with engine_of(engine, *where) as workers:
+            return [entry for one in segments for entry in self._build(one, columns, stop, workers)]
 
-    def _build(self, segment: CachedSegment, columns: Sequence[str], stop: Event | None) -> list[CacheEntry]:
-        _check_cacheable(segment, columns)
+    def _build(
+        self, segment: Any, columns: Sequence[str], stop: Event | None, engine: Engine | None
+    ) -> list[CacheEntry]:
+        columns = [name for name in columns if self.open(segment, name) is None]
         if not columns:
             return []
         runs, digest = segment.certified_runs(), segment.digest
@@ -248,13 +264,11 @@ class SnapshotCache:
                 for number, name in enumerate(columns):
                     kind = segment.schema.field(name).type
                     writers[name] = ColumnWriter(name, kind, scratch / str(number))
-                for row_ids in _blocks(runs):
+                for batch in _taken(sealed, runs, columns, engine):
                     if stop is not None and stop.is_set():
                         return []
-                    table = sealed.take(row_ids, columns)
                     for name, writer in writers.items():
-                        for chunk in table.column(name).chunks:
-                            writer.add(chunk)
+                        writer.add(batch.column(name))
                 made = []
                 for number, (name, writer) in enumerate(writers.items()):
                     if writer.rows != rows:
@@ -563,6 +577,37 @@ def _check_cacheable(segment: Any, columns: Sequence[str]) -> None:
         kind = segment.schema.field(name).type
         if stored_type(kind) is None:
             raise UsageError(f"column {name!r} can't be cached: it is {kind}", code="not-cacheable")
+
+
+def _taken(segment: Any, runs: Int64Array, columns: Sequence[str], engine: Engine | None) -> Iterator[pa.RecordBatch]:
+    """The columns of a snapshot's rows, in the order of the runs."""
+    if engine is None:
+        for row_ids in _blocks(runs):
+            yield from segment.take(row_ids, columns).to_batches()
+        return
+    rows = int(runs[:, 1].sum())
+    shared = {"segment": segment.address, "columns": list(columns)}
+    each = [{**shared, "runs": cut_runs(runs, low, _WORKER_ROWS).tolist()} for low in range(0, rows, _WORKER_ROWS)]
+    for result in engine.map("treering.mixing.cache:take_rows", each):
+        yield from unpack_batches(result)[1]
+
+
+def take_rows(segment: Mapping[str, Any], runs: Sequence[Sequence[int]], columns: Sequence[str]) -> bytes:
+    """In a worker: the columns of these rows."""
+    from treering.store.source import segment_at
+
+    found = segment_at(segment)
+    tables = [found.take(ids, columns) for ids in _blocks(np.array(runs, np.int64).reshape(-1, 2))]
+    return pack_batches(tables[0].schema, [batch for table in tables for batch in table.to_batches()])
+
+
+def cut_runs(runs: Int64Array, low: int, count: int) -> Int64Array:
+    """Of the rows that runs name, in order, `count` from the `low`-th on, as runs."""
+    start = np.cumsum(runs[:, 1]) - runs[:, 1]
+    first = np.maximum(start, low)
+    length = np.minimum(start + runs[:, 1], low + count) - first
+    kept = length > 0
+    return np.stack([runs[kept, 0] + (first - start)[kept], length[kept]], axis=1)
 
 
 def _blocks(runs: Int64Array) -> Iterator[Int64Array]:

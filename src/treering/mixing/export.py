@@ -6,18 +6,23 @@ place. Holds a batch of records at a time. Imports no torch: a lock is read by t
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from treering.errors import NotFoundError, UsageError
+from treering.engine import engine_of
+from treering.engine.packed import pack, pack_batches, unpack, unpack_batches
+from treering.errors import NotFoundError, Problem, UsageError
 from treering.formats.writers import Exporter, WrittenFile, find_exporter
 from treering.formats.writers.base import LeftOut
 from treering.mixing.columns import arrow_kind, drop_rows
@@ -26,9 +31,12 @@ from treering.mixing.events import Course
 from treering.mixing.lock import MixLock, column_names
 from treering.mixing.reader import REF, BatchReader, Share
 from treering.mixing.target import Target, target_of
+from treering.store.base import reopened
+from treering.store.source import segment_at
 from treering.store.table import ROW_ID
 
 if TYPE_CHECKING:
+    from treering.engine import Engine
     from treering.store.base import BaseStore
     from treering.store.source import Segment, Source
 
@@ -38,6 +46,7 @@ Split = Literal["all", "train", "heldout"]
 Progress = Callable[[int, "int | None"], None]  # rows done, of how many (None: unknown)
 
 _SHOWN = 20  # records that were left out, with their problems
+_PIECE = 65_536  # rows, by row id, that one worker reads at a time
 _AT_ONCE = 8_192  # rows handed to a format at a time, from batches of whatever size
 
 
@@ -71,6 +80,9 @@ class _Rows:
     segments: Sequence[Segment] = ()  # where they lie
     lock: str | None = None
     counts: Counter[str] = field(default_factory=Counter)  # heldout, excluded, erased; complete once all was read
+    #: The same in parts that workers make; None where each depends on the one before.
+    parts: Callable[[], Sequence[dict[str, Any]]] | None = None
+    check: Callable[[], None] = lambda: None  # that nothing was erased while they were read
 
     def outcomes(self) -> dict[str, bool]:
         """Record id → the newest outcome, as far as it was said when the rows were pinned."""
@@ -95,8 +107,45 @@ def export(
     skip_unfit: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    engine: str | Engine | None = None,
 ) -> ExportSummary:
     """Write the records of a ref, or the rows of a mix lock, to a file; see `Store.export`."""
+    with engine_of(engine, *([] if engine is None else [store.uri])) as workers:
+        return _export(
+            store,
+            what,
+            to,
+            format,
+            split,
+            columns,
+            shard_rows,
+            with_ref=with_ref,
+            epochs=epochs,
+            erased=erased,
+            skip_unfit=skip_unfit,
+            force=force,
+            progress=progress,
+            engine=workers,
+        )
+
+
+def _export(
+    store: BaseStore,
+    what: str | os.PathLike[str] | MixLock,
+    to: str | os.PathLike[str] | IO[bytes],
+    format: str,  # noqa: A002
+    split: Split,
+    columns: Sequence[str] | None,
+    shard_rows: int | None,
+    *,
+    with_ref: bool,
+    epochs: int | Literal["as-locked"],
+    erased: Literal["refuse", "skip"],
+    skip_unfit: bool,
+    force: bool,
+    progress: Progress | None,
+    engine: Engine | None,
+) -> ExportSummary:
     exporter = find_exporter(format)
     _check(split, shard_rows, epochs)
     lock = _lock(what)
@@ -123,7 +172,19 @@ def export(
     with target_of(
         to, exporter.suffix, folder=exporter.folder, packed=exporter.packed, sharded=shard_rows is not None, force=force
     ) as target:
-        done = _write(rows, first, target, shard_rows, progress)
+        if engine is not None and rows.parts is None:
+            raise UsageError(
+                f"what comes next in {rows.source} depends on what came before: there are no parts to be made side by side",
+                code="bad-engine",
+                hint="leave out engine (--engine)",
+            )
+        writer = _Writer(first, target, shard_rows, progress, rows.total)
+        if engine is None:
+            for batch in rows.batches:
+                writer.add(batch)
+        else:
+            _from_workers(rows, writer, engine, format)
+        done = writer.finish()
         paths = target.commit(first.beside(done.files))
     return ExportSummary(
         source=rows.source,
@@ -149,39 +210,138 @@ class _Done:
     problems: list[LeftOut]
 
 
-def _write(rows: _Rows, exporter: Exporter, target: Target, shard_rows: int | None, progress: Progress | None) -> _Done:
-    """Write all rows, a new file after each `shard_rows`; at least one file."""
-    sink = target.begin()
-    made = [(exporter, sink)]
-    read = left_out = 0
-    problems: list[LeftOut] = []
+class _Writer:
+    """Writes rows in order, a new file after each `shard_rows`; at least one file."""
 
-    def finish() -> None:
-        nonlocal left_out
-        sink.write(exporter.finish())
-        sink.close()
-        left_out += len(exporter.left_out)
-        problems.extend(exporter.left_out[: _SHOWN - len(problems)])
-        exporter.left_out.clear()
+    def __init__(
+        self,
+        exporter: Exporter,
+        target: Target,
+        shard_rows: int | None,
+        progress: Progress | None,
+        total: int | None,
+    ) -> None:
+        self._target = target
+        self._shard_rows = shard_rows
+        self._progress = progress
+        self._total = total
+        self._exporter, self._sink = exporter, target.begin()
+        self._made = [(self._exporter, self._sink)]
+        self._read = self._left_out = 0
+        self._problems: list[LeftOut] = []
 
-    for batch in rows.batches:
+    @property
+    def exporter(self) -> Exporter:
+        """That of the file at hand."""
+        return self._exporter
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Write the next records."""
         low = 0
         while low < len(batch):
-            if shard_rows is not None and exporter.rows >= shard_rows:
-                finish()
-                outcomes = exporter.outcomes
-                exporter, sink = type(exporter)(exporter.schema, skip=exporter.skip), target.begin()
-                exporter.outcomes = outcomes
-                made.append((exporter, sink))
-            room = _AT_ONCE if shard_rows is None else min(_AT_ONCE, shard_rows - exporter.rows)
-            sink.write(exporter.encode(batch.slice(low, room)))
+            room = self._room()
+            self._sink.write(self._exporter.encode(batch.slice(low, room)))
             low += room
-        read += len(batch)
-        if progress is not None:
-            progress(read, rows.total)
-    finish()
-    files = [one_sink.written(target.name(n, len(made)), one.rows) for n, (one, one_sink) in enumerate(made)]
-    return _Done(files, sum((one.dropped for one, _ in made), Counter()), left_out, problems)
+        self._done(len(batch))
+
+    def add_made(self, data: memoryview, ends: Any, fits: Any, left_out: list[LeftOut], dropped: Counter[str]) -> None:
+        """Write the next records as a worker made them: `ends` (n,) in `data`, and whether each is held: `fits` (n,)."""
+        low = start = 0
+        while low < len(ends):
+            room = min(self._room(), len(ends) - low)
+            end = int(ends[low + room - 1])
+            self._sink.write(bytes(data[start:end]))
+            self._exporter.rows += int(fits[low : low + room].sum())
+            low, start = low + room, end
+        self._exporter.left_out += left_out
+        self._exporter.dropped += dropped
+        self._done(len(ends))
+
+    def finish(self) -> _Done:
+        """End the last file."""
+        self._end_file()
+        files = [
+            sink.written(self._target.name(n, len(self._made)), exporter.rows)
+            for n, (exporter, sink) in enumerate(self._made)
+        ]
+        dropped = sum((exporter.dropped for exporter, _ in self._made), Counter[str]())
+        return _Done(files, dropped, self._left_out, self._problems)
+
+    def _room(self) -> int:
+        """How many records may be written next, to a new file if the last one is full."""
+        if self._shard_rows is None:
+            return _AT_ONCE
+        if self._exporter.rows >= self._shard_rows:
+            self._end_file()
+            last = self._exporter
+            self._exporter, self._sink = type(last)(last.schema, skip=last.skip), self._target.begin()
+            self._exporter.outcomes = last.outcomes
+            self._made.append((self._exporter, self._sink))
+        return min(_AT_ONCE, self._shard_rows - self._exporter.rows)
+
+    def _end_file(self) -> None:
+        exporter = self._exporter
+        self._sink.write(exporter.finish())
+        self._sink.close()
+        self._left_out += len(exporter.left_out)
+        self._problems.extend(exporter.left_out[: _SHOWN - len(self._problems)])
+        exporter.left_out.clear()
+
+    def _done(self, rows: int) -> None:
+        self._read += rows
+        if self._progress is not None:
+            self._progress(self._read, self._total)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def _from_workers(rows: _Rows, writer: _Writer, engine: Engine, format: str) -> None:  # noqa: A002
+    """Have the parts made side by side, and write them in order.
+
+    Where a file is its records' bytes one after the other, workers make those; else they read, and the file is made here.
+    """
+    assert rows.parts is not None
+    exporter = writer.exporter
+    how = {"format": format if exporter.by_record else None, "skip": exporter.skip}
+    for result in engine.map("treering.mixing.export:part", [{"part": part, **how} for part in rows.parts()]):
+        if exporter.by_record:
+            said, parts = unpack(result)
+            left_out = [LeftOut(name, tuple(_problem(one) for one in found)) for name, found in said["left_out"]]
+            ends, fits = np.frombuffer(parts["ends"], "<i8"), np.frombuffer(parts["fits"], bool)
+            writer.add_made(parts["data"], ends, fits, left_out, Counter(said["dropped"]))
+        else:
+            _, batches, said = unpack_batches(result)
+            for batch in batches:
+                writer.add(batch)
+        rows.counts.update(said["counts"])
+    rows.check()
+
+
+def part(part: Mapping[str, Any], format: str | None, skip: bool) -> bytes:  # noqa: A002
+    """In a worker: the rows of one part, as the format has them, or as Arrow batches without one."""
+    rows = _lock_part(part) if "lock" in part else _ref_part(part)
+    if format is None:
+        batches = list(rows.batches)
+        return pack_batches(rows.schema, batches, {"counts": rows.counts})
+    exporter = find_exporter(format)(rows.schema, skip=skip)
+    if exporter.has_outcomes:
+        exporter.outcomes = rows.outcomes()
+    made = [one for batch in rows.batches for one in exporter.each(batch)]
+    ends = np.cumsum([0 if one is None else len(one) for one in made], dtype="<i8")
+    fits = np.array([one is not None for one in made], bool)
+    left_out = [(one.id, [[list(p.loc), p.kind, p.message] for p in one.problems]) for one in exporter.left_out]
+    return pack(
+        {"counts": rows.counts, "dropped": exporter.dropped, "left_out": left_out},
+        data=b"".join([one for one in made if one is not None]),
+        ends=ends.tobytes(),
+        fits=fits.tobytes(),
+    )
+
+
+def _problem(said: Sequence[Any]) -> Problem:
+    loc, kind, message = said
+    return Problem(tuple(loc), kind, message)
 
 
 def _check(split: str, shard_rows: Any, epochs: Any) -> None:
@@ -222,7 +382,39 @@ def _of_ref(store: BaseStore, ref: str, split: Split, columns: Sequence[str] | N
         total = len(source) - counts["excluded"]
     else:
         total = sum(int(segment.runs(split)[:, 1].sum()) for segment in source.segments)
-    return _Rows(source.ref, schema, total, _scanned(source, schema, split, counts), source.segments, counts=counts)
+
+    def parts() -> list[dict[str, Any]]:
+        pieces = [piece for segment in source.segments for piece in _pieces(segment)]
+        return [{"segment": piece.address, "columns": names, "split": split} for piece in pieces]
+
+    def check() -> None:
+        for segment in source.segments:
+            segment.check_whole()
+
+    return _Rows(
+        source.ref,
+        schema,
+        total,
+        _scanned(source, schema, split, counts),
+        source.segments,
+        counts=counts,
+        parts=parts,
+        check=check,
+    )
+
+
+def _pieces(segment: Segment) -> Iterator[Segment]:
+    """The segment in parts of about `_PIECE` rows, by row id: what is read doesn't depend on who reads it."""
+    low, high = segment.row_ids
+    for start in range(low, high, _PIECE):
+        yield segment.piece(start, min(start + _PIECE, high))
+
+
+def _ref_part(part: Mapping[str, Any]) -> _Rows:
+    segment = segment_at(part["segment"])
+    schema = pa.schema([segment.schema.field(name) for name in part["columns"]])
+    counts: Counter[str] = Counter()
+    return _Rows("", schema, None, _read(segment, schema, part["split"], counts), [segment], counts=counts)
 
 
 def _excluded(segment: Segment) -> Any:
@@ -234,14 +426,21 @@ def _excluded(segment: Segment) -> Any:
 def _scanned(source: Source, schema: pa.Schema, split: Split, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
     """The records as loaders deliver them, with what was corrected and without what was excluded, in record order."""
     for segment in source.segments:
-        reads = [*schema.names, *(name for name in ("split", ROW_ID) if name not in schema.names)]
-        dropped = segment.excluded()
-        for batch in segment.scan(reads, None if split == "all" else split):
-            if split == "all" and len(dropped):
-                ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
-                batch = batch.filter(pa.array(~np.isin(ids, dropped)))
-            counts["heldout"] += pc.sum(pc.equal(batch.column("split"), "heldout")).as_py() or 0
-            yield batch.select(schema.names).cast(schema)
+        segment.check_whole()
+        for piece in _pieces(segment):
+            yield from _read(piece, schema, split, counts)
+        segment.check_whole()  # what was erased while it was read is missing from some point on
+
+
+def _read(segment: Segment, schema: pa.Schema, split: Split, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+    reads = [*schema.names, *(name for name in ("split", ROW_ID) if name not in schema.names)]
+    dropped = segment.excluded()
+    for batch in segment.scan(reads, None if split == "all" else split):
+        if split == "all" and len(dropped):
+            ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
+            batch = batch.filter(pa.array(~np.isin(ids, dropped)))
+        counts["heldout"] += pc.sum(pc.equal(batch.column("split"), "heldout")).as_py() or 0
+        yield batch.select(schema.names).cast(schema)
 
 
 # --- a lock ----------------------------------------------------------------------------------------------------------
@@ -269,18 +468,48 @@ def _of_lock(
             code="endless-lock",
             hint="say how many passes: --epochs 1 (epochs=1)",
         )
-    sources = lock.resolve(store, erased=erased)
-    types = delivered_types(lock, sources)
-    fields = [_field(name, kind, sources) for name, kind in types.items()]
-    schema = pa.schema([*fields, *([pa.field(REF, pa.string(), nullable=False)] if with_ref else [])])
-    course = Course(lock, sources)
-    counts: Counter[str] = Counter()
-    total = None
+    course = Course(lock, lock.resolve(store, erased=erased))
+    rows = _course_rows(course, with_ref=with_ref)
     if course.total is not None and not course.adaptive:
-        total = sum(course.plan.taken_before(course.total))
-    batches = _drawn(course, types, schema, counts)
-    segments = [segment for source in sources for segment in getattr(source, "segments", ())]
-    return _Rows(", ".join(lock.refs), schema, total, batches, segments, lock.digest, counts)
+        rows.total = sum(course.plan.taken_before(course.total))
+        end, step = course.total, max(1, _PIECE // lock.batch_size)
+
+        def parts() -> list[dict[str, Any]]:
+            # What was erased may be more at the next export, and workers keep what they looked up: `call` tells one from another.
+            shared: dict[str, Any] = {
+                "call": uuid4().hex,
+                "store": store.address,
+                "lock": lock.to_json(),
+                "erased": erased,
+            }
+            shared["with_ref"] = with_ref
+            return [{**shared, "batches": (low, min(low + step, end))} for low in range(0, end, step)]
+
+        rows.parts = parts
+    return rows
+
+
+def _course_rows(course: Course, *, with_ref: bool, share: Share | None = None) -> _Rows:
+    types = delivered_types(course.lock, course.sources)
+    fields = [_field(name, kind, course.sources) for name, kind in types.items()]
+    schema = pa.schema([*fields, *([pa.field(REF, pa.string(), nullable=False)] if with_ref else [])])
+    counts: Counter[str] = Counter()
+    segments = [segment for source in course.sources for segment in getattr(source, "segments", ())]
+    batches = _drawn(course, types, schema, counts, share or Share(stop=course.stretch.stop))
+    return _Rows(", ".join(course.lock.refs), schema, None, batches, segments, course.lock.digest, counts)
+
+
+def _lock_part(part: Mapping[str, Any]) -> _Rows:
+    first, stop = part["batches"]
+    course = _course(part["call"], json.dumps(part["store"], sort_keys=True), part["lock"], part["erased"])
+    return _course_rows(course, with_ref=part["with_ref"], share=Share(start=first, stop=stop))
+
+
+@lru_cache(1)
+def _course(call: str, store: str, lock: str, erased: Literal["refuse", "skip"]) -> Course:
+    """What all parts of one export (`call`) of a lock have in common: its sources are looked up and compared once a worker."""
+    found = MixLock.from_json(lock)
+    return Course(found, found.resolve(reopened(json.loads(store)), erased=erased))
 
 
 def _field(name: str, kind: Any, sources: Sequence[Any]) -> pa.Field:
@@ -289,20 +518,24 @@ def _field(name: str, kind: Any, sources: Sequence[Any]) -> pa.Field:
     return pa.field(name, kind, any(one.nullable for one in found), found[0].metadata)
 
 
-def _drawn(course: Course, types: dict[str, Any], schema: pa.Schema, counts: Counter[str]) -> Iterator[pa.RecordBatch]:
+def _drawn(
+    course: Course, types: dict[str, Any], schema: pa.Schema, counts: Counter[str], share: Share
+) -> Iterator[pa.RecordBatch]:
     """The batches that a loader of the lock hands out, one after the other, events settled as it settles them."""
     refs = pa.array(course.lock.refs, pa.string())
     kinds = [arrow_kind(name, kind) for name, kind in types.items()]
     stretch = course.stretch
-    with BatchReader(stretch.plan, stretch.rows, kinds, Share(stop=stretch.stop)) as reader:
-        batch = 0
-        while stretch.stop is None or batch < stretch.stop:
+    stop = share.stop
+    with BatchReader(stretch.plan, stretch.rows, kinds, share) as reader:
+        batch = share.start
+        while stop is None or batch < stop:
             events = len(course.lock.events)
             if course.adaptive and course.settle(batch, None, leads=True):
                 stretch = course.stretch
+                stop = stretch.stop
                 if len(course.lock.events) != events:
-                    reader.replan(stretch.plan, stretch.rows, share=Share(stop=stretch.stop))
-                if stretch.stop is not None and batch >= stretch.stop:
+                    reader.replan(stretch.plan, stretch.rows, share=Share(stop=stop))
+                if stop is not None and batch >= stop:
                     return
             made, _ = reader.read(batch)
             gone = reader.gone(batch)

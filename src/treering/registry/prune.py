@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from treering.errors import CheckFailedError, UsageError
+from treering.capture import flush_spools
+from treering.errors import CheckFailedError, StoreError, UsageError
 from treering.store.documents import SnapshotRecord
 from treering.store.prune import age_of, bytes_of, heldout_rows, prune_snapshots
 from treering.store.snapshot import listed
@@ -113,9 +114,17 @@ def prune(
     keep_heldout: bool = False,
 ) -> PruneReport:
     """See `treering.Corpus.prune`."""
-    records = [record for record, pruned in listed(corpus) if pruned is None]
-    chosen, rule, notes = _chosen(corpus, records, keep, older_than, uninformative)
-    found = _described(corpus, chosen)
+    while True:
+        there = listed(corpus)
+        records = [record for record, pruned in there if pruned is None]
+        chosen, rule, notes = _chosen(corpus, records, keep, older_than, uninformative)
+        try:
+            found = _described(corpus, chosen)
+            break
+        except StoreError:
+            if listed(corpus) == there:
+                raise
+            # Somebody else has pruned or rewritten what was looked at.
     names = {record.name for record in chosen}
     blocked = [one.ref for one in found if one.needed_by]
     if blocked and not dry_run and not force:
@@ -132,6 +141,7 @@ def prune(
         sizes = {one.ref.rpartition("@")[2]: one.bytes for one in found}
         freed = 0
         if chosen:
+            flush_spools(corpus)  # what was acknowledged is compared while there is something to compare it with
             names_in_order = [record.name for record in chosen]
             _, freed = prune_snapshots(corpus, names_in_order, why=why, keep=keep_heldout, sizes=sizes)
         _drop_caches(corpus)

@@ -16,6 +16,7 @@ from treering.rounds.driver import past_rounds, round  # noqa: A004
 from treering.rounds.evaluate import Evaluation, Model, each_snapshot, evaluate, gate, load_adapter, score_matrix
 from treering.rounds.export import Exported, export_adapter
 from treering.rounds.external import add_external
+from treering.rounds.features import Features, cache_features
 from treering.rounds.label import ToLabel, to_label
 from treering.rounds.serving import Served
 from treering.rounds.status import Status, status
@@ -27,6 +28,7 @@ __all__ = [
     "Diff",
     "Evaluation",
     "Exported",
+    "Features",
     "Model",
     "RoundConfig",
     "RoundPolicy",
@@ -37,6 +39,7 @@ __all__ = [
     "ToLabel",
     "add_external",
     "audit",
+    "cache_features",
     "diagnose",
     "diff",
     "each_snapshot",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from treering.engine import engine_of
 from treering.errors import NotFoundError, UsageError
 from treering.evaluation import (
     METRICS,
@@ -41,11 +43,13 @@ from treering.evaluation.predictions import read_predictions
 from treering.registry import AdapterRecord, CanaryLog, CanaryLook, Registry, ScoreLog
 from treering.registry.scores import every_score
 from treering.registry.trained import overlaps
+from treering.rounds.answering import elsewhere
 from treering.rounds.budget import measure_budget
 from treering.rounds.serving import Served
 from treering.store.ref import Ref
 
 if TYPE_CHECKING:
+    from treering.engine import Engine
     from treering.store import BaseStore, Source
 
 __all__ = ["Evaluation", "Model", "each_snapshot", "evaluate", "gate", "load_adapter", "score_matrix"]
@@ -120,6 +124,7 @@ def evaluate(
     extra: Extra | None = None,
     predictions: str | None = None,
     tolerance: float | None = None,
+    engine: str | Engine | None = None,
 ) -> Evaluation:
     """Score one adapter on the held-out records of refs; each ref is one slice, a range too (see `each_snapshot`).
 
@@ -134,6 +139,8 @@ def evaluate(
     tolerance: look as a canary does: measure anew, and compare each slice with the best score that it had right after a
         training of the adapter's lineage, else with the last look. What is worse by more than this is `.dropped`; slices
         without records are `.skipped` as long as there are others. The look is remembered.
+    engine: who answers, this process by default; "local" (worker processes), "ray", or an engine at hand: a slice each, each worker
+        with the model loaded. The scores are the same.
 
     Raises NotFoundError for an adapter, ref or file that isn't there, UsageError for an unknown metric, unlabelled records
     or a slice without records, InvalidRecordError for predictions with missing, doubled or unknown ids.
@@ -164,7 +171,8 @@ def evaluate(
     if predictions is not None:
         _take_predictions(store, registry, record, predictions, slices)
     before = {} if tolerance is None else _before(store, record, slices, chosen)
-    scores = Scorer(store, chosen, fresh=fresh or tolerance is not None).scores(record, slices)
+    with engine_of(engine, *([] if engine is None else [store.uri])) as workers:
+        scores = Scorer(store, chosen, fresh=fresh or tolerance is not None, engine=workers).scores(record, slices)
     worse = 1.0 if chosen.better == "lower" else -1.0
     found = Evaluation(
         adapter=record.ref,
@@ -212,6 +220,7 @@ def score_matrix(
     fresh: bool = False,
     extra: Extra | None = None,
     fresh_baseline: bool = False,
+    engine: str | Engine | None = None,
 ) -> ScoreMatrix:
     """The score matrix of one lineage: a round per adapter from the oldest parent on, a slice per snapshot or domain.
 
@@ -223,6 +232,7 @@ def score_matrix(
     fresh_baseline: compare with an adapter that is trained on all of these snapshots at once, from scratch, with the base
         and config of the newest round and as many updates as all rounds together (strategy `joint`). It takes that long;
         it stays in the registry, marked as a baseline, and is found there the next time.
+    engine: who answers, as in `evaluate`; a baseline is trained here all the same.
 
     Raises NotFoundError without an adapter or a slice.
     """
@@ -261,18 +271,21 @@ def score_matrix(
             code="no-slices",
             hint=f"evaluate on a ref instead: treering eval {ref} --on {corpus}@live",
         )
-    scorer = Scorer(store, chosen, fresh=fresh)
-    values = np.full((len(lineage), len(slices)), math.nan)
-    for i, record in enumerate(lineage):
-        due = [j for j, first in enumerate(learned_in) if full or first is None or i >= first]
-        scores = scorer.scores(record, [slices[j] for j in due])
-        for j in due:
-            values[i, j] = scores[slices[j].name]
     reference: AdapterRecord | None = None
-    if fresh_baseline:
-        from treering.rounds.baseline import baseline_for
+    compared: dict[str, float] = {}
+    values = np.full((len(lineage), len(slices)), math.nan)
+    with engine_of(engine, *([] if engine is None else [store.uri])) as workers:
+        scorer = Scorer(store, chosen, fresh=fresh, engine=workers)
+        for i, record in enumerate(lineage):
+            due = [j for j, first in enumerate(learned_in) if full or first is None or i >= first]
+            scores = scorer.scores(record, [slices[j] for j in due])
+            for j in due:
+                values[i, j] = scores[slices[j].name]
+        if fresh_baseline:
+            from treering.rounds.baseline import baseline_for
 
-        reference = baseline_for(store, lineage[-1].ref)
+            reference = baseline_for(store, lineage[-1].ref)
+            compared = scorer.scores(reference, slices)
     labels = [label for piece in slices for label in piece.labels]
     unlearned = Uniform(labels) if full and lineage[-1].metric != "loss" else None  # a chat model draws no labels
     return ScoreMatrix(
@@ -284,7 +297,7 @@ def score_matrix(
         notes=tuple(notes),
         better=chosen.better,
         chance=tuple(score_answers(chosen, s.texts, s.labels, unlearned) for s in slices) if unlearned else (),
-        reference=() if reference is None else tuple(scorer.scores(reference, slices)[s.name] for s in slices),
+        reference=() if reference is None else tuple(compared[s.name] for s in slices),
         reference_name=None if reference is None else reference.ref,
     )
 
@@ -343,10 +356,11 @@ def gate(
 class Scorer:
     """Scores adapters on slices, each adapter loaded at most once and only when a score isn't in the store yet.
 
-    Does not choose the slices.
+    With an `engine` adapters answer in its workers, as many slices at once as there are slots. Does not choose the slices.
     """
 
-    def __init__(self, store: BaseStore, metric: MetricLike, *, fresh: bool) -> None:
+    def __init__(self, store: BaseStore, metric: MetricLike, *, fresh: bool, engine: Engine | None = None) -> None:
+        self._engine = engine
         self._store = store
         self._metric: Metric = resolve_metric(metric)
         self._fresh = fresh
@@ -358,17 +372,20 @@ class Scorer:
         """Who answers for an adapter: itself, or what was predicted where it was trained."""
         if record.ref not in self._models:
             registry = Registry(self._store, record.corpus)
-            self._models[record.ref] = (
-                registry.predictions(record.ref)
-                if record.external is not None
-                else _load_model(self._store, registry, record, cached=True)
-            )
+            if record.external is not None:
+                self._models[record.ref] = registry.predictions(record.ref)
+            elif self._engine is not None:
+                card = registry.card(record.ref)
+                self._models[record.ref] = elsewhere(self._engine, self._store, record, card)
+            else:
+                self._models[record.ref] = _load_model(self._store, registry, record, cached=True)
         return self._models[record.ref]
 
     def scores(self, record: AdapterRecord, slices: Sequence[HeldoutSlice]) -> dict[str, float]:
         """Score by slice name. Raises UsageError for a slice without records."""
         log = ScoreLog(self._store, record)
-        scores: dict[str, float] = {}
+        known: dict[str, float] = {}
+        due: list[tuple[HeldoutSlice, str | None]] = []
         for piece in slices:
             if not piece.rows:
                 raise UsageError(
@@ -379,8 +396,14 @@ class Scorer:
             key = piece.key if self._known else None
             stored = None if key is None or self._fresh else log.get(piece.name, key, self.name)
             if stored is not None:
-                scores[piece.name] = stored.score
-                continue
+                known[piece.name] = stored.score
+            else:
+                due.append((piece, key))
+        if due:
+            self.model(record)  # once, before any thread asks for it
+
+        def score(one: tuple[HeldoutSlice, str | None]) -> float:
+            piece, _ = one
             model = self.model(record)
             if not isinstance(model, Predictions) and piece.chat != hasattr(model, "generate"):
                 raise UsageError(
@@ -391,11 +414,17 @@ class Scorer:
                 )
             answers: Answers = model.of(piece) if isinstance(model, Predictions) else model
             # Slice by slice: how texts are batched must not depend on which scores happened to be in the store.
-            score = score_answers(self._metric, piece.texts, piece.labels, answers)
-            if key is not None:
-                log.put(piece.name, key, self.name, score=score, rows=piece.rows)
-            scores[piece.name] = score
-        return scores
+            return score_answers(self._metric, piece.texts, piece.labels, answers)
+
+        with ThreadPoolExecutor(
+            1 if self._engine is None else max(1, min(self._engine.slots, len(due)))
+        ) as side_by_side:
+            found = map(score, due) if self._engine is None else side_by_side.map(score, due)
+            for (piece, key), value in zip(due, found, strict=True):
+                if key is not None:
+                    log.put(piece.name, key, self.name, score=value, rows=piece.rows)
+                known[piece.name] = value
+        return {piece.name: known[piece.name] for piece in slices}
 
 
 def _load_model(store: BaseStore, registry: Registry, record: AdapterRecord, *, cached: bool) -> Model:

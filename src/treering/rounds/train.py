@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from treering.errors import NotFoundError, UsageError
@@ -324,13 +325,15 @@ def _drawn(
         if draw.weight and (draw.rows is not None or draw.mb is not None):
             by = {"balanced": "label", "importance": "domain"}.get(draw.by)
             forgetting = _forgetting(store, before) if draw.by == "importance" else None
+            spread = draw.spread if draw.by == "importance" and draw.spread in source.schema.names else None
+            choose = partial(one.select, rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, spread=spread)
             try:
-                one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting=forgetting)
+                one = choose(forgetting=forgetting)
             except UsageError as exc:
                 if exc.code != "bad-forgetting":
                     raise
                 # Nothing of this source's own domains was forgotten, only of others': even shares.
-                one = one.select(rows=draw.rows, mb=draw.mb, strategy=draw.by, by=by, seed=seed, forgetting={})
+                one = choose(forgetting={})
         chosen.append(one.balanced(draw.balance) if draw.weight and draw.balance else one)
     share_by: Literal["rows", "tokens"] = "rows" if by_rows else like.share_by
     weights = [draw.weight for draw in draws]

@@ -74,6 +74,8 @@ def broken(array: pa.Array, annotation: Any, rules: tuple[Any, ...] = ()) -> Mas
     Knows strings and Int32, Literals, lists with a least length, JSON text, and models of these. Raises TypeError for others.
     """
     annotation, rules, optional = _unwrapped(annotation, rules)
+    if optional and array.null_count == len(array):
+        return np.zeros(len(array), bool)
     valid = np.asarray(array.is_valid())
     wrong = np.zeros(len(array), bool) if optional else ~valid
     if annotation is str and rules in (_rules(JsonObject), _rules(JsonArray)):

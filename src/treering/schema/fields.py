@@ -6,6 +6,7 @@ Knows how one value is checked. Does not know records (records.py), Arrow (arrow
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -17,14 +18,23 @@ from treering.schema.strict_json import parse_json
 __all__ = ["Arguments", "Int32", "Json", "JsonArray", "JsonObject", "Origin", "Split", "Timestamp", "dump_json"]
 
 
-_PLAIN = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-_SORTED = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+def _encoder(*, sort_keys: bool) -> Callable[[Any], str]:
+    encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=sort_keys)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return encoder.encode
+    # What `encode` makes anew for each value takes longer than a small value itself. Without `markers` a circle ends as too deep.
+    chunks = make(None, encoder.default, json.encoder.encode_basestring, None, ":", ",", sort_keys, False, False)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_PLAIN, _SORTED = _encoder(sort_keys=False), _encoder(sort_keys=True)
 
 
 def dump_json(value: Any, *, sort_keys: bool = False) -> str:
     """Compact JSON text of `value`. Raises ValueError on NaN, infinities and foreign types."""
     try:
-        return (_SORTED if sort_keys else _PLAIN).encode(value)
+        return (_SORTED if sort_keys else _PLAIN)(value)
     except (TypeError, ValueError, RecursionError) as exc:
         raise ValueError(f"expected a value that JSON can hold: {exc}") from exc
 

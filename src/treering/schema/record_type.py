@@ -28,6 +28,7 @@ from treering.schema.arrow import (
     typed_dict,
 )
 from treering.schema.by_columns import broken, fit, same_values
+from treering.schema.by_shape import columns_of
 from treering.schema.fields import dump_json
 from treering.schema.records import BUILT_IN, Record
 
@@ -279,6 +280,8 @@ class RecordType:
 
         Keep calls to some thousand records: a failing call costs a second pass over the good ones.
         """
+        if len(records) >= _WORTH_COLUMNS and (batch := self._plain_batch(records)) is not None:
+            return Validated(batch, range(len(records)), [])
         rows: list[Any] = [r.model_dump(exclude_none=True) if isinstance(r, BaseModel) else r for r in records]
         positions: Sequence[int] = range(len(rows))
         refused: dict[int, tuple[Problem, ...]] = {}
@@ -304,6 +307,19 @@ class RecordType:
             positions = [position for position, _ in kept]
             batch = self._to_batch([value for _, value in kept])
         return Validated(batch, positions, sorted(refused.items()))
+
+    def _plain_batch(self, records: Sequence[Any]) -> pa.RecordBatch | None:
+        """Records of a built-in type that break no rule, in columns; None when they have to be validated one by one."""
+        if self.model is None or self.model is not BUILT_IN.get(self.name):
+            return None
+        try:
+            columns = columns_of(records, self._struct)
+        except (pa.ArrowException, ValueError, OverflowError):  # UnicodeError is a ValueError
+            return None
+        if columns is None:
+            return None
+        batch = pa.RecordBatch.from_arrays(columns, schema=_nullable_id(self.schema))
+        return None if self._bad_rows(batch).any() else batch
 
     def row(self, record: Mapping[str, Any] | BaseModel) -> dict[str, Any] | None:
         """One record as its columns hold it, with `ts` in microseconds since 1970; all its values are ones JSON has.
@@ -436,15 +452,21 @@ class RecordType:
 
         for field in self.schema:
             column = batch.column(field.name)
-            if not field.nullable and field.name != "id":
+            if not field.nullable and field.name != "id" and column.null_count:
                 refuse(pc.is_null(column))
+            if column.null_count == len(column):
+                continue
             if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type):
                 years = pc.year(column)
                 refuse(pc.or_(pc.less(years, 1), pc.greater(years, 9999)))  # what Python's times can't hold
         ids, meta = batch.column("id"), batch.column("meta")
-        refuse(pc.or_(pc.equal(pc.utf8_length(ids), 0), pc.greater(pc.utf8_length(ids), 512)))
-        refuse(pc.invert(pc.is_in(batch.column("split"), pa.array(["train", "heldout", None]))))
-        refuse(pc.invert(pc.match_substring_regex(batch.column("origin"), r"^(human|model|synthetic)(:.+)?$")))
+        split, origin = batch.column("split"), batch.column("origin")
+        if ids.null_count < len(ids):
+            refuse(pc.or_(pc.equal(pc.utf8_length(ids), 0), pc.greater(pc.utf8_length(ids), 512)))
+        if split.null_count < len(split):
+            refuse(pc.invert(pc.is_in(split, pa.array(["train", "heldout", None]))))
+        if origin.null_count < len(origin):
+            refuse(pc.invert(pc.match_substring_regex(origin, r"^(human|model|synthetic)(:.+)?$")))
         if self.model is not None and self.name == "tokens":  # a stored type of that name may have evolved since
             tokens = batch.column("tokens")  # a list of any length, whatever came
             refuse(pc.equal(pc.list_value_length(tokens), 0))
@@ -456,12 +478,8 @@ class RecordType:
             for name in self.payload:
                 info = self.model.model_fields[name]
                 bad |= broken(batch.column(name), info.annotation, tuple(info.metadata))
-        if meta.null_count < len(meta):
-            for i in pc.indices_nonzero(pc.is_valid(meta)).to_pylist():
-                try:
-                    Record(meta=meta[i].as_py())
-                except ValidationError:
-                    bad[i] = True
+        rule = Record.model_fields["meta"]
+        bad |= broken(meta, rule.annotation, tuple(rule.metadata))
         return bad
 
 
@@ -474,6 +492,8 @@ _EPOCH, _MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=
 _FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 
+#: Fewer records are validated one by one: columns take 450 µs to begin with (a chat), and are the faster way from some 60 to 300 on.
+_WORTH_COLUMNS = 64
 _BY_COLUMNS = frozenset({"labelled", "tokens"})  # built-in types whose rules _bad_rows knows in full
 
 

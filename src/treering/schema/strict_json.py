@@ -15,12 +15,14 @@ __all__ = ["MOST_BYTES", "parse_json"]
 #: Bytes of one JSON text. A record larger than this isn't one, and reading it would take a multiple in memory.
 MOST_BYTES = 64 << 20
 
-#: Every digit as 0, every E as e: then three searches for fixed bytes tell whether a number may lie beyond a double's range, in
-#: half the time of one for a pattern. Only where it may, the text is looked through once more.
-_SHAPE = bytes(
-    ord("0") if chr(byte).isdigit() and byte < 128 else ord("e") if byte == ord("E") else byte for byte in range(256)
-)
-_HUGE = (b"0e000", b"0e+000", b"0" * 300)
+#: Every digit as 0, every E as e, and a plus, which may stand after it, as one digit more: then two searches for fixed bytes tell
+#: where a number may lie beyond a double's range, in a fraction of the time of one for a pattern.
+_SHAPE = bytes(ord("0") if byte in b"0123456789+" else ord("e") if byte == ord("E") else byte for byte in range(256))
+_POWER, _LONG = b"0e000", b"0" * 300
+_DIGITS = b"0."
+_HALF = "unexpected end of hex escape"  # as the parser calls either
+#: What stands before a number that is a value of its own.
+_BEFORE = frozenset(b":,[ \t\r\n")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -32,11 +34,28 @@ def parse_json(text: str | bytes) -> Any:
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(data) > MOST_BYTES:
         raise ValueError(f"{len(data):,} bytes are more than the {MOST_BYTES:,} that one record may have")
-    value = jiter.from_json(data, allow_inf_nan=False, catch_duplicate_keys=True)
+    try:
+        value = jiter.from_json(data, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError as exc:
+        said = str(exc)
+        if _HALF not in said:
+            raise
+        raise ValueError(said.replace(_HALF, "a \\u escape that ends too soon, or half of a surrogate pair")) from None
     shape = data.translate(_SHAPE)
-    if _HUGE[0] in shape or _HUGE[1] in shape or _HUGE[2] in shape:
-        json.loads(data, parse_float=_finite)
+    if (_POWER in shape and _has_power(shape)) or _LONG in shape:
+        json.loads(data, parse_float=_finite)  # looked through once more
     return value
+
+
+def _has_power(shape: bytes) -> bool:
+    """Whether what looks like a number with a large exponent stands alone, not within text: in hex it does all the time."""
+    at = shape.find(_POWER)
+    while at >= 0:
+        before = shape[max(0, at - len(_LONG)) : at].rstrip(_DIGITS).removesuffix(b"-")
+        if not before or before[-1] in _BEFORE:
+            return True
+        at = shape.find(_POWER, at + len(_POWER))
+    return False
 
 
 def _finite(number: str) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,7 +171,7 @@ async def _records(service: Service, body: bytes, media: str) -> Given:
 
 
 def _stored(outcomes: Sequence[Outcome]) -> Response:
-    counts = Counter(one.status for one in outcomes)
+    found = [one.status for one in outcomes]
     records = [
         {"id": one.id, "status": one.status, "problems": one.problems}
         if one.problems
@@ -180,13 +179,13 @@ def _stored(outcomes: Sequence[Outcome]) -> Response:
         for one in outcomes
     ]
     answer = {
-        "stored": counts["stored"],
-        "duplicates": counts["duplicate"],
-        "refused": counts["refused"],
-        "erased": counts["erased"],
+        "stored": found.count("stored"),
+        "duplicates": found.count("duplicate"),
+        "refused": found.count("refused"),
+        "erased": found.count("erased"),
         "records": records,
     }
-    status = 422 if outcomes and counts["refused"] == len(outcomes) else 200
+    status = 422 if outcomes and found.count("refused") == len(found) else 200
     return Response(to_json(answer), status, media_type=JSON[0])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ class Given:
 
     count: int
     records: list[Any] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    positions: Sequence[int] = ()
     table: pa.Table | None = None
     unread: list[Unread] = field(default_factory=list)
 
@@ -67,13 +67,14 @@ def parse_records(body: bytes, media: str, limits: Limits) -> Given:
         ) from exc
     records = value if isinstance(value, list) else [value]
     _check_count(len(records), limits)
-    return Given(len(records), records, list(range(len(records))))
+    return Given(len(records), records, range(len(records)))
 
 
 def _lines(body: bytes, limits: Limits) -> Given:
     lines = [line for line in body.split(b"\n") if line.strip()]
     _check_count(len(lines), limits)
-    given = Given(len(lines))
+    positions: list[int] = []
+    given = Given(len(lines), positions=positions)
     for position, line in enumerate(lines):
         try:
             record = parse_json(line)
@@ -82,7 +83,7 @@ def _lines(body: bytes, limits: Limits) -> Given:
             given.unread.append(Unread(position, line[:_KEPT].decode("utf-8", "replace").rstrip("\r"), problem))
         else:
             given.records.append(record)
-            given.positions.append(position)
+            positions.append(position)
     return given
 
 
@@ -176,7 +177,7 @@ def identify(given: Given, name: str, key: str | None) -> None:
         return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
     for position, record in zip(given.positions, given.records, strict=True):
-        if isinstance(record, dict) and record.get("id") is None:
+        if type(record) is dict and record.get("id") is None:
             record["id"] = made(position)
     if given.table is not None:
         given.table = _with_ids(given.table, made)

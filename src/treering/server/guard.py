@@ -51,7 +51,7 @@ def error_response(
         sent = next((v for k, v in scope["headers"] if k == b"content-type"), b"")
         if sent.startswith(b"application/x-protobuf"):
             return Response(_status_message(text), status, more, "application/x-protobuf")
-        return Response(to_json({"code": 0, "message": text}), status, more, "application/json")
+        return Response(to_json({"message": text}), status, more, "application/json")  # no code: 0 would be OK
     body = to_json({"error": {"code": code, "message": message, "hint": hint}})
     return Response(body, status, more, "application/json")
 

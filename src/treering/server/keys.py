@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from treering.errors import AlreadyExistsError, NotFoundError, StoreError, UsageError
+from treering.errors import AlreadyExistsError, NotFoundError, StoreError, TreeringError, UsageError
 from treering.store.documents import parse_document
 
 if TYPE_CHECKING:
@@ -290,7 +290,14 @@ class KeyRing:
                 self.refresh()
             except Exception as exc:  # the store may come back; until then what we know holds
                 if not failed:
-                    logger.exception("the keys can't be looked at: one that is revoked meanwhile stays good: %s", exc)
+                    known = isinstance(
+                        exc, TreeringError
+                    )  # a store that is away is no defect: where it happened says nothing
+                    logger.error(
+                        "the keys can't be looked at: one that is revoked meanwhile stays good: %s",
+                        exc,
+                        exc_info=not known,
+                    )
                 failed = True
             else:
                 failed = False

@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Path, Request
+from fastapi import Depends, Header, Path, Request, Security
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 
 from treering.server.limits import read_body
@@ -56,10 +57,14 @@ def service_of(request: Request) -> Service:
     return found
 
 
-async def _access(
-    request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
-) -> Access:
-    return await service_of(request).access(authorization, datetime.now(UTC))
+#: How OpenAPI tells clients that they send a key; who may do what is decided by `Access`.
+_BEARER = HTTPBearer(
+    auto_error=False, scheme_name="key", description="A token of `treering keys create`; none where no key was made."
+)
+
+
+async def _access(request: Request, _: Annotated[Any, Security(_BEARER)]) -> Access:
+    return await service_of(request).access(request.headers.get("authorization"), datetime.now(UTC))
 
 
 Allowed = Annotated[Access, Depends(_access)]

@@ -120,6 +120,7 @@ def prepare(store: Store, host: str = "127.0.0.1", port: int = 8321, *, limits: 
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # who a proxy says that it speaks for changes nothing here
         http=_protocol(bounds),
         ws="none",
         loop="auto",

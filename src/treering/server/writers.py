@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from treering.capture import Recorder
@@ -31,6 +31,8 @@ from treering.server.limits import Limits
 from treering.store.denylist import denylist
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from treering.capture.recorder import Counts
     from treering.front import Corpus, Store
 
@@ -94,15 +96,14 @@ class Tally:
             del self.seconds[old]
 
     def _add(self, outcomes: Sequence[Outcome]) -> None:
-        for one in outcomes:
-            if one.status == "stored":
-                self.stored += 1
-            elif one.status == "duplicate":
-                self.duplicates += 1
-            elif one.status == "refused":
-                self.refuse(one.problems[0])
-            else:
-                self.erased += 1
+        found = [one.status for one in outcomes]
+        self.stored += found.count("stored")
+        self.duplicates += found.count("duplicate")
+        self.erased += found.count("erased")
+        if "refused" in found:
+            for one in outcomes:
+                if one.status == "refused":
+                    self.refuse(one.problems[0])
 
 
 @dataclass(slots=True)
@@ -312,13 +313,19 @@ class Writer:
         plain = [batch for batch in batches if batch.given.table is None]
         if plain:
             self._serve_plain(recorder, plain)
-        for batch in batches:
-            if batch.given.table is not None:
-                _settle(batch.future, partial(self._store_table, recorder, batch))
+        # Tables with the same columns are one table: storing costs most by the piece, whatever its length.
+        for _, joined in groupby((one for one in batches if one.given.table is not None), key=_columns_of):
+            self._serve_tables(recorder, list(joined))
 
     def _serve_plain(self, recorder: Recorder, batches: list[_Batch]) -> None:
+        self._answer(batches, partial(self._store, recorder, batches))
+
+    def _serve_tables(self, recorder: Recorder, batches: list[_Batch]) -> None:
+        self._answer(batches, partial(self._store_tables, recorder, batches))
+
+    def _answer(self, batches: list[_Batch], store: Callable[[], list[list[Outcome]]]) -> None:
         try:
-            found = self._store(recorder, batches)
+            found = store()
         except Exception as exc:
             for batch in batches:
                 batch.future.set_exception(exc)
@@ -334,7 +341,12 @@ class Writer:
         later: list[tuple[int, int, str]] = []
         for b, batch in enumerate(batches):
             given = batch.given
-            for position, record in zip(given.positions, given.records, strict=True):
+            news = self._all_new(given, hashes)
+            if news is not None:
+                hashes.update(news)
+                new.records += given.records
+                new.origins += [(b, position) for position in given.positions]
+            for position, record in zip(given.positions, given.records, strict=True) if news is None else ():
                 record_id = record.get("id") if type(record) is dict else None
                 if isinstance(record_id, str):
                     said = hash(repr(record))
@@ -369,6 +381,15 @@ class Writer:
             found[b][position] = _added(recorder, record)
         return [[one for one in outcomes if one is not None] for outcomes in found]
 
+    def _all_new(self, given: Given, before: Mapping[str, int]) -> dict[str, int] | None:
+        """Ids and hashes of what a request gives, when each record has an id that nobody has used: most requests are so."""
+        ids: list[Any] = [record.get("id") if type(record) is dict else None for record in given.records]
+        if set(map(type, ids)) != {str}:
+            return None
+        found: dict[str, int] = dict(zip(ids, map(hash, map(repr, given.records)), strict=True))
+        is_new = len(found) == len(ids) and all(found.keys().isdisjoint(one.keys()) for one in (self._seen, before))
+        return found if is_new else None
+
     def _extend(
         self,
         recorder: Recorder,
@@ -380,6 +401,11 @@ class Writer:
         receipts = recorder.extend(joined.records, sources=_Sources(batches, joined.origins))
         refused = dict(receipts.refused)
         denied = denylist(self.corpus, look=False) if receipts.erased else None
+        if not refused and denied is None:
+            for (b, position), record in zip(joined.origins, joined.records, strict=True):
+                found[b][position] = Outcome(record["id"], "stored")
+            self._remember(hashes)
+            return
         for n, ((b, position), record) in enumerate(zip(joined.origins, joined.records, strict=True)):
             if n in refused:
                 found[b][position] = Outcome(_id_of(record), "refused", refused[n])
@@ -389,11 +415,11 @@ class Writer:
                 found[b][position] = Outcome(record["id"], "erased")
             else:
                 found[b][position] = Outcome(record["id"], "stored")
-        if refused or denied is not None:
-            stored = {one.id for outcomes in found for one in outcomes if one is not None and one.status == "stored"}
-            self._seen.update((one, said) for one, said in hashes.items() if one in stored)
-        else:
-            self._seen.update(hashes)
+        stored = {one.id for outcomes in found for one in outcomes if one is not None and one.status == "stored"}
+        self._remember({one: said for one, said in hashes.items() if one in stored})
+
+    def _remember(self, hashes: Mapping[str, int]) -> None:
+        self._seen.update(hashes)
         for old in list(islice(self._seen, max(0, len(self._seen) - _REMEMBERED))):
             del self._seen[old]
 
@@ -401,11 +427,12 @@ class Writer:
         """Whether it breaks no rule; one that does and wasn't refused names what was erased."""
         return not self.corpus.record_type.validate([record]).refused
 
-    def _store_table(self, recorder: Recorder, batch: _Batch) -> list[Outcome]:
-        table = batch.given.table
-        assert table is not None
-        sources = [f"{batch.source}:{n + 1}" for n in range(len(table))]
-        receipts = recorder.extend(table, sources=sources)
+    def _store_tables(self, recorder: Recorder, batches: list[_Batch]) -> list[list[Outcome]]:
+        import pyarrow as pa
+
+        table = pa.concat_tables([one.given.table for one in batches])
+        origins = [(b, position) for b, batch in enumerate(batches) for position in range(batch.given.count)]
+        receipts = recorder.extend(table, sources=_Sources(batches, origins))
         refused = dict(receipts.refused)
         ids = table.column("id").to_pylist()
         erased: set[int] = set()
@@ -414,14 +441,13 @@ class Writer:
             has_subject = "subject" in table.column_names
             subjects = table.column("subject").to_pylist() if has_subject else [None] * len(ids)
             erased = {n for n, pair in enumerate(zip(ids, subjects, strict=True)) if denied.denies_record(*pair)}
-        outcomes = [
+        outcomes = iter(
             Outcome(one if isinstance(one, str) else None, "refused", refused[n])
             if n in refused
             else Outcome(one, "erased" if n in erased else "stored")
             for n, one in enumerate(ids)
-        ]
-        self.tally.add(outcomes)
-        return outcomes
+        )
+        return [list(islice(outcomes, one.given.count)) for one in batches]
 
     # --- conversations that come piece by piece --------------------------------------------------------------------
 
@@ -474,7 +500,8 @@ class Writer:
             except Exception as exc:  # what holds this one up holds up no other
                 failure = exc
         if failure is not None:
-            logger.error("conversations of %s wait", self.corpus.name, exc_info=failure)  # on disk
+            defect = None if isinstance(failure, TreeringError) else failure
+            logger.error("conversations of %s wait: %s", self.corpus.name, failure, exc_info=defect)  # on disk
             if last:
                 raise failure
 
@@ -611,6 +638,12 @@ class Writers:
                 failures.append(exc)
         if failures:
             raise failures[0]
+
+
+def _columns_of(batch: _Batch) -> pa.Schema:
+    """What tables that are stored as one have in common."""
+    assert batch.given.table is not None
+    return batch.given.table.schema.remove_metadata()
 
 
 def _future() -> Future[Any]:

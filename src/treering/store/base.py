@@ -7,6 +7,7 @@ store these lie on each host (location), `leases/` on both.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from treering.store.corpus import BaseCorpus
     from treering.store.source import Source
 
-__all__ = ["BaseStore"]
+__all__ = ["BaseStore", "reopened"]
 
 _MARKER = "treering.json"
 _MOST_DOCUMENTS = 1_000  # kept of an object store
@@ -167,8 +168,6 @@ class BaseStore:
     @cached_property
     def marker(self) -> StoreMarker:
         """What kind of store this is. Raises StoreError for a damaged marker or a newer format."""
-        import json
-
         data = self.objects.get(_MARKER)
         with suppress(
             ValueError, RecursionError
@@ -181,6 +180,12 @@ class BaseStore:
                     hint=f"install {_version_named(found.get('created_by'))} or a newer one: pip install -U treering",
                 )
         return parse_document(StoreMarker, f"{self.uri}/{_MARKER}", data)
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """JSON-ready: what `reopened` finds this store by, in a worker. Holds credentials: never print it."""
+        marker = self.marker.to_json().decode()
+        return {"uri": self.uri, "options": dict(self.location.options), "prefix": self.prefix, "marker": marker}
 
     @property
     def cache_dir(self) -> Path:
@@ -348,3 +353,16 @@ class BaseStore:
     def trained_snapshots(self, corpus: str) -> set[str]:
         """Refs of the snapshots that the production adapter was trained on; nothing in this layer knows adapters."""
         return set()
+
+
+def reopened(address: Mapping[str, Any]) -> BaseStore:
+    """In a worker: the store of an `address`, as open as it was there. One a process: the next task finds it open."""
+    return _reopened(json.dumps(address, sort_keys=True))
+
+
+@lru_cache(4)
+def _reopened(address: str) -> BaseStore:
+    said = json.loads(address)
+    store = BaseStore(Location.parse(said["uri"], said["options"] or None), said["prefix"])
+    store.marker = parse_document(StoreMarker, _MARKER, said["marker"].encode())
+    return store

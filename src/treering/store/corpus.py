@@ -6,9 +6,11 @@ What every layer may do with a corpus. Capturing stands to the right of this lay
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
+from treering.engine import engine_of
 from treering.errors import StoreError
 from treering.schema import RecordType
 from treering.schema.evolution import History
@@ -22,9 +24,19 @@ from treering.store.snapshot import Snapshot, finish_pending, list_records, list
 from treering.store.table import RECENT_S, TARGET_ROWS_PER_FRAGMENT, LanceTable, created_after, retry_conflicts
 
 if TYPE_CHECKING:
+    from treering.engine import Engine
     from treering.store.base import BaseStore
 
-__all__ = ["BaseCorpus"]
+__all__ = ["BaseCorpus", "Compaction"]
+
+
+@dataclass(frozen=True, slots=True)
+class Compaction:
+    """What compacting a corpus's live came to. JSON-ready."""
+
+    corpus: str
+    fragments_before: int
+    fragments_after: int
 
 
 class BaseCorpus:
@@ -138,21 +150,36 @@ class BaseCorpus:
         return self.table.count(head, created_after(records[-1].boundary) if records else None)
 
     @giving_back()
-    def compact(self, *, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, wait_s: float = 30.0) -> None:
+    def compact(
+        self,
+        *,
+        rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT,
+        wait_s: float = 30.0,
+        engine: str | Engine | None = None,
+    ) -> Compaction:
         """Join small fragments of live and bring its id index up to date. Snapshots stay as they are.
 
+        engine: who joins them, this process by default; "local" (worker processes), "ray", or an engine at hand. What is
+        committed, and by whom, is the same.
+
         Raises ConflictError when another process holds the lease for longer than `wait_s` seconds, or other writers
-        keep coming first.
+        keep coming first; with an engine, StoreError when a worker dies: then nothing has changed.
         """
+        with engine_of(engine, self.store.uri) as workers:
+            return self._compact(rows_per_fragment, wait_s, workers)
+
+    def _compact(self, rows_per_fragment: int, wait_s: float, engine: Engine | None) -> Compaction:
+        done: list[tuple[int, int]] = []
         with self.lease(wait_s=wait_s):
             finish_pending(self)
 
             def attempt() -> bool:
-                self.table.compact(rows_per_fragment)
+                done.append(self.table.compact(rows_per_fragment, engine=engine))
                 return True
 
             retry_conflicts(attempt, what=f"compacting {self.name}", limit=50)
         self.annotation_log.compact(wait_s=wait_s)
+        return Compaction(self.name, *done[-1])
 
     def clean_up(self, *, older_than_s: float = RECENT_S, keep_versions: int = 1, wait_s: float = 30.0) -> int:
         """Remove files that only unsealed table versions need that are older than that and not among the newest ones.

@@ -520,6 +520,9 @@ class SelectionRecord(_Document):
     source: dict[str, JsonValue] = Field(description="Pin of the source they were chosen from.")
     strategy: Literal["reservoir", "balanced", "diverse", "importance"]
     by: str = Field(description="Column, or a name for whatever else made the groups; empty for none.")
+    spread: str = Field(
+        default="", description="Column whose values each group's rows were spread over; empty for none."
+    )
     seed: int
     unit: Literal["rows", "bytes", "tokens"]
     budget: int = Field(ge=1)

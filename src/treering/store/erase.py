@@ -121,6 +121,7 @@ class ErasePreview:
     corpus: str
     records: dict[str, int]
     annotations: int
+    quarantined: int
     snapshots: list[str]
     seen_by: list[SeenBy]
 
@@ -403,12 +404,15 @@ def preview(corpus: BaseCorpus, wanted: Wanted) -> ErasePreview:
     _check(wanted)
     matching = _Matching.for_now(wanted)
     search = _search(corpus, matching, wanted.ids if not wanted.subjects else None)
-    said = _said(corpus, Hashes(matching.hash_of.many(search.ids)) | matching.asked, matching.hash_of, search)
+    ids = Hashes(matching.hash_of.many(search.ids)) | matching.asked
+    said = _said(corpus, ids, matching.hash_of, search)
+    meant = Denylist(matching.hash_of, ids, matching.subjects, frozenset())
     by_place = {"live": search.live, **{sealed.name: hits for sealed, hits in search.snapshots}}
     return ErasePreview(
         corpus=corpus.name,
         records={place: count for place, count in by_place.items() if count},
         annotations=_words(said),
+        quarantined=sum(len(entries) - len(kept) for _, entries, kept in _quarantine_without(corpus, meant)),
         snapshots=[sealed.ref for sealed, hits in search.snapshots if hits],
         seen_by=corpus.seen_by(search.train),
     )
@@ -693,23 +697,29 @@ def _meant_by(corpus: BaseCorpus, record: ErasureRecord, found: ErasedFound) -> 
 
 def _erase_quarantine(corpus: BaseCorpus, meant: Denylist) -> int:
     """Refused records that name any of it, wherever it stands in them. An object never changes: others take its place."""
-    objects, folder = corpus.store.objects, f"quarantine/{corpus.record.table}"
+    objects = corpus.store.objects
     gone = 0
-    for path in objects.list(folder):
+    for path, entries, kept in _quarantine_without(corpus, meant):
+        if kept:
+            data = json.dumps(kept, ensure_ascii=True, separators=(",", ":")).encode()
+            with suppress(AlreadyExistsError):
+                objects.create(f"{path.rpartition('/')[0]}/{hashlib.sha256(data).hexdigest()[:32]}.json", data)
+        forget_object(corpus, path)
+        gone += len(entries) - len(kept)
+    return gone
+
+
+def _quarantine_without(corpus: BaseCorpus, meant: Denylist) -> Iterator[tuple[str, list[Any], list[Any]]]:
+    """Objects of the quarantine that name any of it: path, entries, those of them that don't."""
+    objects = corpus.store.objects
+    for path in objects.list(f"quarantine/{corpus.record.table}"):
         try:
             entries = json.loads(objects.get(path))
         except NotFoundError:
             continue
         kept = [entry for entry in entries if not meant.mentions(entry.get("record"))]
-        if len(kept) == len(entries):
-            continue
-        if kept:
-            data = json.dumps(kept, ensure_ascii=True, separators=(",", ":")).encode()
-            with suppress(AlreadyExistsError):
-                objects.create(f"{folder}/{hashlib.sha256(data).hexdigest()[:32]}.json", data)
-        forget_object(corpus, path)
-        gone += len(entries) - len(kept)
-    return gone
+        if len(kept) < len(entries):
+            yield path, entries, kept
 
 
 def _erase_descriptions(corpus: BaseCorpus, meant: Denylist, erased: RowIds) -> int:

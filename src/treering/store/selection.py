@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -75,6 +75,7 @@ def select(
     columns: Sequence[str] | None = None,
     floor: float | None = None,
     forgetting: Mapping[str, float] | HasForgetting | None = None,
+    spread: str | None = None,
 ) -> Source:
     """Choose training rows of `source` under a budget and store the choice.
 
@@ -91,6 +92,8 @@ def select(
     floor: what each group gets at least, if it has that many rows: a whole number of rows, or for `importance` a share of
         the budget below 1 (by default half of an even share). Groups left below it are reported as starving.
     forgetting: for `importance`, domain → what was lost of it (≥ 0), or a score matrix by domain.
+    spread: column whose values each group's rows are spread over, as evenly as there are any: more from domains that were
+        forgotten, and of each label of such a domain as many as of the next. Not for `reservoir`, which has no groups.
 
     Raises UsageError for arguments that don't fit and for a source without training rows, ConflictError when another
     selection has the name.
@@ -113,11 +116,18 @@ def select(
     if columns is not None and unit != "bytes":
         raise UsageError("columns say whose bytes count; they go with mb", code="bad-budget")
     _check_floor(floor, strategy)
+    spread = spread or None
+    if spread is not None and strategy == "reservoir":
+        raise UsageError(
+            "reservoir has no groups whose rows could be spread",
+            code="bad-spread",
+            hint=f"strategy='balanced' with by={spread!r}, or leave out spread",
+        )
     if source.split == "heldout":
         raise _nothing(source)
     if not source.segments:
         raise _nothing(source)
-    candidates = _Candidates(source, strategy, by, unit, columns, f"selection/{seed}")
+    candidates = _Candidates(source, strategy, by, unit, columns, f"selection/{seed}", spread)
     floor_rows = int(floor) if floor is not None and floor >= 1 else 0
     weights: dict[str, float] = {}
     if strategy == "reservoir":
@@ -148,7 +158,8 @@ def select(
     corpus: BaseCorpus = source.segments[0]._corpus
     payload = _encode(row_ids)
     digest = _digest(corpus, row_ids)
-    recipe = (strategy, candidates.by, seed, unit, budget, candidates.measured, floor, sorted(weights.items()))
+    recipe: tuple[Any, ...] = (strategy, candidates.by, seed, unit, budget, candidates.measured, floor)
+    recipe += (sorted(weights.items()), *([spread] if spread else []))
     record = SelectionRecord(
         name=name or f"{strategy}-{hashlib.sha256(repr((digest, *recipe)).encode()).hexdigest()[:12]}",
         corpus=corpus.name,
@@ -157,6 +168,7 @@ def select(
         source=source._like(sampling=None).pin(),
         strategy=strategy,
         by=candidates.by,
+        spread=spread or "",
         seed=seed,
         unit=unit,
         budget=budget,
@@ -288,11 +300,11 @@ def _store(corpus: BaseCorpus, record: SelectionRecord, payload: bytes) -> Selec
         corpus.store.objects.create(_path(corpus, record.name), record.to_json())
     except AlreadyExistsError as exc:
         there = find_selection(corpus, record.name)
-        made = ("digest", "strategy", "by", "seed", "unit", "budget", "columns")
+        made = ("digest", "strategy", "by", "spread", "seed", "unit", "budget", "columns")
         if any(getattr(there, field) != getattr(record, field) for field in made):
             raise ConflictError(
                 f"{record.ref} is another selection: {there.rows:,} rows by {there.strategy} of {there.source['ref']}, "
-                f"{there.budget:,} {there.unit}",
+                f"{there.budget:,} {there.unit}" + (f", spread over {there.spread}" if there.spread else ""),
                 code="selection-exists",
                 hint="selections never change: choose another name",
             ) from exc
@@ -357,11 +369,21 @@ class _Groups:
         return [NO_VALUE if value is None else str(value) for value in self._numbers]
 
 
+_Rows: TypeAlias = tuple[UInt64Array, Int64Array, Int64Array, Int64Array, Int64Array, Int64Array]
+
+
 class _Candidates:
-    """The training rows of a source as arrays: hash, row id, group, domain, cost."""
+    """The training rows of a source as arrays: hash, row id, group, domain, cost, what they are spread over."""
 
     def __init__(
-        self, source: Source, strategy: Strategy, by: By | None, unit: Unit, columns: Sequence[str] | None, key: str
+        self,
+        source: Source,
+        strategy: Strategy,
+        by: By | None,
+        unit: Unit,
+        columns: Sequence[str] | None,
+        key: str,
+        spread: str | None,
     ) -> None:
         schema = source.schema
         self._source = source.segments
@@ -380,21 +402,25 @@ class _Candidates:
         if unit == "tokens":
             self.measured = ["tokens"] if "tokens" in schema.names else self._payload
         extra = self._payload if self._by is None else [self._by] if isinstance(self._by, str) else schema.names
-        self._columns = list(dict.fromkeys(["id", self._domain, *self.measured, *extra]))
+        self._spread = spread
+        over = [] if spread is None else [spread]
+        self._columns = list(dict.fromkeys(["id", self._domain, *self.measured, *extra, *over]))
         for segment in source.segments:
             segment.check_columns(self._columns)
-            if self._by in segment.schema.names and pa.types.is_nested(segment.schema.field(self._by).type):
-                kind = segment.schema.field(self._by).type
-                raise UsageError(f"{self._by} is of type {kind}; groups are made of plain values", code="bad-groups")
+            for name in (self._by, spread):
+                if name in segment.schema.names and pa.types.is_nested(segment.schema.field(name).type):
+                    kind = segment.schema.field(name).type
+                    raise UsageError(f"{name} is of type {kind}; groups are made of plain values", code="bad-groups")
         self.groups = _Groups()
         self.domains = _Groups()
+        self._over = _Groups()
         self._available: Counter[int] = Counter()
-        self._parts: list[tuple[UInt64Array, Int64Array, Int64Array, Int64Array, Int64Array]] = []
+        self._parts: list[_Rows] = []
         self.count = 0
         self.too_large = 0
 
-    def _batches(self, budget: int) -> Iterator[tuple[UInt64Array, Int64Array, Int64Array, Int64Array, Int64Array]]:
-        """(hashes, row ids, groups, domains, costs) of the candidates that fit into the budget at all."""
+    def _batches(self, budget: int) -> Iterator[_Rows]:
+        """(hashes, row ids, groups, domains, costs, parts of groups) of the candidates that fit into the budget at all."""
         for segment in self._source:
             for batch in segment.scan([*self._columns, ROW_ID], "train"):
                 if not len(batch):
@@ -409,7 +435,10 @@ class _Candidates:
                 hashes = hash_texts(batch.column("id"), self._key)
                 row_ids = np.asarray(batch.column(ROW_ID)).astype(np.int64)
                 groups = domains if self._by == self._domain else self._grouped(batch)
-                yield hashes[fits], row_ids[fits], groups[fits], domains[fits], costs[fits]
+                parts = (
+                    np.zeros(len(batch), np.int64) if self._spread is None else self._over(batch.column(self._spread))
+                )
+                yield hashes[fits], row_ids[fits], groups[fits], domains[fits], costs[fits], parts[fits]
 
     def _costs(self, batch: pa.RecordBatch) -> Int64Array:
         if self._unit == "rows":
@@ -439,7 +468,7 @@ class _Candidates:
     def smallest(self, budget: int) -> tuple[Int64Array, Int64Array, int]:
         """(row ids, domains, cost) of the rows of smallest hash."""
         bottom = BottomK(budget)
-        for hashes, row_ids, _, domains, costs in self._batches(budget):
+        for hashes, row_ids, _, domains, costs, _ in self._batches(budget):
             bottom.add(hashes, row_ids, domains, costs)
         return bottom.rows()
 
@@ -453,12 +482,13 @@ class _Candidates:
         """(row ids, domains, cost) of the rows that groups get in turn."""
         if not self._parts:
             return np.empty(0, np.int64), np.empty(0, np.int64), 0
-        hashes, row_ids, groups, domains, costs = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        rows = [np.concatenate(part) for part in zip(*self._parts, strict=True)]
         self._parts = []
-        fits = costs <= budget
+        fits = rows[4] <= budget
         self.too_large = int(len(fits) - fits.sum())
-        hashes, row_ids, groups, domains, costs = (a[fits] for a in (hashes, row_ids, groups, domains, costs))
-        order = in_turn(groups, hashes, row_ids, np.asarray(weights, np.float64), floor_rows)
+        hashes, row_ids, groups, domains, costs, parts = (one[fits] for one in rows)
+        over = None if self._spread is None else parts
+        order = in_turn(groups, hashes, row_ids, np.asarray(weights, np.float64), floor_rows, over)
         order = order[: within(costs[order], budget)]
         return row_ids[order], domains[order], int(costs[order].sum())
 

@@ -24,6 +24,7 @@ from treering.errors import ConflictError, NotFoundError, StoreError, UsageError
 from treering.schema import Alignment, RecordType
 from treering.schema.evolution import column_rule
 from treering.store.annotations import ANNOTATION_SCHEMA, KEYS, row_ids_of
+from treering.store.base import reopened
 from treering.store.certificate import check_files, id_filter, split_runs
 from treering.store.corrections import Corrections, corrections_of
 from treering.store.heldout import KeptHeldout, find_heldout
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from treering.store.documents import PruneRecord, SelectionRecord, SnapshotRecord
     from treering.store.selection import HasForgetting, Strategy
 
-__all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve"]
+__all__ = ["Narrowing", "Sampling", "Segment", "Source", "resolve", "segment_at"]
 
 Split = Literal["train", "heldout"]
 _MANY = 500  # ids from which on asking a snapshot's id filter is worth reading it
@@ -123,6 +124,38 @@ class Segment:
     def narrowed(self, narrowing: Narrowing) -> Segment:
         """The same stretch, of which other rows count."""
         return Segment(self._corpus, self.name, self.row_ids, self.rows, narrowing)
+
+    def piece(self, low: int, high: int) -> Segment:
+        """The records of it with row ids in [low, high), for who reads it in parts; with what was looked up for the whole.
+
+        Whether any was erased is for the whole to say: `check_whole`.
+        """
+        rows = self.narrowing.rows
+        if rows is not None:
+            rows = rows[np.searchsorted(rows, low) : np.searchsorted(rows, high)]
+        made = Segment(self._corpus, self.name, (low, high), 0, replace(self.narrowing, rows=rows))
+        excluded = self.excluded()
+        made._excluded = excluded[np.searchsorted(excluded, low) : np.searchsorted(excluded, high)]
+        made._corrected = (self.corrections,)
+        if self.name != "live":  # whose places are found anew for each scan
+            places = ((max(first, low), min(end, high), place) for first, end, place in self._places())
+            made._opened = [(first, end, place) for first, end, place in places if first < end]
+        return made
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """JSON-ready: what `segment_at` finds it by, in a worker. Holds credentials: never print it."""
+        rows = self.narrowing.rows
+        return {
+            "store": self._corpus.store.address,
+            "corpus": self._corpus.name,
+            "schema_version": self.schema_version,
+            "name": self.name,
+            "row_ids": [int(end) for end in self.row_ids],
+            "where": [[name, list(values)] for name, values in self.narrowing.where],
+            "rows": None if rows is None else runs_of(rows).tolist(),
+            "annotations": self.narrowing.annotations,
+        }
 
     @property
     def corpus(self) -> str:
@@ -710,6 +743,7 @@ class Source:
         columns: Sequence[str] | None = None,
         floor: float | None = None,
         forgetting: Mapping[str, float] | HasForgetting | None = None,
+        spread: str | None = None,
     ) -> Source:
         """Choose training rows under a budget, store the choice for good, and return it as a source.
 
@@ -729,6 +763,7 @@ class Source:
             columns=columns,
             floor=floor,
             forgetting=forgetting,
+            spread=spread,
         )
 
     def balanced(self, by: str) -> Source:
@@ -890,6 +925,18 @@ class Source:
                 hint="use the store that the pin was made in, or pin anew",
             )
         return source
+
+
+def segment_at(address: Mapping[str, Any]) -> Segment:
+    """In a worker: the segment, or the piece of one, of an `address`."""
+    corpus = reopened(address["store"]).corpus(address["corpus"]).at_schema(address["schema_version"])
+    rows = address["rows"]
+    narrowing = Narrowing(
+        where=tuple((name, tuple(values)) for name, values in address["where"]),
+        rows=None if rows is None else expand(np.array(rows, np.int64).reshape(-1, 2)),
+        annotations=address["annotations"],
+    )
+    return Segment(corpus, address["name"], (address["row_ids"][0], address["row_ids"][1]), 0, narrowing)
 
 
 def _says(source: Source, pinned: dict[str, Any]) -> bool:

@@ -10,6 +10,8 @@ chance: the same records have the same luck in any store, and a smaller budget's
     importance  groups in turn by weight: row r of a group of weight w comes at (r + ½) / w (the divisor method of
                 Sainte-Laguë: any prefix is within a row or so of the weights)
 
+Within a group chance decides, or first the parts that its rows are spread over, in turn.
+
 Numbers in, numbers out; knows no store.
 """
 
@@ -34,14 +36,21 @@ _PRUNE_ROWS = 262_144  # 32 bytes each
 
 
 def in_turn(
-    groups: Int64Array, hashes: UInt64Array, row_ids: Int64Array, weights: FloatArray, floor_rows: int = 0
+    groups: Int64Array,
+    hashes: UInt64Array,
+    row_ids: Int64Array,
+    weights: FloatArray,
+    floor_rows: int = 0,
+    parts: Int64Array | None = None,
 ) -> Int64Array:
     """Candidates in the order they are taken, as indices (m ≤ n,); those of groups of weight 0 only up to the floor.
 
     groups: number of each candidate's group (n,), into `weights` (G,) ≥ 0. floor_rows: rows that each group gets, as far
-    as it has them, before any gets more.
+    as it has them, before any gets more. parts: number of what each candidate is one of within its group (n,), its label for
+    instance: a group's rows are spread over them, by taking them in turn.
     """
-    by_group = np.lexsort((row_ids, hashes, groups))
+    turns = np.zeros(len(groups), np.int64) if parts is None else _turns(groups, parts, hashes, row_ids)
+    by_group = np.lexsort((row_ids, hashes, turns, groups))
     sizes = np.bincount(groups, minlength=len(weights))
     rank = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     weight = weights[groups[by_group]]
@@ -52,6 +61,17 @@ def in_turn(
     order = np.lexsort((row_ids[by_group], hashes[by_group], due, ~floor))
     order = order[np.isfinite(due[order])]
     return np.asarray(by_group[order], dtype=np.int64)
+
+
+def _turns(groups: Int64Array, parts: Int64Array, hashes: UInt64Array, row_ids: Int64Array) -> Int64Array:
+    """How many of its part of its group come before each candidate: (n,)."""
+    order = np.lexsort((row_ids, hashes, parts, groups))
+    begins = np.ones(len(order), bool)
+    begins[1:] = (np.diff(groups[order]) != 0) | (np.diff(parts[order]) != 0)
+    first = np.flatnonzero(begins)
+    turn = np.empty(len(order), np.int64)
+    turn[order] = np.arange(len(order)) - np.repeat(first, np.diff(np.append(first, len(order))))
+    return turn
 
 
 def within(costs: Int64Array, budget: int) -> int:

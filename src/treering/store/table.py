@@ -13,12 +13,12 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lance
 import numpy as np
@@ -29,14 +29,17 @@ from lance.commit import CommitConflictError
 from treering.errors import ConflictError, NotFoundError, StoreError
 from treering.schema.evolution import SCHEMA_VERSION
 from treering.store.durable import sync_directory, sync_file
-from treering.store.location import remote_failure
+from treering.store.location import Location, remote_failure
 from treering.store.memory import few_arenas
-from treering.store.objects import Objects
+from treering.store.objects import Objects, objects_at
 from treering.store.plain import plain_layouts
 from treering.store.rows import DataFile, FileContents, FileReaders, RowPlaces, row_runs
 from treering.store.runs import RowIds, inside, runs_of
 from treering.store.turnstile import Turnstile
 from treering.store.witness import HeadWitness, Seen, boot_id
+
+if TYPE_CHECKING:
+    from treering.engine import Engine
 
 __all__ = [
     "CREATED_AT",
@@ -236,6 +239,12 @@ class LanceTable:
 
     def __repr__(self) -> str:
         return f"LanceTable({self.uri!r})"
+
+    @property
+    def address(self) -> dict[str, Any]:
+        """JSON-ready: what a worker finds it by. Holds credentials: never print it."""
+        location = self._objects.location
+        return {"uri": location.uri, "options": dict(location.options), "path": self._path}
 
     def _open(self, version: int | None = None, branch: str | None = None) -> Dataset:
         uri = self.uri if branch is None else f"{self.uri}/{self._folder_of(branch)}"
@@ -527,7 +536,8 @@ class LanceTable:
             # Without the index: the engine's plan over it doesn't note which ids it inserts, so that two writers of the
             # same id don't conflict, and both insert it. (Nor is it faster: 165 ms against 81 for 24k new rows into 1M.)
             merge = merge.use_index(False)
-            return int(merge.execute(rows)["num_inserted_rows"])
+            # One batch: of several the engine takes now the one first and now the other, and the order of records is theirs.
+            return int(merge.execute(rows.combine_chunks())["num_inserted_rows"])
 
     def add_columns(self, head: Dataset, fields: Sequence[pa.Field]) -> None:
         """Add empty columns to `head` by metadata alone. Raises ConflictError when anybody committed since `head`."""
@@ -603,18 +613,35 @@ class LanceTable:
         with self._writers.passed(), self._translated("taking sealed rows out of live"):
             head.delete(created_up_to(version))
 
-    def compact(self, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT) -> None:
-        """Join neighbours of fewer rows than that, and drop deleted rows' space.
+    def compact(
+        self, rows_per_fragment: int = TARGET_ROWS_PER_FRAGMENT, *, engine: Engine | None = None
+    ) -> tuple[int, int]:
+        """Join neighbours of fewer rows than that, and drop deleted rows' space; gives the fragments before and after.
 
         The id index is brought up to date as well, unless the fragments are small: that rewrites all of it, and a look-up
-        reads some thousand ids more as quickly.
+        reads some thousand ids more as quickly. Workers of an `engine` write the joined files; nothing names them before this
+        process commits, and syncs them.
         """
+        from lance.optimize import Compaction, RewriteResult
+
         with self._writers.passed(), self._translated(f"compacting {self.name}"):
             head = self._newest()
-            head.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, num_threads=1)
+            before = len(head.get_fragments())  # now: the commit moves the handle on
+            plan = Compaction.plan(head, {"target_rows_per_fragment": rows_per_fragment, "num_threads": 1})
+            if engine is None:
+                made = [task.execute(head) for task in plan.tasks]
+            else:
+                table, version = self.address, int(head.version)
+                each = [{"table": table, "version": version, "task": task.json()} for task in plan.tasks]
+                found = engine.map("treering.store.table:rewrite", each)
+                made = [RewriteResult.from_json(one.decode()) for one in found]
+            if made:
+                Compaction.commit(head, made)
             if rows_per_fragment >= _WORTH_INDEXING:
                 self._newest().optimize.optimize_indices()
-        self.make_durable(self.head())
+        after = self.head()
+        self.make_durable(after)
+        return before, len(after.get_fragments())
 
     def clean_up(self, older_than_s: float, keep_versions: int = 1) -> int:
         """Remove files that only untagged versions need that are older than that and not among the newest ones.
@@ -634,20 +661,21 @@ class LanceTable:
         return int(stats.bytes_removed) + self._clear_unnamed()
 
     def _clear_unnamed(self) -> int:
-        """Remove what processes that were killed while they wrote a tag left beside the tags; returns the bytes freed.
+        """Remove manifests, tags and other small files that a kill kept from getting their names; returns the bytes freed.
 
-        Lance's own cleanup doesn't look there. A tag that is being written meanwhile is younger than a minute.
+        Lance's own cleanup passes over them. One that is being written meanwhile is younger than a minute.
         """
         if self._root is None:  # an object store names a whole object or none
             return 0
         freed = 0
         now = self._objects.now().timestamp()
-        for file in (self._root / "_refs").rglob("*.json.tmp.*"):
-            with suppress(FileNotFoundError):
-                found = file.stat()
-                if now - found.st_mtime > _UNNAMED_S:
-                    file.unlink()
-                    freed += found.st_size
+        for folder in (f for f in self._root.iterdir() if f.is_dir() and f.name != "data"):
+            for file in (f for f in folder.rglob("*") if "#" in f.name or ".tmp." in f.name):
+                with suppress(FileNotFoundError):
+                    found = file.stat()
+                    if now - found.st_mtime > _UNNAMED_S:
+                        file.unlink()
+                        freed += found.st_size
         return freed
 
     @contextmanager
@@ -1057,13 +1085,25 @@ class LanceTable:
     # --- reading -------------------------------------------------------------------------------------------------
 
     def scan(
-        self, dataset: Dataset, columns: Sequence[str], where: str | None = None, *, row_ids: bool = False
+        self,
+        dataset: Dataset,
+        columns: Sequence[str],
+        where: str | None = None,
+        *,
+        row_ids: bool = False,
+        fragments: Sequence[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Batches of the rows that match, in table order; with `_rowid` as the last column if asked for."""
+        """Batches of the rows that match, in table order; with `_rowid` as the last column if asked for.
+
+        fragments: only these, by number.
+        """
         with self._translated(f"reading {self.name}"):
             rows = _NARROW_ROWS if _NARROW.issuperset(columns) else _WIDE_ROWS
+            among: dict[str, Any] = {}
+            if fragments is not None:
+                among["fragments"] = [dataset.get_fragment(number) for number in fragments]
             scanner = dataset.scanner(
-                columns=list(columns), filter=where, with_row_id=row_ids, batch_size=rows, **_SCAN
+                columns=list(columns), filter=where, with_row_id=row_ids, batch_size=rows, **_SCAN, **among
             )
             yield from scanner.to_batches()
 
@@ -1141,6 +1181,16 @@ class LanceTable:
         """
         batches = self.scan(dataset, [ROW_ID])
         return max((int(np.asarray(batch.column(0)).max()) for batch in batches if len(batch)), default=-1)
+
+
+def rewrite(table: Mapping[str, Any], version: int, task: str) -> bytes:
+    """In a worker: join the fragments of one task of a compaction into files that nothing names yet; gives what to commit."""
+    from lance.optimize import CompactionTask
+
+    opened = LanceTable(objects_at(Location.parse(table["uri"], table["options"] or None)), table["path"])
+    with opened._translated(f"compacting {opened.name}"):
+        made: str = CompactionTask.from_json(task).execute(opened._open(version)).json()
+        return made.encode()
 
 
 def describe(target: TagTarget) -> str:

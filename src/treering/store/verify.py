@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from treering.engine import engine_of
+from treering.engine.base import WORKER_CODES
 from treering.errors import NotFoundError, StoreError, TreeringError, UsageError
+from treering.store.base import reopened
 from treering.store.certificate import (
     block_hashes,
     build_certificate,
+    file_sums,
     find_certificate,
     read_content,
     sealed_place,
@@ -35,9 +39,10 @@ from treering.store.place import head_of
 from treering.store.runs import RowIds, runs_of
 from treering.store.schemas import read_versions
 from treering.store.snapshot import list_records
-from treering.store.table import ROW_ADDRESS, ROW_ID, describe
+from treering.store.table import ROW_ADDRESS, ROW_ID, Dataset, describe
 
 if TYPE_CHECKING:
+    from treering.engine import Engine
     from treering.store.base import BaseStore
     from treering.store.corpus import BaseCorpus
     from treering.store.documents import Certificate
@@ -67,6 +72,7 @@ class Finding(BaseModel):
 
 
 _NAMED = 5
+_FRAGMENTS = 8  # of live that a worker reads at a time
 
 
 class Verification(BaseModel):
@@ -105,13 +111,18 @@ class _Report:
         try:
             yield
         except TreeringError as exc:
+            if exc.code in WORKER_CODES:
+                raise  # it says nothing of the file
             self.add(file, exc.message)
 
 
 @giving_back()
-def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -> Verification:
+def verify(
+    corpus: BaseCorpus, name: str, *, progress: Progress | None = None, engine: Engine | None = None
+) -> Verification:
     """Compare a snapshot (`v1`) with all that is known of it; of a pruned one, what is left. See `Verification`.
 
+    Workers of an `engine` read columns and hash files; what they find is put together and judged here.
     Raises NotFoundError when there never was such a snapshot, UsageError for what can't name one; damage never raises.
     """
     if not (name[:1] == "v" and name[1:].isascii() and name[1:].isdigit() and name[1] != "0"):
@@ -131,13 +142,13 @@ def verify(corpus: BaseCorpus, name: str, *, progress: Progress | None = None) -
     if certificate is None and not report.findings:
         with report.checking(path):
             shown = None if progress is None else lambda done: progress(f"certifying {record.ref}", done, record.rows)
-            certificate, new = build_certificate(corpus, record, progress=shown), True
+            certificate, new = build_certificate(corpus, record, progress=shown, engine=engine), True
     _tag(corpus, record, certificate, report)
     if certificate is not None:
         if certificate.record != record:
             report.add(path, f"it was made for another record of {record.ref} than the one that is there")
         elif not new:
-            _certified(corpus, record, certificate, readable, report, progress)
+            _certified(corpus, record, certificate, readable, report, progress, engine)
     return _result(record.ref, report, record, certificate, new)
 
 
@@ -289,31 +300,23 @@ def _certified(
     readable: bool,
     report: _Report,
     progress: Progress | None,
+    engine: Engine | None,
 ) -> None:
     """Compare every file with the certificate and, where they can be read, the records with their digest."""
     table = corpus.table
     bloom = _filter(corpus, certificate, report)
-    sums: dict[str, str] = {}
-
-    def compare() -> None:
-        for path in certificate.files:
-            try:
-                sums[path] = table.file_sha256(path)
-            except TreeringError as exc:
-                sums[path] = "" if isinstance(exc, NotFoundError) else exc.message
-
     with ThreadPoolExecutor(1) as beside:  # files are hashed while records are decoded
-        comparing = beside.submit(compare)
+        comparing = beside.submit(file_sums, corpus, list(certificate.files), engine)
         content, unread = None, None
         if readable:
             try:
                 shown = None if progress is None else lambda done: progress(record.ref, done, record.rows)
-                content = read_content(corpus, record, against=bloom, progress=shown)
+                content = read_content(
+                    corpus, record, against=bloom, progress=shown, engine=engine, denies=certificate.id_filter
+                )
             except TreeringError as exc:
                 unread = exc
-            except (ArithmeticError, LookupError, ValueError) as exc:  # what a flipped bit decodes to, Arrow may refuse
-                unread = StoreError(str(exc), code="engine")
-        comparing.result()
+        sums = comparing.result()
     wrong = [path for path, expected in certificate.files.items() if sums[path] != expected]
     # Nothing ever reads a transaction again: one that a cleanup took is no loss.
     wrong = [path for path in wrong if sums[path] or "_transactions" not in path.split("/")]
@@ -324,6 +327,8 @@ def _certified(
         report.add(table.path_of(path), said, concerned.get(path))
     if wrong:
         return
+    if unread is not None and unread.code in WORKER_CODES:
+        raise unread  # it says nothing of the records
     where = record.path("certificate.json")
     if unread is not None:
         report.add(table.path_of("data"), f"can't be read, though every file is as it was certified: {unread}")
@@ -413,7 +418,7 @@ def _reads_as(corpus: BaseCorpus, record: SnapshotRecord, row_ids: RowIds, expec
 
 
 @giving_back()
-def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None) -> Verification:
+def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None, engine: Engine | None = None) -> Verification:
     """Whether live's newest version is the one that was committed, all its files are there, and every record can be read.
 
     Live has no certificate: a flipped bit that still decodes shows only once it is sealed, as a digest of its own.
@@ -427,8 +432,8 @@ def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None) -> Veri
         report.files += len(table.files(head.dataset))
         table.check_present(head.dataset)
         total = table.count(head.dataset)
-        for batch in table.scan(head.dataset, head.dataset.schema.names):
-            rows += len(batch)
+        for more in _lengths(corpus, head.dataset, engine):
+            rows += more
             if progress is not None:
                 progress(ref, rows, total)
         if rows != total:
@@ -436,11 +441,47 @@ def verify_live(corpus: BaseCorpus, *, progress: Progress | None = None) -> Veri
     return _result(ref, report, rows=rows)
 
 
-def verify_store(store: BaseStore, ref: str | None = None, *, progress: Progress | None = None) -> list[Verification]:
+def _lengths(corpus: BaseCorpus, dataset: Dataset, engine: Engine | None) -> Iterator[int]:
+    """Read every record of live; gives how many, as they are read."""
+    table = corpus.table
+    if engine is None:
+        yield from (len(batch) for batch in table.scan(dataset, dataset.schema.names))
+        return
+    numbers = [int(fragment.fragment_id) for fragment in dataset.get_fragments()]
+    where = {"store": corpus.store.address, "corpus": corpus.name, "version": int(dataset.version)}
+    each = [{**where, "fragments": numbers[n : n + _FRAGMENTS]} for n in range(0, len(numbers), _FRAGMENTS)]
+    for result in engine.map("treering.store.verify:read_fragments", each):
+        yield int(result)
+
+
+def read_fragments(store: Mapping[str, Any], corpus: str, version: int, fragments: Sequence[int]) -> bytes:
+    """In a worker: read every record of these fragments; gives how many there are."""
+    table = reopened(store).corpus(corpus).table
+    dataset = table.at(version)
+    return str(sum(map(len, table.scan(dataset, dataset.schema.names, fragments=fragments)))).encode()
+
+
+def verify_store(
+    store: BaseStore,
+    ref: str | None = None,
+    *,
+    progress: Progress | None = None,
+    engine: str | Engine | None = None,
+) -> list[Verification]:
     """Everything that a ref names (`support@v1`, `support@v1..v3`, `support@live`, `support`); all of it without one.
 
-    Damage never raises, not even in what it takes to open a corpus. Raises NotFoundError, UsageError for what isn't there.
+    engine: who reads, this process by default; "local" (worker processes), "ray", or an engine at hand. They find the same.
+
+    Damage never raises, not even in what it takes to open a corpus. Raises NotFoundError, UsageError for what isn't there, and
+    StoreError when a worker dies.
     """
+    with engine_of(engine, store.uri) as workers:
+        return _verify_store(store, ref, progress, workers)
+
+
+def _verify_store(
+    store: BaseStore, ref: str | None, progress: Progress | None, engine: Engine | None
+) -> list[Verification]:
     from treering.store.ref import Ref, check_corpus_name
 
     if ref is not None and "@" in ref:
@@ -448,9 +489,10 @@ def verify_store(store: BaseStore, ref: str | None = None, *, progress: Progress
         home = store if parsed.store is None else store.neighbour(parsed.store)
         corpus: BaseCorpus = home.corpus(parsed.corpus)
         if parsed.kind == "live":
-            return [verify_live(corpus, progress=progress)]
+            return [verify_live(corpus, progress=progress, engine=engine)]
         if parsed.kind in ("snapshot", "range"):
-            return [verify(corpus, f"v{n}", progress=progress) for n in range(parsed.first, parsed.last + 1)]
+            numbers = range(parsed.first, parsed.last + 1)
+            return [verify(corpus, f"v{n}", progress=progress, engine=engine) for n in numbers]
         raise UsageError(
             f"{ref} can't be verified by itself", code="bad-ref", hint="name a snapshot, live, or a whole corpus"
         )
@@ -466,13 +508,13 @@ def verify_store(store: BaseStore, ref: str | None = None, *, progress: Progress
         _documents(store, name, report)
         if not report.findings:
             with report.checking(f"corpora/{name}/corpus.json"):
-                found += _all_of(store.corpus(name), progress)
+                found += _all_of(store.corpus(name), progress, engine)
         if report.findings:
             found.append(_result(name, report))
     return found
 
 
-def _all_of(corpus: BaseCorpus, progress: Progress | None) -> Iterator[Verification]:
+def _all_of(corpus: BaseCorpus, progress: Progress | None, engine: Engine | None) -> Iterator[Verification]:
     folder = f"snapshots/{corpus.record.table}/"
     numbers = {
         path.removeprefix(folder).partition("/")[0][1:]
@@ -483,5 +525,5 @@ def _all_of(corpus: BaseCorpus, progress: Progress | None) -> Iterator[Verificat
     seen = None if witness is None else witness.read()
     last = max([seen.snapshots if seen is not None else 0, *(int(n) for n in numbers if n.isdigit())])
     for number in range(1, last + 1):
-        yield verify(corpus, f"v{number}", progress=progress)
-    yield verify_live(corpus, progress=progress)
+        yield verify(corpus, f"v{number}", progress=progress, engine=engine)
+    yield verify_live(corpus, progress=progress, engine=engine)

@@ -14,14 +14,19 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from treering.training.base import WHOLE, Base
+from treering.engine.packed import pack, unpack
+from treering.errors import ConflictError
+from treering.training.base import WHOLE, Activations, Base
+
+if TYPE_CHECKING:
+    from treering.engine import Engine
 
 __all__ = ["ActivationCache"]
 
@@ -72,13 +77,23 @@ class ActivationCache:
     def __len__(self) -> int:
         return len(self._number)
 
-    def numbers(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The number of each text, int64 (n,); texts that aren't known yet are encoded first."""
+    def numbers(self, texts: Sequence[str], *, engine: Engine | None = None) -> npt.NDArray[np.int64]:
+        """The number of each text, int64 (n,); texts that aren't known yet are encoded first, by workers if there are any."""
         keys = [text_key(text) for text in texts]
         missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._number}
         todo = list(missing.items())
-        for start in range(0, len(todo), BLOCK):
-            self._encode(todo[start : start + BLOCK])
+        blocks = [dict(todo[start : start + BLOCK]) for start in range(0, len(todo), BLOCK)]
+        if engine is None:
+            for block in blocks:
+                found = self.base.encode(list(block.values()), depth=self.depth, layers=self.layers)
+                self._take_in(list(block), found)
+        else:
+            base = self.base
+            how = {"base": base.name, "precision": base.precision, "max_tokens": base.max_tokens, "digest": base.digest}
+            each = [{**how, "depth": self.depth, "layers": self.layers, "texts": list(b.values())} for b in blocks]
+            results = engine.map("treering.training.cache:encode", each)
+            for block, result in zip(blocks, results, strict=True):
+                self._take_in(list(block), _unpacked(result))
         return np.fromiter((self._number[key] for key in keys), np.int64, len(keys))
 
     def pooled(self, numbers: npt.NDArray[np.int64]) -> Tensor:
@@ -114,10 +129,8 @@ class ActivationCache:
             rows = np.flatnonzero(owner == n)
             yield self._blocks[n], rows, numbers[rows] - self._first[n]
 
-    def _encode(self, todo: Sequence[tuple[bytes, str]]) -> None:
-        keys = [key for key, _ in todo]
-        found = self.base.encode([text for _, text in todo], depth=self.depth, layers=self.layers)
-        self.encoded += len(todo)
+    def _take_in(self, keys: Sequence[bytes], found: Activations) -> None:
+        self.encoded += len(keys)
         self.cut += found.cut
         if self._folder is not None:
             path = self._folder / f"{hashlib.sha256(b''.join(keys)).hexdigest()[:32]}.safetensors"
@@ -152,6 +165,29 @@ class ActivationCache:
         self._blocks.append(_Block(pooled, tokens, states, starts))
         for n, key in enumerate(keys):
             self._number.setdefault(key, first + n)  # two processes may have encoded the same text
+
+
+def encode(
+    base: str, precision: Any, max_tokens: int, digest: str, depth: int, layers: int, texts: Sequence[str]
+) -> bytes:
+    """In a worker: the activations of some texts. Raises ConflictError when its base is another one."""
+    loaded = Base.load(base, precision=precision, max_tokens=max_tokens)
+    if loaded.digest != digest:
+        raise ConflictError(
+            f"a worker's {base} is {loaded.digest[:12]}…, the caller's {digest[:12]}…",
+            code="other-base",
+            hint="every machine of the cluster needs the same base",
+        )
+    found = loaded.encode(texts, depth=depth, layers=layers)
+    arrays = {"pooled": found.pooled, "tokens": found.tokens, "states": found.states}
+    said = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    return pack({"arrays": said, "cut": found.cut}, **{name: array.tobytes() for name, array in arrays.items()})
+
+
+def _unpacked(result: bytes) -> Activations:
+    said, parts = unpack(result)
+    arrays = {name: np.frombuffer(parts[name], kind).reshape(shape) for name, (kind, shape) in said["arrays"].items()}
+    return Activations(**arrays, cut=said["cut"])
 
 
 def text_key(text: str) -> bytes:

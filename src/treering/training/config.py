@@ -87,6 +87,10 @@ class TrainConfig(BaseModel):
         description="how the bounded replay is chosen: uniformly, the same from each class, or more from domains of "
         "which more was forgotten",
     )
+    replay_spread: Literal["", "label"] = Field(
+        default="",
+        description="bounded replay by importance: as many of each label of a domain as of its next, where records have labels",
+    )
     replay_balance: Literal["", "label", "domain"] = Field(
         default="", description="draw replay so that each class, or each domain, comes equally often"
     )
@@ -152,9 +156,18 @@ class TrainConfig(BaseModel):
         """A copy in which every field is given: those that weren't by `defaults`, else by their own default.
 
         Who says which layers to adapt, or to adapt them at all, means features of the last layer: those of several are
-        the frozen base's.
+        the frozen base's. Raises UsageError for a `replay_spread` that nothing would come of.
         """
         given = self.model_dump(exclude_unset=True)
         if self.adapt_layers or given.get("kind") in ("lora", "full"):
             given.setdefault("feature_layers", 1)
-        return TrainConfig(**{**self.model_dump(), **defaults, **given})
+        settled = TrainConfig(**{**self.model_dump(), **defaults, **given})
+        if settled.replay_by == "importance":
+            return settled
+        if given.get("replay_spread"):
+            raise UsageError(
+                f"replay_spread goes with replay_by='importance', and here it is {settled.replay_by!r}",
+                code="bad-config",
+                hint="leave it out; replay_by='balanced' takes the same from each class as it is",
+            )
+        return settled.changed(replay_spread="")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -63,6 +63,9 @@ class Exporter(ABC):
     folder: ClassVar[bool] = False
     #: Whether its files are compressed inside, so that a suffix .gz or .zst makes no sense.
     packed: ClassVar[bool] = False
+    #: Whether a file is its records' bytes one after the other, each a function of that record alone: then `each` gives them, and
+    #: several exporters may make one file's side by side.
+    by_record: ClassVar[bool] = False
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         """For records of these columns. skip: leave out records that the format can't hold, into `left_out`.
@@ -91,6 +94,10 @@ class Exporter(ABC):
     @abstractmethod
     def encode(self, batch: pa.RecordBatch) -> bytes:
         """The bytes of these records, as far as they are ready. Raises InvalidRecordError for one it can't hold."""
+
+    def each(self, batch: pa.RecordBatch) -> Iterator[bytes | None]:
+        """Of a format that writes `by_record`: each record's bytes; None for one that is left out."""
+        raise NotImplementedError
 
     def finish(self) -> bytes:
         """The last bytes of the file."""

@@ -58,9 +58,12 @@ class JsonLines(Exporter):
 
     @override
     def encode(self, batch: pa.RecordBatch) -> bytes:
+        return b"".join([made for made in self.each(batch) if made is not None])
+
+    @override
+    def each(self, batch: pa.RecordBatch) -> Iterator[bytes | None]:
         held = self.holds
         unheld = [name for name in batch.schema.names if name not in held]
-        parts: list[str] = []
         for record in _records(batch):
             self._noted = {name for name in unheld if record[name] is not None}
             try:
@@ -73,11 +76,11 @@ class JsonLines(Exporter):
                         hint="leave such records out, and have them counted: --skip-unfit (skip_unfit=True)",
                     ) from exc
                 self.left_out.append(LeftOut(str(record.get("id")), exc.problems))
+                yield None
                 continue
-            parts += made
             self.rows += 1
             self.dropped.update(self._noted)
-        return "".join(f"{line}\n" for line in parts).encode()
+            yield "".join([f"{line}\n" for line in made]).encode()
 
 
 def one_line(value: Any) -> str:

@@ -43,6 +43,7 @@ class OpenAI(JsonLines):
     """
 
     name = "openai"
+    by_record = True
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         super().__init__(schema, skip=skip)

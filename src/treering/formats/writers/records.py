@@ -24,6 +24,7 @@ class Records(JsonLines):
     """
 
     name = "records"
+    by_record = True
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         super().__init__(schema, skip=skip)

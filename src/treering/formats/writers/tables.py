@@ -64,7 +64,7 @@ class _Table(Exporter):
         if len(batch):
             self._held.append(batch)
             self._held_rows += len(batch)
-            self._held_bytes += batch.get_total_buffer_size()
+            self._held_bytes += batch.nbytes  # of these rows alone, however the batch was cut
             self.rows += len(batch)
         if not self.groups or self._held_rows >= _GROUP_ROWS or self._held_bytes >= _GROUP_BYTES:
             self._write_held()

@@ -40,6 +40,7 @@ class Trl(JsonLines):
     """
 
     name = "trl"
+    by_record = True
 
     def __init__(self, schema: pa.Schema, *, skip: bool = False) -> None:
         super().__init__(schema, skip=skip)

@@ -39,6 +39,7 @@ class Draw:
     rows: int | None = None  # from a selection of at most so many records; None: from all
     mb: float | None = None  # the same in 10⁶ bytes
     by: Literal["reservoir", "balanced", "importance"] = "reservoir"  # how that selection is made
+    spread: str = ""  # column whose values each of its groups is spread over
     balance: str = ""  # column whose values come equally often
 
 
@@ -146,6 +147,7 @@ class Strategy:
                     rows=None if rows is None or rows >= source.train_rows else rows,
                     mb=config.replay_mb * share if config.replay_mb and not config.replay_rows else None,
                     by=config.replay_by,
+                    spread=config.replay_spread,
                     balance=config.replay_balance,
                 )
             )

@@ -83,8 +83,9 @@ class DualReplay(Strategy):
     """A frozen base, one shared bottleneck per layer with a gate per domain, a learned router, and two streams of replay.
 
     "Parameter-Efficient Dual-Replay" (Hei, 2025). Of what is replayed 70 % is the domain stream: a bounded selection in
-    which domains that forget more get more room; 30 % (`general_share`) the general stream: texts of `general`, a corpus
-    that isn't learnt from. The article's base is a language model, for which general text is a target; a classifier has
+    which domains that forget more get more room, each spread over its classes (`replay_spread=""` leaves that to chance,
+    which passes over some of them); 30 % (`general_share`) the general stream: texts of `general`, a corpus that isn't
+    learnt from. The article's base is a language model, for which general text is a target; a classifier has
     none in it, so here general texts tie the adapted features to the frozen ones: mean squared distance, times `strength`.
     Without `general` the domain stream gets all of the replay.
     """
@@ -96,6 +97,7 @@ class DualReplay(Strategy):
         "router": "mlp",
         "replay_rows": 500,
         "replay_by": "importance",
+        "replay_spread": "label",
     }
 
     def draw(self, sources: Sequence[MixSource], config: TrainConfig) -> list[Draw]:

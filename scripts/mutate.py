@@ -1,8 +1,8 @@
 """Take each guard out, one at a time, and see a test turn red.
 
-    python scripts/mutate.py [WORD …] [--list]
+    python scripts/mutate.py [WORD …] [--jobs N] [--list]
 
-Words choose mutations by name. Works on a copy of the tree; exits 1 when a guard can go without any test noticing, or isn't
+Words choose mutations by name. Works on copies of the tree; exits 1 when a guard can go without any test noticing, or isn't
 where this list says.
 """
 
@@ -11,12 +11,16 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
 
@@ -103,6 +107,20 @@ MUTATIONS = [
         "        try:\n            drain(corpus, spool, done)\n",
         "        try:\n            pass\n",
         "tests/capture/test_recorder.py",
+    ),
+    Mutation(
+        "what a kill kept from its name goes with a cleanup",
+        "store/table.py",
+        "return int(stats.bytes_removed) + self._clear_unnamed()",
+        "return int(stats.bytes_removed)",
+        "tests/store/test_rot.py -k name",
+    ),
+    Mutation(
+        "what is getting its name is left alone",
+        "store/table.py",
+        "                    if now - found.st_mtime > _UNNAMED_S:\n",
+        "                    if True:\n",
+        "tests/store/test_rot.py -k name",
     ),
     # --- once
     Mutation(
@@ -261,6 +279,183 @@ MUTATIONS = [
         "            for descriptor in (door,):\n",
         "tests/store/test_turnstile.py",
     ),
+    # --- engines
+    Mutation(
+        "an import by an engine is cut by what it holds",
+        "capture/importer.py",
+        "    paced = engine is not None and all(",
+        "    paced = False and all(",
+        "tests/engine/test_ray.py -k cut_alike",
+    ),
+    Mutation(
+        "a call whose worker died is made again",
+        "engine/ray.py",
+        "_AGAIN = 2\n",
+        "_AGAIN = 0\n",
+        "tests/engine/test_ray.py -k dies",
+    ),
+    Mutation(
+        "a path of one machine is refused on several",
+        "engine/ray.py",
+        "        if nodes > 1:\n",
+        "        if False:\n",
+        "tests/engine/test_ray.py -k one_machine",
+    ),
+    Mutation(
+        "a Ray head is asked for a word before Ray tries",
+        "engine/ray.py",
+        '                    if address != "local":\n',
+        "                    if False:\n",
+        "tests/engine/test_ray.py -k cluster_that_is_not_there",
+    ),
+    Mutation(
+        "a cluster that is gone isn't awaited",
+        "engine/ray.py",
+        "            if time.monotonic() - gone_since >= _GONE_S:\n",
+        "            if False:\n",
+        "tests/engine/test_ray.py -k cluster_that_goes",
+    ),
+    Mutation(
+        "handlers of signals are put back when Ray has begun",
+        "engine/ray.py",
+        "        for one, handler in before.items():\n",
+        "        for one, handler in ():\n",
+        "tests/engine/test_ray.py -k cluster_that_goes",
+    ),
+    Mutation(
+        "the exit code of a signal's handler is kept",
+        "engine/ray.py",
+        "        if asked is None:\n",
+        "        if True:\n",
+        "tests/engine/test_ray.py -k cluster_that_goes",
+    ),
+    Mutation(
+        "workers look a lock's sources up for each export",
+        "mixing/export.py",
+        '"call": uuid4().hex',
+        '"call": ""',
+        "tests/engine/test_local.py -k erased_between",
+    ),
+    Mutation(
+        "workers have the caller's version",
+        "engine/ray.py",
+        "    if version != treering.__version__:\n",
+        "    if False:\n",
+        "tests/engine/test_ray.py -k another",
+    ),
+    Mutation(
+        "what no worker can read is refused",
+        "capture/importer.py",
+        "        elif self._must and _is_there(self._source):\n",
+        "        elif False:\n",
+        "tests/engine/test_ray.py -k no_worker",
+    ),
+    Mutation(
+        "a column that is of another length is noticed",
+        "store/certificate.py",
+        "    if len(lengths) != 1:\n",
+        "    if False:\n",
+        "tests/engine/test_ray.py -k length",
+    ),
+    Mutation(
+        "a domain's share of the replay is spread over its labels",
+        "store/selection.py",
+        "        over = None if self._spread is None else parts\n",
+        "        over = None\n",
+        "tests/store/test_selection.py -k spread",
+    ),
+    Mutation(
+        "a paced recorder joins fragments after the same commits, whoever makes them",
+        "capture/recorder.py",
+        "if self._paced and waits:",
+        "if False:",
+        "tests/engine/test_ray.py -k cut_alike",
+    ),
+    Mutation(
+        "who shares a file counts the copies that another makes the ids of",
+        "capture/chunks.py",
+        "            self._importer.pass_over(text)\n",
+        "            pass\n",
+        "tests/capture/test_shared_files.py",
+    ),
+    Mutation(
+        "a file that is shared is the same for all who read it",
+        "capture/importer.py",
+        "chunk.begins != ends:",
+        "False:",
+        "tests/capture/test_shared_files.py -k changed",
+    ),
+    Mutation(
+        "who share a file read as much of it",
+        "capture/chunks.py",
+        "                    stream = beginning(stream, self.share.size)\n",
+        "                    pass\n",
+        "tests/capture/test_shared_files.py -k written",
+    ),
+    Mutation(
+        "only values that stand alone are shared",
+        "capture/chunks.py",
+        "self._importer is not None and self._importer.stands_alone",
+        "self._importer is not None",
+        "tests/capture/test_shared_files.py -k stand_alone",
+    ),
+    Mutation(
+        "whether a file fits at all is settled before turns are taken",
+        "capture/chunks.py",
+        "                    is_settled = is_settled or self._found > 0\n",
+        "                    is_settled = True\n",
+        "tests/capture/test_shared_files.py -k settled",
+    ),
+    Mutation(
+        "a call that an exporter sends again after it was stored is no new one",
+        "server/held.py",
+        "        return found is not None\n\n    def due(",
+        "        return False\n\n    def due(",
+        "tests/server/test_telemetry.py -k answer_is_lost",
+    ),
+    Mutation(
+        "a request is taken as new only when nobody has used its ids",
+        "server/writers.py",
+        "        return found if is_new else None",
+        "        return found",
+        "tests/server/test_writers.py -k each_record",
+    ),
+    Mutation(
+        "tables are stored as one only when their columns are the same",
+        "server/writers.py",
+        "    return batch.given.table.schema.remove_metadata()",
+        "    return 1",
+        "tests/server/test_writers.py -k tables",
+    ),
+    # --- the client's bound
+    Mutation(
+        "an agent waits for the disk no longer than is stated",
+        "client/recorder.py",
+        "pending.written.wait(max(0.0, deadline - time.monotonic()))",
+        "pending.written.wait()",
+        "tests/client/test_bound.py",
+    ),
+    Mutation(
+        "the records of one extend share one wait",
+        "client/recorder.py",
+        'status = self._put(b"".join(lines), len(lines), deadline)',
+        'status = self._put(b"".join(lines), len(lines), time.monotonic() + self._block_s)',
+        "tests/client/test_bound.py -k never_answers_costs",
+    ),
+    Mutation(
+        "an agent waits for no disk that is known to be full",
+        "client/recorder.py",
+        " or self._sender.spool_error is not None",
+        "",
+        "tests/client/test_bound.py -k full",
+    ),
+    Mutation(
+        "nothing is logged while an agent may wait for the lock",
+        "client/sender.py",
+        '            tally.refused += said["refused"]\n',
+        '            tally.refused += said["refused"]\n            logger.warning("%s", corpus)\n',
+        "tests/client/test_bound.py -k agents_thread",
+    ),
     # --- locks and limits
     Mutation(
         "one maintainer at a time",
@@ -299,9 +494,44 @@ MUTATIONS = [
     ),
     Mutation(
         "an import goes on only in the file that it began with",
-        "capture/importer.py",
-        "if self._values != before.values or self._digest.hexdigest() != before.digest:",
+        "capture/chunks.py",
+        "if self.values != before.values or self.digest != before.digest:",
         "if False:",
+        "tests/capture/test_imports.py",
+    ),
+    Mutation(
+        "a worker is never further ahead than it may be",
+        "engine/worker.py",
+        "                    may_go_on.acquire()\n",
+        "",
+        "tests/engine/test_local.py",
+    ),
+    Mutation(
+        "a worker ends with its parent",
+        "engine/worker.py",
+        "            may_go_on.release()\n    os._exit(0)",
+        "            may_go_on.release()",
+        "tests/engine/test_local.py",
+    ),
+    Mutation(
+        "Ctrl-C is the parent's business",
+        "engine/local.py",
+        ", process_group=0",
+        "",
+        "tests/engine/test_local.py",
+    ),
+    Mutation(
+        "what only this process can read is read here",
+        "capture/chunks.py",
+        'if protocol == "memory" or ',
+        "if ",
+        "tests/capture/test_import_workers.py",
+    ),
+    Mutation(
+        "only what is on disk counts as read",
+        "capture/importer.py",
+        "        kept = self.recorder.take(",
+        "        for going, chunk in taken:\n            going.took(chunk)\n        kept = self.recorder.take(",
         "tests/capture/test_imports.py",
     ),
     Mutation(
@@ -342,9 +572,44 @@ MUTATIONS = [
     Mutation(
         "a number beyond a double is refused",
         "schema/strict_json.py",
-        "    if _HUGE[0] in shape or _HUGE[1] in shape or _HUGE[2] in shape:\n",
+        "    if (_POWER in shape and _has_power(shape)) or _LONG in shape:\n",
         "    if False:\n",
         "tests/conformance/test_json.py",
+    ),
+    Mutation(
+        "a history that was changed is read again",
+        "formats/genai.py",
+        "    if not given.startswith(stem) or given",
+        "    if given",
+        "tests/formats/test_otlp.py -k changed",
+    ),
+    Mutation(
+        "attributes of messages that were changed are read again",
+        "formats/genai.py",
+        "and given[: before.count] == before.given",
+        "and len(given) >= before.count",
+        "tests/formats/test_openinference.py -k changed",
+    ),
+    Mutation(
+        "lists of attributes share only what they both begin with",
+        "formats/otlp.py",
+        "    if came and given[: len(came)] == came:\n",
+        "    if came and len(given) >= len(came):\n",
+        "tests/formats/test_otlp.py -k changed",
+    ),
+    Mutation(
+        "messages that calls share are not written to",
+        "formats/collapse.py",
+        'one = {**one, "reasoning_content": self.thoughts[step][2]}',
+        'one["reasoning_content"] = self.thoughts[step][2]',
+        "tests/formats/test_collapse.py -k share",
+    ),
+    Mutation(
+        "what was longest without a call is held as text",
+        "formats/collapse.py",
+        "        while self._loose_size > LOOSE_BYTES:\n",
+        "        while False:\n",
+        "tests/formats/test_collapse.py -k text",
     ),
     Mutation(
         "names are checked before they become paths",
@@ -738,10 +1003,52 @@ MUTATIONS = [
         "tests/rounds/test_elsewhere.py -k canary",
     ),
     Mutation(
+        "a prune looks anew when a neighbour prunes meanwhile",
+        "registry/prune.py",
+        "            if listed(corpus) == there:",
+        "            if True:",
+        "tests/store/test_prune.py -k neighbour",
+    ),
+    Mutation(
+        "files that are written together fail together",
+        "capture/importer.py",
+        "                going.summary.error = exc",
+        "                pass",
+        "tests/capture/test_imports.py -k share_goes_wrong",
+    ),
+    Mutation(
+        "what waits in the spool is compared before a prune",
+        "registry/prune.py",
+        "            flush_spools(corpus)  #",
+        "            pass  #",
+        "tests/store/test_prune.py -k acknowledged",
+    ),
+    Mutation(
+        "only exact classes go past the validator",
+        "schema/by_shape.py",
+        "    return pa.array(values, kind) if classes == {_CLASSES.get(kind.id)} else None",
+        "    return pa.array(values, kind)",
+        "tests/schema/test_by_shape.py",
+    ),
+    Mutation(
+        "unknown members don't go past the validator",
+        "schema/by_shape.py",
+        "    if not names <= {field.name for field in struct}:",
+        "    if False:",
+        "tests/schema/test_by_shape.py",
+    ),
+    Mutation(
+        "rules are checked in columns when the validator is passed by",
+        "schema/record_type.py",
+        "return None if self._bad_rows(batch).any() else batch",
+        "return batch",
+        "tests/schema/test_by_shape.py",
+    ),
+    Mutation(
         "a canary knows what was before its own look",
         "rounds/evaluate.py",
-        "was = looks.last(piece.name, metric.name) if was is None else was",
-        "was = None",
+        "            found[piece.name] = last",
+        "            pass",
         "tests/rounds/test_elsewhere.py -k live",
     ),
     Mutation(
@@ -780,11 +1087,11 @@ MUTATIONS = [
         "tests/rounds/test_elsewhere.py -k judges",
     ),
     Mutation(
-        "a policy of a loss is refused",
+        "scores of a policy are fractions of 1",
         "evaluation/gate.py",
-        "        if name not in _fractions():",
-        "        if False:",
-        "tests/rounds/test_elsewhere.py -k policy_of_a_metric",
+        "                if value is not None and value > 1:",
+        "                if False:",
+        "tests/evaluation/test_gate.py",
     ),
     Mutation(
         "other domains' gates stay",
@@ -1021,24 +1328,40 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("words", nargs="*", help="only mutations whose names have one of these words")
     parser.add_argument("--list", action="store_true", help="only name them")
+    parser.add_argument("--jobs", type=int, default=1, help="mutations tried at the same time")
     args = parser.parse_args()
     chosen = [m for m in MUTATIONS if not args.words or any(word in m.name for word in args.words)]
     if args.list:
         print("\n".join(f"{m.name} ({m.file}; {m.tests})" for m in chosen))
         return 0
+    # A shell starts what is in the background with SIGINT ignored, and tests about Ctrl-C would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     unnoticed = 0
-    with tempfile.TemporaryDirectory(prefix="treering-mutate-") as directory:
-        tree = Path(directory) / "tree"
-        parts = ("src", "tests", "schemas", "benchmarks", "scripts", "docs", "pyproject.toml", "README.md")
-        tree.mkdir()
-        for part in parts:
-            (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tree / part)
-        for mutation in chosen:
-            said = try_out(mutation, tree)
+    with tempfile.TemporaryDirectory(prefix="treering-mutate-") as directory, ThreadPool(args.jobs) as pool:
+        trees: SimpleQueue[Path] = SimpleQueue()
+        for job in range(args.jobs):
+            trees.put(copied(Path(directory) / f"tree{job}"))
+
+        def tried(mutation: Mutation) -> tuple[Mutation, str]:
+            tree = trees.get()
+            try:
+                return mutation, try_out(mutation, tree)
+            finally:
+                trees.put(tree)
+
+        for mutation, said in pool.imap(tried, chosen):
             unnoticed += not said.startswith("red")
             print(f"{said:<12} {mutation.name}", flush=True)
     print(f"{len(chosen) - unnoticed} of {len(chosen)} guards have a test that notices when they are gone")
     return int(unnoticed > 0)
+
+
+def copied(tree: Path) -> Path:
+    """All that tests need, under `tree`."""
+    tree.mkdir()
+    for part in ("src", "tests", "schemas", "benchmarks", "scripts", "docs", "pyproject.toml", "README.md"):
+        (shutil.copytree if (ROOT / part).is_dir() else shutil.copy)(ROOT / part, tree / part)
+    return tree
 
 
 def try_out(mutation: Mutation, tree: Path) -> str:
@@ -1062,10 +1385,19 @@ def try_out(mutation: Mutation, tree: Path) -> str:
         )
     finally:
         path.write_text(text)
+        end_all_of(tree)
     if done.returncode not in (0, 1):
         print(done.stdout[-2_000:], done.stderr[-500:], file=sys.stderr)
         return f"ERROR {done.returncode}"
     return f"{'red' if done.returncode == 1 else 'UNNOTICED'} {time.monotonic() - began:.0f} s"
+
+
+def end_all_of(tree: Path) -> None:
+    """End what tests have left behind: without its guard a worker may spin for ever, and slow down all that comes after it."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.fsencode(tree) in (process / "environ").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import wait_for
 from treering.errors import ConflictError, NotFoundError, StoreError, TreeringError, UsageError
 from treering.mixing import GrowthEvent, Mix, MixLock, WeightEvent, mix
 from treering.testing import MemoryStore, check_resume
@@ -563,11 +564,12 @@ def test_a_transform_that_cant_be_sent_to_workers_is_refused(thirds: Mix) -> Non
     assert caught.value.code == "transform-not-picklable"
 
 
-def ours() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("treering")]
-
-
 def test_no_thread_is_left_after_close_the_end_or_a_break(thirds: Mix) -> None:
+    before = set(threading.enumerate())
+
+    def ours() -> list[str]:
+        return [one.name for one in set(threading.enumerate()) - before if one.name.startswith("treering")]
+
     loader = thirds.loader(8, epochs=None)
     iterator = iter(loader)
     next(iterator)
@@ -582,10 +584,7 @@ def test_no_thread_is_left_after_close_the_end_or_a_break(thirds: Mix) -> None:
     for _batch in thirds.loader(8, epochs=None):
         break
     gc.collect()
-    end = time.monotonic() + 5
-    while ours() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not ours()
+    wait_for(lambda: not ours())
 
 
 def test_stats_count_what_was_planned_and_served(thirds: Mix) -> None:

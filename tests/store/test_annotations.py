@@ -13,6 +13,7 @@ import pytest
 
 import treering
 from treering.errors import ConflictError, InvalidRecordError, NotFoundError, UsageError
+from treering.store.annotations import ANNOTATION_SCHEMA, AnnotationLog
 from treering.store.source import Source
 
 
@@ -201,3 +202,21 @@ def test_processes_that_speak_at_once_lose_no_word_and_agree_on_the_newest(suppo
     log = support.annotation_log
     assert log.read(log.version(), key="label").to_pylist()[-1]["value"] == json.dumps(history[-1][2])
     assert len(said(support, key="quality")) == 12
+
+
+def test_a_log_that_is_being_made_while_somebody_looks_isnt_there_yet(
+    support: treering.Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, other = AnnotationLog(support), AnnotationLog(support)
+    opening = log.table._newest
+
+    def made_meanwhile() -> Any:  # looked for, made, opened: so far nothing of it has reached the disk
+        with monkeypatch.context() as patched:
+            patched.setattr(other.table, "make_durable", lambda head: None)
+            other.table.create(ANNOTATION_SCHEMA)
+        return opening()
+
+    monkeypatch.setattr(log.table, "_newest", made_meanwhile)
+    assert log.version() == 0
+    monkeypatch.undo()
+    assert log.version() == 0  # as who looks a moment later says

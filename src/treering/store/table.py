@@ -330,11 +330,12 @@ class LanceTable:
             return None
         with self._translated(f"opening {self.name}"):
             try:
-                return self._newest()
+                head = self._newest()
             except ValueError as exc:
                 if "was not found" in str(exc):  # the engine has no error of its own for it
                     return None
                 raise
+        return None if self.is_unmade() else head  # somebody may have begun to make it meanwhile
 
     def head(self) -> Dataset:
         """A fresh handle on the newest version.

@@ -23,8 +23,9 @@ import treering
 from tests.engine import tasks
 from tests.waiting import wait_for
 from treering.capture import importer as module
-from treering.capture.chunks import Chunk, Order
+from treering.capture.chunks import Order, pack, unpack
 from treering.capture.importer import ImportSummary, import_file
+from treering.capture.positions import positions
 from treering.engine import LocalEngine, local
 from treering.errors import InvalidRecordError, StoreError, TreeringError, UsageError
 from treering.schema import RecordType
@@ -38,7 +39,7 @@ class Watched(LocalEngine):
         self.asked: list[str] = []
 
     def stream(self, task: str, arguments: Mapping[str, Any], *, ahead: int = 4) -> Iterator[bytes]:
-        self.asked.append(arguments["source"])
+        self.asked += [source for source, _ in arguments.get("files", ())] or [arguments["source"]]
         return super().stream(task, arguments, ahead=ahead)
 
     @classmethod
@@ -60,6 +61,20 @@ class Remark(BaseModel):
     def _is_short(cls, value: str) -> str:
         if len(value) > 20:
             raise ValueError("at most 20 characters")
+        return value
+
+
+class Deadly(BaseModel):
+    """A record type whose check kills whoever reads a path, unless that file is there: then it was killed before."""
+
+    remark: str
+
+    @field_validator("remark")
+    @classmethod
+    def _kills(cls, value: str) -> str:
+        if value.startswith("/") and not Path(value).exists():
+            Path(value).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return value
 
 
@@ -229,7 +244,7 @@ def test_what_doesnt_fit_comes_over_whole(support: treering.Corpus, tmp_path: Pa
 def test_a_chunk_is_the_same_after_the_pipe(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*labelled(*range(30)), "{", {"text": "t", "label": 1}])
     for chunk in Order(path, RecordType.of("labelled"), "/a", rows=10).chunks():
-        again = Chunk.of_bytes(chunk.to_bytes())
+        (again,) = unpack(pack([chunk]))
         assert vars(again) == vars(chunk)
 
 
@@ -263,6 +278,44 @@ def test_a_worker_that_is_killed_loses_nothing_and_the_same_import_goes_on(
     monkeypatch.setattr(module, "LocalEngine", Watched)
     done = import_file(support, path)
     assert (done.skipped, done.stored, done.duplicates) == (there, 8_000 - there, 0)
+
+
+def test_small_files_whose_worker_dies_are_read_one_by_one_and_nothing_is_lost(
+    store: treering.Store, tmp_path: Path, engine: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = store.create("deadly", Deadly)
+    monkeypatch.setattr(module, "_WORKERS_FROM", 1)
+    monkeypatch.setattr(module, "LocalEngine", lambda: engine)
+    monkeypatch.setattr(module, "_TOGETHER", 5)
+    rows = [[{"remark": f"{n}"}, "{broken", {"remark": f"{n + 100}"}] for n in range(20)]
+    rows[7][2] = {"remark": f"{tmp_path}/once"}
+    paths = [write(tmp_path / f"{n:02}.jsonl", some) for n, some in enumerate(rows)]
+    done = import_file(corpus, paths)
+    assert [(one.read, one.found, one.refused, one.error) for one in done.files] == [(3, 2, 1, None)] * 20
+    assert (done.read, done.refused) == (60, 20)
+    assert done.stored == len(store.live("deadly")) == 40
+    assert sorted(engine.asked) == sorted([*paths, *paths[5:10]])
+
+
+def test_a_small_file_whose_import_was_cut_short_goes_on_alone_where_it_was(
+    support: treering.Corpus, tmp_path: Path, engine: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [write(tmp_path / f"{n}.jsonl", labelled(*range(n * 1_000, n * 1_000 + 300))) for n in range(3)]
+    monkeypatch.setattr(module, "ROWS", 100)
+    monkeypatch.setattr(module, "_SETTLE_S", 0.0)
+
+    def stop(done: int) -> None:
+        if done >= 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        import_file(support, paths[1], progress=stop)
+    there = len(rows_of(support))
+    assert 100 <= there < 300
+    done = import_file(support, paths)
+    assert [(one.read, one.skipped) for one in done.files] == [(300, 0), (300, there), (300, 0)]
+    assert (done.stored, done.duplicates) == (900 - there, 0)
+    assert positions(support) == []
 
 
 def test_a_mistake_in_a_records_own_rules_ends_the_import_by_name(

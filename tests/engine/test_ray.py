@@ -148,13 +148,13 @@ def test_an_import_by_an_engine_is_cut_alike_however_slow_a_step_is(
     quick = imported(tmp_path / "a", paths, "local")
     monkeypatch.setattr(recorder, "FLUSH_AFTER_S", 0.0)
     monkeypatch.setattr(importer, "_SETTLE_S", 0.0)
-    taken = importer.ImportJob.take_chunk
+    taken = importer.ImportJob.take_chunks
 
     def slowly(self: importer.ImportJob, *given: Any) -> None:
         time.sleep(0.05)
         taken(self, *given)
 
-    monkeypatch.setattr(importer.ImportJob, "take_chunk", slowly)
+    monkeypatch.setattr(importer.ImportJob, "take_chunks", slowly)
     slow = imported(tmp_path / "b", paths, "local")
     assert digest_of_live(slow) == digest_of_live(quick)
     assert fragments(slow) == fragments(quick)  # joined after the same commits, whoever made them

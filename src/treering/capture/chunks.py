@@ -14,11 +14,13 @@ import math
 import os
 import re
 import time
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from operator import itemgetter
 from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
@@ -37,7 +39,7 @@ from treering.capture.sources import (
     shape_of,
     without_nulls,
 )
-from treering.engine.base import name_of_class
+from treering.engine.base import decode_error, encode_error, name_of_class
 from treering.errors import InvalidRecordError, Problem, StoreError, TreeringError, UsageError
 from treering.formats import Found, Importer, Outcome, Passed, Unfit
 from treering.formats.known import find_importer, importer_names, recognise
@@ -50,6 +52,7 @@ __all__ = [
     "ROWS",
     "Chunk",
     "Chunker",
+    "Columns",
     "Order",
     "Reached",
     "Share",
@@ -57,8 +60,12 @@ __all__ = [
     "asked_for",
     "bad_json",
     "chunks_of_file",
+    "chunks_of_files",
     "is_value",
     "members_of",
+    "pack",
+    "together",
+    "unpack",
 ]
 
 #: The format that is found out by looking.
@@ -73,11 +80,13 @@ _BYTES = 16 << 20  # bytes of values, from which they are a chunk whatever their
 _ASKED = 16  # values after which it is asked whether they are a chunk
 LATE_S = 1.0  # a chunk is no older: what comes slowly is stored soon, too
 _SAID = 4_096  # annotations in a chunk
+_TOGETHER_BYTES = 4 << 20  # of records from several small files that are stored together
 _KEPT = 1_000_000  # bytes that quarantine keeps of a line that doesn't parse
 _OBJECTS = 200_000  # new ones after which Python may look for garbage: more than a thousand records have
 _LOOKED_AT = 1_000  # values that `auto` looks at before it gives up …
 _LOOKED_AT_BYTES = 128 << 20  # … or so many bytes of them: two lines that are too long are no reason
 _METADATA = b"treering"
+_TASK = "treering.capture.chunks:chunks_of_files"
 
 #: Something that was refused: its line, what quarantine keeps of it (a JSON value), what is wrong with it.
 Refused: TypeAlias = tuple[int, Any, tuple[Problem, ...]]
@@ -120,45 +129,65 @@ class Chunk:
     refused: list[Refused] = field(default_factory=list)
     said: list[dict[str, Any]] = field(default_factory=list)  # annotations, each with the `id` of its record
     reached: Reached | None = None  # None where an import can't be continued
-    is_last: bool = False  # of the file: the next one is at hand
+    file: int = 0  # where several files are read together: which of them it is of
+    is_last: bool = False  # of its file
+    error: TreeringError | None = (
+        None  # where several files are read together: why this one couldn't be read to its end
+    )
     is_another: bool = False  # the file isn't the one that an earlier import has begun with: nothing comes after it
-    batch: pa.RecordBatch | None = None  # the accepted records, under the record type's schema
+    #: The accepted records, under the record type's schema; those of files that are read together are with the last chunk.
+    batch: pa.RecordBatch | None = None
     # Where a file is shared:
     begins: str | None = None  # the digest of all values before it
     ends: str | None = None  # the digest of all values with it
     is_portion: bool = False  # a portion is done with it: the next one is another worker's
 
-    def to_bytes(self) -> bytes:
-        """As an Arrow IPC stream; all but the records is JSON in its schema's metadata."""
-        said = {name: value for name, value in vars(self).items() if name not in ("batch", "reached", "refused")}
-        said["reached"] = None if self.reached is None else asdict(self.reached)
-        said["refused"] = [
-            (line, kept, [(one.loc, one.kind, one.message) for one in problems])
-            for line, kept, problems in self.refused
-        ]
-        schema = self.batch.schema if self.batch is not None else pa.schema([])
-        schema = schema.with_metadata({_METADATA: json.dumps(said).encode()})
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, schema) as writer:
-            if self.batch is not None:
-                writer.write_batch(self.batch.replace_schema_metadata(schema.metadata))
-        return bytes(sink.getvalue())
 
-    @classmethod
-    def of_bytes(cls, data: bytes) -> Chunk:
-        """The chunk again."""
-        with pa.ipc.open_stream(data) as reader:
-            said = json.loads(reader.schema.metadata[_METADATA])
-            batch = next(iter(reader), None)
+def pack(chunks: Sequence[Chunk]) -> bytes:
+    """Chunks as an Arrow IPC stream: the last one's records, and all else as JSON in the schema's metadata."""
+    said = []
+    for chunk in chunks:
+        one = {name: value for name, value in vars(chunk).items() if value and name != "batch"}
+        if chunk.reached is not None:
+            one["reached"] = asdict(chunk.reached)
+        if chunk.refused:
+            one["refused"] = [
+                (line, kept, [(wrong.loc, wrong.kind, wrong.message) for wrong in problems])
+                for line, kept, problems in chunk.refused
+            ]
+        if chunk.error is not None:
+            one["error"] = encode_error(_TASK, chunk.error).decode()
+        said.append(one)
+    batch = chunks[-1].batch
+    schema = batch.schema if batch is not None else pa.schema([])
+    schema = schema.with_metadata({_METADATA: json.dumps(said).encode()})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
         if batch is not None:
-            batch = batch.replace_schema_metadata(None)
-        if said["reached"] is not None:
-            said["reached"] = Reached(**said["reached"])
-        said["refused"] = [
-            (line, kept, tuple(Problem(tuple(loc), kind, message) for loc, kind, message in problems))
-            for line, kept, problems in said["refused"]
-        ]
-        return cls(batch=batch, **said)
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+    return bytes(sink.getvalue())
+
+
+def unpack(data: bytes) -> list[Chunk]:
+    """The chunks again."""
+    with pa.ipc.open_stream(data) as reader:
+        said = json.loads(reader.schema.metadata[_METADATA])
+        batch = next(iter(reader), None)
+    chunks = []
+    for one in said:
+        if "reached" in one:
+            one["reached"] = Reached(**one["reached"])
+        if "refused" in one:
+            one["refused"] = [
+                (line, kept, tuple(Problem(tuple(loc), kind, message) for loc, kind, message in problems))
+                for line, kept, problems in one["refused"]
+            ]
+        if "error" in one:
+            one["error"] = decode_error(one["error"].encode())
+        chunks.append(Chunk(**one))
+    if batch is not None:
+        chunks[-1].batch = batch.replace_schema_metadata(None)
+    return chunks
 
 
 @dataclass(frozen=True)
@@ -220,10 +249,13 @@ class Order:
             "share": None if self.share is None else asdict(self.share),
         }
 
-    def chunks(self) -> Generator[Chunk, None, None]:
-        """Read it. What came before a damage comes before the error: TreeringErrors, as `import_file` says."""
+    def chunks(self, columns: Columns | None = None) -> Generator[Chunk, None, None]:
+        """Read it. What came before a damage comes before the error: TreeringErrors, as `import_file` says.
+
+        `columns`: of several files, where their records are gathered, which the chunks haven't then.
+        """
         asked = self.asked
-        chunker = Chunker(self)
+        chunker = Chunker(self, columns)
         _, stream = opened(self.source)
         with stream, _few_collections():
             members = members_of(asked)
@@ -313,7 +345,52 @@ class Order:
         return table.set_column(table.column_names.index("id"), "id", made)
 
 
-def chunks_of_file(
+def chunks_of_file(**told: Any) -> Iterator[bytes]:
+    """The task of engines: the chunks of a file, from what `Order.arguments` gives, each as `pack` makes it."""
+    for chunk in _order(**told).chunks():
+        yield pack([chunk])
+
+
+def chunks_of_files(files: Sequence[tuple[str, str | None]], **told: Any) -> Iterator[bytes]:
+    """The task of engines: the chunks of several small files (source, origin), otherwise as `Order.arguments` tells of one."""
+    return map(pack, together(_order(**told), files))
+
+
+def together(order: Order, files: Sequence[tuple[str, str | None]]) -> Iterator[list[Chunk]]:
+    """The chunks of several small files (source, origin), some at a time, the records of all of them with the last one.
+
+    `order` says what is the same for all. What is wrong with a file is the `error` of its last chunk, and the next one follows.
+    """
+    columns = Columns(order.target)
+    made: list[Chunk] = []
+    until = math.inf if order.late_s is None else time.monotonic() + order.late_s
+
+    def taken() -> list[Chunk]:
+        nonlocal made, until
+        done, made = made, []
+        done[-1].batch = columns.taken()
+        for chunk in done:
+            chunk.refused.sort(key=_line_of)
+        until = math.inf if order.late_s is None else time.monotonic() + order.late_s
+        return done
+
+    for number, (source, origin) in enumerate(files):
+        try:
+            for chunk in replace(order, source=source, origin=origin).chunks(columns):
+                chunk.file = number
+                made.append(chunk)
+                if chunk.batch is not None:  # of a table
+                    columns.add(chunk.batch)
+                    chunk.batch = None
+        except TreeringError as exc:
+            made.append(Chunk(file=number, is_last=True, error=exc))
+        if columns.size >= _TOGETHER_BYTES or len(columns) >= order.rows or time.monotonic() >= until:
+            yield taken()
+    if made:
+        yield taken()
+
+
+def _order(
     source: str,
     target: Mapping[str, Any],
     origin: str | None,
@@ -325,13 +402,13 @@ def chunks_of_file(
     refused_before: int,
     config: Mapping[str, Any],
     share: Mapping[str, int] | None = None,
-) -> Iterator[bytes]:
-    """The task of engines: the chunks of a file, from what `Order.arguments` gives, each as `Chunk.to_bytes` makes it."""
+) -> Order:
+    """What `Order.arguments` has told."""
     if "://" in source and config:
         import fsspec
 
         fsspec.config.conf.update(config)
-    order = Order(
+    return Order(
         source,
         _record_type(target["name"], target["schema"], target["model"]),
         origin,
@@ -343,8 +420,6 @@ def chunks_of_file(
         late_s,
         None if share is None else Share(**share),
     )
-    for chunk in order.chunks():
-        yield chunk.to_bytes()
 
 
 @lru_cache(maxsize=4)
@@ -536,17 +611,72 @@ class Turning:
             self._take(self._made(piece))
 
 
+class Columns:
+    """Records on their way into columns: those of one chunk, or of the chunks of several small files.
+
+    To make columns of one record takes as long as of thirty.
+    """
+
+    def __init__(self, target: RecordType) -> None:
+        self._target = target
+        self.records: list[dict[str, Any]] = []  # not yet checked, each …
+        self.lines: list[int] = []  # … with its line
+        self.size = 0  # bytes of columns
+        self._batches: list[pa.RecordBatch] = []
+        self._chunks: list[
+            tuple[int, list[Refused]]
+        ] = []  # from which record on it is of whose, and what is refused there
+
+    def __len__(self) -> int:
+        return len(self.records) + sum(map(len, self._batches))
+
+    def begin(self, refused: list[Refused]) -> None:
+        """A chunk begins; what is wrong with its records is to be put there."""
+        self._chunks.append((len(self.records), refused))
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Take records that are columns already."""
+        self._batches.append(batch)
+        self.size += batch.nbytes
+
+    def check(self) -> None:
+        """Turn the records so far into columns."""
+        records, lines, chunks = self.records, self.lines, self._chunks
+        self.records, self.lines, self._chunks = [], [], [(0, chunks[-1][1])]
+        for start in range(0, len(records), _CHECKED):  # at the end a format may give all that it held back
+            part = records[start : start + _CHECKED]
+            checked = self._target.validate(part)
+            for at, problems in checked.refused:
+                _, refused = chunks[bisect_right(chunks, start + at, key=itemgetter(0)) - 1]
+                refused.append((lines[start + at], plain(part[at]), problems))
+            if len(checked.batch):
+                self.add(checked.batch)
+
+    def portions(self, most: int) -> Iterator[pa.RecordBatch]:
+        """Of more batches than so many as many at a time, until no more than that are left."""
+        while len(self._batches) > most:
+            batches = self._batches[:most]
+            del self._batches[:most]
+            yield _one_batch(batches)
+
+    def taken(self) -> pa.RecordBatch | None:
+        """The columns of all records, which are gone from here then; None when there are none."""
+        self.check()
+        batches, self._batches, self.size = self._batches, [], 0
+        return _one_batch(batches) if batches else None
+
+
 class Chunker(Turning):
     """The same, and the records gathered and checked until they are a chunk."""
 
-    def __init__(self, order: Order) -> None:
-        """Raises UsageError for a format that can't fill the record type."""
+    def __init__(self, order: Order, columns: Columns | None = None) -> None:
+        """Into `columns` that others use, too, the chunks' records go. Raises UsageError for a format that can't fill the record type."""
         self._rows = order.rows
         self._late_s = math.inf if order.late_s is None else order.late_s
-        self._records: list[dict[str, Any]] = []  # not yet checked
-        self._lines: list[int] = []
-        self._batches: list[pa.RecordBatch] = []
+        self._columns = Columns(order.target) if columns is None else columns
+        self._has_own = columns is None
         self._refused: list[Refused] = []
+        self._columns.begin(self._refused)
         self._said: list[dict[str, Any]] = []
         self._passed: Counter[str] = Counter()
         self._found = 0
@@ -565,11 +695,12 @@ class Chunker(Turning):
         )
 
     def cut(self) -> Chunk:
-        """What was gathered."""
-        self._check()
+        """What was gathered; its records only where no other chunk's are with them."""
+        batch = self._columns.taken() if self._has_own else None
         seen, self._seen = self._seen, (self.values, self.skipped, self.refused_before)
         read, skipped, refused_before = (now - then for now, then in zip(self._seen, seen, strict=True))
-        batch = _one_batch(self._batches) if self._batches else None
+        if self._has_own:
+            self._refused.sort(key=_line_of)
         chunk = Chunk(
             self.format,
             read,
@@ -577,12 +708,13 @@ class Chunker(Turning):
             refused_before,
             self._found,
             dict(self._passed),
-            sorted(self._refused, key=_line_of),
+            self._refused,
             self._said,
             self.reached,
             batch=batch,
         )
-        self._batches, self._refused, self._said, self._passed = [], [], [], Counter()
+        self._refused, self._said, self._passed = [], [], Counter()
+        self._columns.begin(self._refused)
         self._found, self._cut_at = 0, self.bytes
         return chunk
 
@@ -603,9 +735,7 @@ class Chunker(Turning):
                     until = time.monotonic() + self._late_s
             is_same = is_same and self.end()
             # A format may have held back all that a file has, and gives it at the end.
-            while len(self._batches) > (most := self._rows // _CHECKED + 1):
-                batch = _one_batch(self._batches[:most])
-                del self._batches[:most]
+            for batch in self._columns.portions(self._rows // _CHECKED + 1) if self._has_own else ():
                 yield Chunk(self.format, batch=batch)
         except Exception:
             yield self.cut()
@@ -670,13 +800,13 @@ class Chunker(Turning):
             yield chunk
 
     def _gather(self, outcomes: Iterable[Outcome]) -> None:
-        records = self._records
+        records, lines = self._columns.records, self._columns.lines
         for outcome in outcomes:
             if type(outcome) is Found:
                 if outcome.annotations:
                     self._note(outcome)
                 records.append(outcome.record)
-                self._lines.append(outcome.line)
+                lines.append(outcome.line)
                 self._found += 1
             elif type(outcome) is Passed:
                 self._passed[outcome.why] += 1
@@ -684,7 +814,8 @@ class Chunker(Turning):
                 assert isinstance(outcome, Unfit)
                 self._refused.append((outcome.line, plain(outcome.kept), outcome.problems))
         if len(records) >= _CHECKED or self.bytes - self._checked_at >= _CHECKED_BYTES:
-            self._check()
+            self._checked_at = self.bytes
+            self._columns.check()
 
     def _note(self, found: Found) -> None:
         record = found.record
@@ -699,17 +830,6 @@ class Chunker(Turning):
                 self._refused.append((found.line, plain(said), (wrong,)))
             else:
                 self._said.append(said)
-
-    def _check(self) -> None:
-        """Turn the records so far into columns."""
-        records, lines = self._records, self._lines
-        self._records, self._lines, self._checked_at = [], [], self.bytes
-        for start in range(0, len(records), _CHECKED):  # at the end a format may give all that it held back
-            part = records[start : start + _CHECKED]
-            checked = self._target.validate(part)
-            self._refused += [(lines[start + at], plain(part[at]), problems) for at, problems in checked.refused]
-            if len(checked.batch):
-                self._batches.append(checked.batch)
 
 
 def bad_json(line: int, text: bytes, exc: ValueError) -> Unfit:

@@ -11,14 +11,14 @@ import os
 import stat
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from treering.capture.annotations import annotate_rows, unknown_ids
-from treering.capture.chunks import AUTO, LATE_S, ROWS, Chunk, Chunker, Order, Reached, Share
-from treering.capture.positions import find_position, forget_position, keep_position, position_key
+from treering.capture.chunks import AUTO, LATE_S, ROWS, Chunk, Chunker, Order, Reached, Share, together, unpack
+from treering.capture.positions import find_position, forget_position, keep_position, position_key, positions
 from treering.capture.recorder import PACED_AFTER_S, Recorder
 from treering.capture.sources import Piece, Source, compression_of, expand, inode_of, name_of, origin_of
 from treering.engine import Engine, LocalEngine, can_start_workers
@@ -40,9 +40,10 @@ _MOST_SHARES = 4
 _PACKED = 16
 #: Chunks that a worker may be ahead, each of up to ROWS records or 16 MiB of text: what it needs of memory.
 _AHEAD = 2
-#: Bytes of records from several small files that are written together.
-_TOGETHER_BYTES = 4 << 20
+#: Files of so many bytes are small; so many of them, and bytes, are read and stored together.
+_SMALL, _TOGETHER, _TOGETHER_BYTES = 1 << 20, 256, 4 << 20
 _CHUNKS = "treering.capture.chunks:chunks_of_file"
+_CHUNKS_TOGETHER = "treering.capture.chunks:chunks_of_files"
 _SHOWN = 20  # problems that a summary holds
 _SETTLE_S = 5.0  # an import that is killed has so much to look at again
 _ABOUT = frozenset({"id", "by", "note"})  # what an annotation has beside what it says
@@ -153,12 +154,6 @@ class ImportJob:
         self._progress = progress or (lambda done: None)
         self._said: list[tuple[FileSummary, dict[str, Any]]] = []  # annotations, each with the id of its record
         self._done = 0
-        self._gathers = (
-            False  # whether the ends of small files are stored together: a file of its own costs each a sync
-        )
-        self._gathered: list[tuple[FileImport, Chunk]] = []
-        self._gathered_at = 0.0
-        self._room = 0  # for bytes of records among them
         self._fed: list[FileImport] = []  # those that hold values which weren't taken
         self._going: dict[str, FileImport] = {}  # those whose position is to be kept, by its key
         self._settled = time.monotonic()
@@ -170,9 +165,6 @@ class ImportJob:
         try:
             if not isinstance(exc, Exception) or isinstance(exc, TreeringError):
                 self.settle()
-            else:
-                with suppress(TreeringError):  # what was wrong before is raised
-                    self._store_gathered()
         finally:
             self.recorder.close()
 
@@ -199,7 +191,6 @@ class ImportJob:
 
         Where they are read elsewhere, the next ones begin while one is taken.
         """
-        self._gathers = not self.is_paced and all(isinstance(one, str) and not _may_wait(one) for one in sources)
         size = _size_of(sources) if engine is None and can_start_workers() else 0
         local = LocalEngine() if size >= _WORKERS_FROM else None
         elsewhere = engine or (local if local is not None and local.slots > 1 else None)
@@ -209,12 +200,17 @@ class ImportJob:
             if local is not None and len(sources) == 1
             else 1
         )
-        waiting, begun = deque(sources), deque[_Reading]()
+        must = engine is not None and engine.name != "local"
+        waiting = deque([[one] for one in sources] if engine is not None else self._parted(sources))
+        begun: deque[_Reading | _Together] = deque()
         try:
             while waiting or begun:
                 while waiting and len(begun) < (elsewhere.slots if elsewhere is not None else 1):
-                    must = engine is not None and engine.name != "local"
-                    begun.append(_Reading(self, waiting.popleft(), elsewhere, must=must, shares=shares))
+                    files = waiting.popleft()
+                    if len(files) > 1:
+                        begun.append(_Together(self, files, elsewhere))
+                    else:
+                        begun.append(_Reading(self, files[0], elsewhere, must=must, shares=shares))
                 one = begun.popleft()
                 try:
                     with one:
@@ -222,12 +218,31 @@ class ImportJob:
                 except TreeringError as exc:
                     if alone:
                         raise
-                    one.summary.error = exc
+                    one.fail(exc)
         finally:
             for one in begun:
                 one.close()
             if local is not None:
                 local.close()
+
+    def _parted(self, sources: Sequence[Source]) -> Iterator[list[Source]]:
+        """Sources in their order, small files that follow each other together: each alone costs a sync and a worker's turn."""
+        files: list[Source] = []
+        size = 0
+        begun = set(positions(self.corpus)) if len(sources) > 1 else set()
+        for one in sources:
+            found = _small(one, begun) if len(sources) > 1 else None
+            if files and (found is None or size + found > _TOGETHER_BYTES or len(files) >= _TOGETHER):
+                yield files
+                files, size = [], 0
+            files.append(one)
+            if found is None:
+                yield files
+                files = []
+            else:
+                size += found
+        if files:
+            yield files
 
     def read(self, source: Source) -> FileSummary:
         """Take everything that a file or stream holds, here. Raises as `import_file` does; what came before is taken."""
@@ -274,27 +289,10 @@ class ImportJob:
             raise
         self.look_up()
 
-    def take_chunk(self, going: FileImport, chunk: Chunk) -> None:
-        """Put a chunk on disk, that of a small file with those of the next ones, and what is due in the store."""
-        if not self._gathered:
-            self._gathered_at, self._room = time.monotonic(), _TOGETHER_BYTES
-        self._gathered.append((going, chunk))
-        self._room -= 0 if chunk.batch is None else chunk.batch.nbytes
-        is_late = time.monotonic() - self._gathered_at >= LATE_S
-        if is_late or self._room <= 0 or not (self._gathers and chunk.is_last):
-            self._store_gathered()
+    def take_chunks(self, taken: Sequence[tuple[FileImport, Chunk]]) -> None:
+        """Put chunks of files on disk together, and what is due in the store."""
+        self._store(taken)
         self.look_up()
-
-    def _store_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, []
-        if not gathered:
-            return
-        try:
-            self._store(gathered)
-        except TreeringError as exc:
-            for going, _ in gathered:  # of several files, not only of the one that is read now
-                going.summary.error = exc
-            raise
 
     def look_up(self) -> None:
         """Say how far it is; settle when that is due."""
@@ -326,7 +324,6 @@ class ImportJob:
 
     def settle(self) -> None:
         """Commit all that was taken, store the annotations, then note how far each file has come."""
-        self._store_gathered()
         if self._fed:
             self._settled = time.monotonic()
             self.take()
@@ -393,19 +390,20 @@ class FileImport:
         summary: FileSummary,
         *,
         resume: bool = True,
+        is_noted: bool = True,
         size: int | None = None,
         inode: int | None = None,
     ) -> None:
         """Continues an import that was cut short, if the file still begins as it did; `resume=False` starts over.
 
-        `size`, `inode`: of a file that is open and isn't read to its end now. Raises StoreError for a position that is damaged.
+        With `is_noted=False` no position of it is found or kept. `size`, `inode`: of a file that is open and isn't read to its end now. Raises StoreError for a position that is damaged.
         """
         self._job = job
         self.summary = summary
         origin = origin_of(source)
         #: What its position is found by; None when none is kept.
         self.key: str | None = None
-        if origin is not None:
+        if origin is not None and is_noted:
             self.key = position_key(origin, inode_of(origin) if inode is None else inode)
         self.is_renamed = (
             False  # an earlier import has begun with it under another name: ids go on being made from that
@@ -539,15 +537,23 @@ class _Reading:
     """A file that is read from its beginning to its end; elsewhere at once, or here when its turn comes."""
 
     def __init__(
-        self, job: ImportJob, source: Source, elsewhere: Engine | None, *, must: bool = False, shares: int = 1
+        self,
+        job: ImportJob,
+        source: Source,
+        elsewhere: Engine | None,
+        *,
+        must: bool = False,
+        shares: int = 1,
+        summary: FileSummary | None = None,
     ) -> None:
         """`must`: refuse what is there and can't be read elsewhere; workers of this machine are a help, and no place.
 
         `shares`: workers that share a file which can be read several times.
         """
         self._job, self._source, self._elsewhere, self._must, self._shares = job, source, elsewhere, must, shares
-        self.summary = FileSummary(name_of(source))
-        job.files.append(self.summary)
+        self.summary = FileSummary(name_of(source)) if summary is None else summary
+        if summary is None:
+            job.files.append(self.summary)
         self._streams: list[Iterator[bytes]] = []
         self._going: FileImport | None = None
         self._error: TreeringError | None = None
@@ -601,7 +607,7 @@ class _Reading:
         with closing(self._in_turn() if self._streams else going.order.chunks()) as chunks:
             try:
                 for chunk in chunks:
-                    self._job.take_chunk(going, chunk)
+                    self._job.take_chunks([(going, chunk)])
                     if chunk.is_another:
                         return False
             except StoreError as exc:
@@ -633,7 +639,7 @@ class _Reading:
             if data is None:  # all that are left of a file whose portions are at their end, or that can't be shared
                 turns.popleft()
                 continue
-            chunk = Chunk.of_bytes(data)
+            (chunk,) = unpack(data)
             if chunk.begins is not None and ends is not None and chunk.begins != ends:
                 raise StoreError(
                     f"{self.summary.source} was changed while it was read",
@@ -645,11 +651,96 @@ class _Reading:
             if chunk.is_portion:
                 turns.rotate(-1)
 
+    def fail(self, exc: TreeringError) -> None:
+        """Say that it couldn't be taken to its end."""
+        self.summary.error = exc
+
     def close(self) -> None:
         """Stop whoever reads it."""
         streams, self._streams = self._streams, []
         for stream in streams:
             getattr(stream, "close", lambda: None)()
+
+
+class _Together:
+    """Small files that one worker, or this process, reads one after the other, and whose records are stored together.
+
+    No position of them is noted: whoever imports such a file again looks at all of it.
+    """
+
+    def __init__(self, job: ImportJob, sources: Sequence[Source], elsewhere: Engine | None) -> None:
+        self._job, self._sources, self._elsewhere = job, sources, elsewhere
+        self._first = len(job.files)
+        job.files += [FileSummary(name_of(one)) for one in sources]
+        self._going = [
+            FileImport(job, one, summary, is_noted=False)
+            for one, summary in zip(sources, job.files[self._first :], strict=True)
+        ]
+        self._done = 0  # files that are at their end
+        self._stream: Iterator[bytes] | None = None
+        self._order = self._going[0].order
+        self._files = [(str(one.order.source), one.order.origin) for one in self._going]
+        if elsewhere is not None and (arguments := self._order.arguments()) is not None:
+            told = {**arguments, "files": self._files}
+            self._stream = elsewhere.stream(_CHUNKS_TOGETHER, told, ahead=_AHEAD)
+
+    def __enter__(self) -> _Together:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self) -> None:
+        """Take all of them. Raises what `import_file` does of the store; what is wrong with a file is in its summary."""
+        try:
+            with closing(self._chunks()) as some:
+                for chunks in some:
+                    self._job.take_chunks([(self._going[chunk.file], chunk) for chunk in chunks])
+                    for chunk in chunks:
+                        self._going[chunk.file].summary.error = chunk.error
+                        self._done = chunk.file + chunk.is_last
+        except StoreError as exc:
+            if exc.code not in ("worker-died", "task-failed"):
+                raise
+            for at in range(self._done, len(self._sources)):  # that shows which of them it was
+                self._take_alone(at)
+
+    def _chunks(self) -> Generator[list[Chunk], None, None]:
+        yield from together(self._order, self._files) if self._stream is None else map(unpack, self._stream)
+
+    def _take_alone(self, at: int) -> None:
+        summary = FileSummary(name_of(self._sources[at]))
+        self._job.files[self._first + at] = summary
+        with _Reading(self._job, self._sources[at], self._elsewhere, summary=summary) as one:
+            try:
+                one.run()
+            except TreeringError as exc:
+                one.fail(exc)
+
+    def fail(self, exc: TreeringError) -> None:
+        """Say that those that aren't at their end couldn't be taken."""
+        for one in self._going[self._done :]:
+            one.summary.error = exc
+
+    def close(self) -> None:
+        """Stop whoever reads them."""
+        stream, self._stream = self._stream, None
+        getattr(stream, "close", lambda: None)()
+
+
+def _small(source: Source, begun: Collection[str]) -> int | None:
+    """Bytes of a small file, about; None for any other, and for one whose import was begun."""
+    if not isinstance(source, str) or "://" in source:
+        return None
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return None
+    size = found.st_size * (_PACKED if compression_of(source) is not None else 1)
+    if not stat.S_ISREG(found.st_mode) or size > _SMALL:
+        return None
+    origin = origin_of(source) if begun else None
+    return size if origin is None or position_key(origin, found.st_ino or None) not in begun else None
 
 
 def _reached(before: ImportPosition) -> Reached:

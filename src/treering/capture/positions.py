@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 
 from treering.errors import NotFoundError
 from treering.store.corpus import BaseCorpus
 from treering.store.documents import ImportPosition, parse_document
 
-__all__ = ["find_position", "forget_position", "keep_position", "position_key"]
+__all__ = ["find_position", "forget_position", "keep_position", "position_key", "positions"]
 
 
 def position_key(origin: str, inode: int | None) -> str:
@@ -34,6 +35,11 @@ def find_position(corpus: BaseCorpus, key: str) -> ImportPosition | None:
     except NotFoundError:
         return None
     return found if found.incarnation == corpus.record.incarnation else None
+
+
+def positions(corpus: BaseCorpus) -> list[str]:
+    """What the positions that are kept are found by. Raises StoreError."""
+    return [PurePosixPath(path).stem for path in corpus.store.objects.list(_folder(corpus))]
 
 
 def keep_position(
@@ -75,4 +81,8 @@ def forget_position(corpus: BaseCorpus, key: str) -> None:
 
 
 def _path(corpus: BaseCorpus, key: str) -> str:
-    return f"imports/{corpus.record.table}/{key}.json"
+    return f"{_folder(corpus)}/{key}.json"
+
+
+def _folder(corpus: BaseCorpus) -> str:
+    return f"imports/{corpus.record.table}"

@@ -10,9 +10,9 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from treering.errors import UsageError
 
@@ -37,8 +37,7 @@ class Formats(Generic[T]):
     def find(self, name: str) -> type[T] | None:
         """The class of a format, None when there is none of that name. Raises UsageError when its package is broken."""
         if name in self._ours:
-            module, _, attribute = self._ours[name].partition(":")
-            found: type[T] = getattr(importlib.import_module(module), attribute)
+            found: type[T] = _loaded(self._ours[name])
             return found
         point = self._foreign().get(name)
         if point is None:
@@ -53,6 +52,13 @@ class Formats(Generic[T]):
 
     def _foreign(self) -> dict[str, EntryPoint]:
         return {name: point for name, point in _packages(self._group, _places()).items() if name not in self._ours}
+
+
+@cache
+def _loaded(where: str) -> Any:
+    """A class of ours."""
+    module, _, attribute = where.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def _places() -> tuple[tuple[str, int], ...]:

@@ -46,7 +46,7 @@ def test_importing_the_client_imports_nothing_heavy() -> None:
 
 def test_the_same_calls_as_the_local_recorder_store_the_same(server: Running, spool: Path) -> None:
     records = labelled(30)
-    with client(server.url, spool) as remote:
+    with client(server.url, spool, block_s=60) as remote:
         with remote.capture() as live:
             receipt = live.add(records[0])
             assert (receipt.id, receipt.status) == ("r0", "spooled")
@@ -90,7 +90,7 @@ def test_while_the_server_is_away_records_wait_and_are_sent_when_it_is_back(
     assert store.root is not None
     first = Process(store.root)
     port = first.port
-    with client(first.url, spool) as remote:
+    with client(first.url, spool, block_s=60) as remote:
         live = remote.capture()
         live.add({"id": "before", "text": "t", "label": "l"})
         live.flush()
@@ -110,7 +110,7 @@ def test_while_the_server_is_away_records_wait_and_are_sent_when_it_is_back(
 def test_what_a_process_left_behind_is_sent_by_the_next_one_and_stored_once(server: Running, spool: Path) -> None:
     code = (
         "import os, sys, treering\n"
-        "live = treering.Client(sys.argv[1], corpus='notes', spool=sys.argv[2]).capture()\n"
+        "live = treering.Client(sys.argv[1], corpus='notes', spool=sys.argv[2], block_s=60).capture()\n"
         "for n in range(50):\n"
         "    assert live.add({'id': f'r{n}', 'text': 't', 'label': 'l'}).status == 'spooled'\n"
         "os.kill(os.getpid(), 9)\n"

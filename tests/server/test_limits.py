@@ -83,17 +83,21 @@ def test_gzip_data_of_many_members_is_refused_soon_and_holds_up_nobody(
     many = b"".join(gzip.compress(b"%d" % n * 10_000) for n in range(100))  # across the pieces that are read at once
     assert unzip(many, 64 * MIB) == gzip.decompress(many)
 
+    begun, may_end = threading.Event(), threading.Event()
+
     def slowly(data: bytes, most: int) -> bytes:
-        time.sleep(2)
+        begun.set()
+        may_end.wait(60)
         return unzip(data, most)
 
     monkeypatch.setattr(limits, "unzip", slowly)
     body = gzip.compress(b"[]")
     sending = threading.Thread(target=small.post, args=(RECORDS, body), kwargs={"content_encoding": "gzip"})
     sending.start()
-    time.sleep(0.3)
+    assert begun.wait(60)
     assert httpx.get(f"{small.url}/health").status_code == 200
     assert sending.is_alive()  # still at its data
+    may_end.set()
     sending.join()
 
 

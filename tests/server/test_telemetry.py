@@ -11,7 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -46,12 +46,26 @@ def server(store: treering.Store, chats: treering.Corpus) -> Iterator[Running]:
         yield found
 
 
+@pytest.fixture
+def patient(store: treering.Store, chats: treering.Corpus) -> Iterator[Running]:
+    """Holds conversations until it is told to `settle`."""
+    with running(store, Limits(hold_s=600)) as found:
+        yield found
+
+
 def stored(server: Running) -> list[dict[str, Any]]:
     from treering.capture import flush_spools
 
     flush_spools(server.store.corpus("chats"))
     found: list[dict[str, Any]] = server.store.live("chats").to_table().to_pylist()
     return found
+
+
+def settle(server: Running) -> list[dict[str, Any]]:
+    """Have records made of what is held, and from now on at once; gives what is stored."""
+    for one in server.prepared.service.writers.all():
+        one._limits = replace(one._limits, hold_s=0.0)
+    return wait_for(lambda: stored(server))
 
 
 def turns(count: int) -> list[dict[str, Any]]:
@@ -129,13 +143,13 @@ def test_the_sdk_with_its_json_exporter_writes_the_same(
     assert len(stored(server)) == 1
 
 
-def test_calls_that_come_in_requests_of_their_own_become_one_record_of_their_conversation(server: Running) -> None:
+def test_calls_that_come_in_requests_of_their_own_become_one_record_of_their_conversation(patient: Running) -> None:
     provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{server.url}/v1/traces")))
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter(endpoint=f"{patient.url}/v1/traces")))
     for n in range(4):
         call(provider, "c1", n)
     provider.shutdown()
-    (row,) = wait_for(lambda: stored(server))
+    (row,) = settle(patient)
     assert len(row["messages"]) == 8
 
 
@@ -145,7 +159,7 @@ def exported(finished: tuple[ReadableSpan, ...]) -> Any:
     return encode_spans(finished)
 
 
-def test_what_an_exporter_sends_again_is_stored_once_before_and_after_it_was_settled(server: Running) -> None:
+def test_what_an_exporter_sends_again_is_stored_once_before_and_after_it_was_settled(patient: Running) -> None:
     memory = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
@@ -153,17 +167,17 @@ def test_what_an_exporter_sends_again_is_stored_once_before_and_after_it_was_set
     body = exported(memory.get_finished_spans()).SerializeToString()
     headers = {"content-type": "application/x-protobuf"}
     for _ in range(2):
-        assert server.http.post("/v1/traces", content=body, headers=headers).status_code == 200
-    assert len(wait_for(lambda: stored(server))) == 1
+        assert patient.http.post("/v1/traces", content=body, headers=headers).status_code == 200
+    assert len(settle(patient)) == 1
     assert (
-        server.http.post(
+        patient.http.post(
             "/v1/traces", content=gzip.compress(body), headers={**headers, "content-encoding": "gzip"}
         ).status_code
         == 200
     )
     metric = 'treering_records_total{corpus="chats",outcome="duplicate"} 1.0'
-    assert wait_for(lambda: metric in server.http.get("/metrics").text)
-    assert len(stored(server)) == 1
+    assert wait_for(lambda: metric in patient.http.get("/metrics").text)
+    assert len(stored(patient)) == 1
 
 
 @dataclass
@@ -302,7 +316,7 @@ def test_spans_without_content_are_said_to_be_so_and_store_nothing(server: Runni
     assert stored(server) == []
 
 
-def test_scores_that_come_as_log_records_are_said_of_their_call(server: Running) -> None:
+def test_scores_that_come_as_log_records_are_said_of_their_call(patient: Running) -> None:
     memory = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
@@ -320,12 +334,12 @@ def test_scores_that_come_as_log_records_are_said_of_their_call(server: Running)
             {"key": "gen_ai.evaluation.score.value", "value": {"doubleValue": 0.75}},
         ],
     }
-    sent = server.post("/v1/logs", {"resourceLogs": [{"scopeLogs": [{"logRecords": [log]}]}]})
+    sent = patient.post("/v1/logs", {"resourceLogs": [{"scopeLogs": [{"logRecords": [log]}]}]})
     assert sent.status_code == 200
     body = exported((span,)).SerializeToString()
-    server.http.post("/v1/traces", content=body, headers={"content-type": "application/x-protobuf"})
-    (row,) = wait_for(lambda: stored(server))
-    said = wait_for(lambda: server.store.corpus("chats").annotations([row["id"]]).to_pylist())
+    patient.http.post("/v1/traces", content=body, headers={"content-type": "application/x-protobuf"})
+    (row,) = settle(patient)
+    said = wait_for(lambda: patient.store.corpus("chats").annotations([row["id"]]).to_pylist())
     assert {one["key"]: json.loads(one["value"]) for one in said}["quality"] == 0.75
 
 
@@ -614,15 +628,15 @@ def test_a_call_that_is_sent_again_after_its_conversation_went_on_and_was_stored
         call(provider, "c1", n)
     first, second = (exported((one,)).SerializeToString() for one in memory.get_finished_spans())
     for _ in range(2):  # again by a server that was started anew
-        with running(store, Limits(hold_s=0.3)) as server:
+        with running(store, Limits(hold_s=600)) as server:
             for body in (first, second):
                 answer = server.http.post(
                     "/v1/traces", content=body, headers={"content-type": "application/x-protobuf"}
                 )
                 assert answer.status_code == 200
-            wait_for(lambda: stored(server))
+            settle(server)
             server.http.post("/v1/traces", content=first, headers={"content-type": "application/x-protobuf"})
-            time.sleep(1)
+            settle(server)
         assert len(store.live("chats").to_table()) == 1
 
 

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -23,12 +24,18 @@ RECORDS = "/v1/corpora/notes/records"
 MIB = 1 << 20
 
 
+SMALL = Limits(max_body=64 << 10, max_decoded=256 << 10, max_records=500, max_header=4 << 10, max_connections=60)
+
+
 @pytest.fixture
 def small(store: treering.Store, notes: treering.Corpus) -> Iterator[Running]:
-    bounds = Limits(
-        max_body=64 << 10, max_decoded=256 << 10, max_records=500, max_header=4 << 10, max_connections=60, header_s=0.6, body_s=0.6
-    )  # fmt: skip
-    with running(store, bounds) as found:
+    with running(store, SMALL) as found:
+        yield found
+
+
+@pytest.fixture
+def hasty(store: treering.Store, notes: treering.Corpus) -> Iterator[Running]:
+    with running(store, replace(SMALL, header_s=0.6, body_s=0.6)) as found:
         yield found
 
 
@@ -151,8 +158,8 @@ def test_a_request_with_a_long_body_after_its_header_is_no_long_header(small: Ru
         assert said(connection).startswith(b"HTTP/1.1 200")
 
 
-def test_headers_and_bodies_that_come_too_slowly_are_408(small: Running) -> None:
-    with connect(small) as slow_header, connect(small) as slow_body, connect(small) as silent:
+def test_headers_and_bodies_that_come_too_slowly_are_408(hasty: Running) -> None:
+    with connect(hasty) as slow_header, connect(hasty) as slow_body, connect(hasty) as silent:
         slow_header.sendall(b"GET /health HTTP/1.1\r\nhost:")
         slow_body.sendall(
             b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n["
@@ -162,12 +169,12 @@ def test_headers_and_bodies_that_come_too_slowly_are_408(small: Running) -> None
         answered = slow_body.recv(4096)
         assert answered.startswith(b"HTTP/1.1 408")
         assert said(silent) == b""
-    assert small.prepared.service.budget.bytes == 0
+    assert hasty.prepared.service.budget.bytes == 0
 
 
-def test_a_connection_whose_body_nobody_reads_is_closed_in_time(small: Running) -> None:
+def test_a_connection_whose_body_nobody_reads_is_closed_in_time(hasty: Running) -> None:
     head = b"POST %b HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: 100000\r\n\r\n"
-    with connect(small) as idle, connect(small) as trickling:
+    with connect(hasty) as idle, connect(hasty) as trickling:
         idle.sendall(head % b"/health")  # answered before its body came
         trickling.sendall(head % b"/nowhere")
         for connection in (idle, trickling):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from typing import Any
 
 import httpx
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import treering
+from tests.waiting import wait_for
 from treering.capture import Recorder
 from treering.errors import InvalidRecordError, StoreError
 from treering.server.bodies import Given
@@ -27,7 +27,7 @@ RECORDS = "/v1/corpora/notes/records"
 def test_a_request_that_was_given_up_leaves_its_writer_at_work(store: treering.Store, notes: treering.Corpus) -> None:
     assert store.root is not None
     with running(store, Limits(answer_s=1.0)) as server:
-        assert server.post(RECORDS, labelled(1)).status_code == 200
+        wait_for(lambda: server.post(RECORDS, labelled(1)).status_code == 200)
         (spool,) = store.root.glob("spool/*/*.sqlite")
         stuck = sqlite3.connect(spool, isolation_level=None)
         stuck.execute("BEGIN IMMEDIATE")  # a disk that hangs
@@ -35,8 +35,7 @@ def test_a_request_that_was_given_up_leaves_its_writer_at_work(store: treering.S
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "too-slow")
         stuck.execute("ROLLBACK")
         stuck.close()
-        time.sleep(0.5)
-        assert server.post(RECORDS, labelled(2)).status_code == 200
+        wait_for(lambda: server.post(RECORDS, labelled(2)).status_code == 200)
         assert server.http.get("/health").json()["status"] == "ok"
     assert ids(store) == ["r0", "r1", "slow0"]
 
@@ -65,7 +64,7 @@ def test_a_writer_that_ends_by_a_defect_is_told_of_replaced_and_the_stop_says_so
         monkeypatch.setattr(Writer, "_serve", broken)
         answer = server.post(RECORDS, labelled(1))
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "writer-ended")
-        prepared.service.writers.all()[0]._thread.join(10)
+        prepared.service.writers.all()[0]._thread.join(60)
         assert (http.get("/health").status_code, http.get("/health").json()["status"]) == (503, "failed")
         monkeypatch.setattr(Writer, "_serve", serve)
         assert server.post(RECORDS, labelled(1)).status_code == 200
@@ -73,7 +72,7 @@ def test_a_writer_that_ends_by_a_defect_is_told_of_replaced_and_the_stop_says_so
         monkeypatch.setattr(Writer, "_serve", broken)
         assert server.post(RECORDS, labelled(1, "again")).status_code == 503
     prepared.stop()
-    thread.join(30)
+    thread.join(60)
     assert [type(one) for one in failures] == [StoreError]
     assert ids(store) == ["r0"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import treering
-from tests.server.running import Process, Running, ids, labelled, look
+from tests.server.running import Process, Running, ids, labelled, lasting_port, look
 from treering.client import CaptureWarning
 from treering.client.sender import Sender
 from treering.client.spool import spool_directory
@@ -88,8 +88,7 @@ def test_while_the_server_is_away_records_wait_and_are_sent_when_it_is_back(
     store: treering.Store, notes: treering.Corpus, spool: Path
 ) -> None:
     assert store.root is not None
-    first = Process(store.root)
-    port = first.port
+    first = Process(store.root, port=(port := lasting_port()))
     with client(first.url, spool, block_s=60) as remote:
         live = remote.capture()
         live.add({"id": "before", "text": "t", "label": "l"})
@@ -389,8 +388,7 @@ def test_a_spool_that_cannot_be_read_is_kept_aside(server: Running, spool: Path)
 def kills(store: treering.Store, spool: Path, lives: int) -> None:
     """Kill the server again and again while a client captures; then everything that was acknowledged is there once."""
     assert store.root is not None
-    server = Process(store.root)
-    port = server.port
+    server = Process(store.root, port=(port := lasting_port()))
     acknowledged: list[str] = []
     took: list[float] = []
     stop = threading.Event()

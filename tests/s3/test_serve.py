@@ -17,7 +17,7 @@ import pytest
 import treering
 from tests.s3.test_faults import faulty
 from tests.s3.test_promises import assert_ended, start
-from tests.server.running import Process, labelled
+from tests.server.running import Process, labelled, lasting_port
 from tests.waiting import wait_for
 from treering.testing.objectstore import LocalS3
 
@@ -75,7 +75,7 @@ def test_what_a_server_acknowledged_before_a_kill_is_in_the_bucket_once_after_it
 ) -> None:
     batches = [labelled(50, f"b{n}-") for n in range(40)]
     answers: dict[int, int] = {}
-    first = serve(served, s3)
+    first = serve(served, s3, lasting_port())
 
     def capture() -> None:
         with httpx.Client(base_url=first.url, timeout=30) as http:

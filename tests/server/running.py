@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -50,6 +52,14 @@ def running(store: treering.Store, limits: Limits | None = None) -> Iterator[Run
         prepared.stop()
         thread.join(30)
         assert not thread.is_alive()
+
+
+def lasting_port() -> int:
+    """A free port that nobody is given by the system: it is still free when a server on it ends and another begins."""
+    for port in random.SystemRandom().sample(range(15_000, 32_000), 1_000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 class Process:

@@ -642,7 +642,7 @@ class Columns:
     def check(self) -> None:
         """Turn the records so far into columns."""
         records, lines, chunks = self.records, self.lines, self._chunks
-        self.records, self.lines, self._chunks = [], [], [(0, chunks[-1][1])]
+        self.records, self.lines, self._chunks = [], [], [(0, refused) for _, refused in chunks[-1:]]
         for start in range(0, len(records), _CHECKED):  # at the end a format may give all that it held back
             part = records[start : start + _CHECKED]
             checked = self._target.validate(part)

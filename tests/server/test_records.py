@@ -122,6 +122,7 @@ def test_with_an_idempotency_key_arrow_data_without_ids_is_stored_once_too(serve
     twice = pa.Table.from_arrays([table["text"], table["text"], table["label"]], names=["text", "text", "label"])
     answer = server.post(RECORDS, arrow(twice), content_type="application/vnd.apache.arrow.stream")
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad-arrow")
+    assert "new_stream" in answer.json()["error"]["hint"]
 
 
 def test_what_was_erased_is_answered_so_and_never_comes_back(server: Running) -> None:

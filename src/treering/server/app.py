@@ -345,4 +345,6 @@ async def _bad_parameters(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     first = exc.errors()[0]
     where = ".".join(map(str, first["loc"]))
-    return error_response(request.scope, 400, "bad-parameter", f"{where}: {first['msg']}", None)
+    return error_response(
+        request.scope, 400, "bad-parameter", f"{where}: {first['msg']}", "GET /openapi.json says what it takes"
+    )

@@ -123,7 +123,10 @@ def read_arrow(body: bytes, limits: Limits) -> pa.Table:
         return pa.Table.from_batches(batches, schema)
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError, EOFError) as exc:
         raise Refusal(
-            400, "bad-arrow", f"the body isn't an Arrow IPC stream: {str(exc).splitlines()[0][:200]}"
+            400,
+            "bad-arrow",
+            f"the body isn't an Arrow IPC stream: {str(exc).splitlines()[0][:200]}",
+            "pyarrow writes one: pa.ipc.new_stream(sink, table.schema), with plain columns rather than dictionaries",
         ) from exc
 
 

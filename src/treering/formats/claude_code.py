@@ -28,46 +28,53 @@ UNANSWERED = "branches without an answer"
 ERRORS = "errors of the API, kept as outcomes"
 
 _TITLES = {"summary": "summary", "ai-title": "aiTitle", "custom-title": "customTitle"}
+_TOKENS = (
+    ("input_tokens", "input_tokens"), ("output_tokens", "output_tokens"),
+    ("cache_read_input_tokens", "cache_read_tokens"), ("cache_creation_input_tokens", "cache_write_tokens"),
+)  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
     """A line that others may hang on."""
 
-    number: int
-    value: Mapping[str, Any]
+    uuid: str
     parent: str | None
-    speaker: str | None  # who speaks in it, as the model saw it
+    number: int
+    value: Mapping[str, Any] | None = None  # of a line that may be its branch's last
     unit: _Unit | None = None
+    is_summary: bool = False  # of what a compaction closed
+    # Of the user's:
+    content: Any = None
+    blocks: list[Mapping[str, Any]] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)  # the calls whose results it brings
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Unit:
     """One turn: what the user said, all lines of one answer, or all results of an answer's calls."""
 
     kind: str  # "user", "assistant" or "results"
-    lines: list[tuple[str, _Line]] = field(default_factory=list)  # with their uuids
+    lines: list[_Line] = field(default_factory=list)
     parent: _Unit | None = None
     children: list[_Unit] = field(default_factory=list)
-    results: _Unit | None = None  # of an answer's calls
     errors: list[str] = field(default_factory=list)  # what the API said instead of going on
     is_answered: bool = False  # an answer stands here or further on
-    found: tuple[int, list[Mapping[str, Any]]] = (0, [])  # the blocks of so many lines
+    blocks: list[Mapping[str, Any]] = field(default_factory=list)  # of an answer, or of results
+    # Of an answer:
+    calls: list[str] = field(default_factory=list)
+    results: _Unit | None = None  # of its calls
+    model: str | None = None
+    finish_reason: str | None = None
+    usage: Any = None
 
-    @property
-    def calls(self) -> list[str]:
-        return [str(block["id"]) for block in self.blocks() if block.get("type") == "tool_use" and block.get("id")]
-
-    def blocks(self) -> list[Mapping[str, Any]]:
-        """Blocks of all lines, each once: an answer is written a block a line, and some versions write one again."""
-        if self.found[0] != len(self.lines):
-            found: list[Mapping[str, Any]] = []
-            for _, line in self.lines:
-                for block in _blocks(line.value):
-                    if block not in found:
-                        found.append(block)
-            self.found = len(self.lines), found
-        return self.found[1]
+    def add(self, line: _Line, blocks: list[Mapping[str, Any]]) -> None:
+        """Add a line; its blocks each once: an answer is written a block a line, and some versions write one again."""
+        self.lines.append(line)
+        line.unit = self
+        for block in blocks:
+            if block not in self.blocks:
+                self.blocks.append(block)
 
 
 class ClaudeCode(Importer):
@@ -79,6 +86,9 @@ class ClaudeCode(Importer):
     def __init__(self, target: RecordType, origin: str | None) -> None:
         super().__init__(target, origin)
         self._lines: dict[str, _Line] = {}
+        self._answers: dict[tuple[str, str], _Unit] = {}  # by their session and their own id
+        self._said: list[_Line] = []  # lines of the user
+        self._errors: list[tuple[_Line, str]] = []  # what the API said instead of an answer
         self._titles: dict[str, str] = {}  # by the uuid of a leaf, or the id of a session
         self._session: str | None = None
         self._size = 0
@@ -108,8 +118,14 @@ class ClaudeCode(Importer):
         return ended
 
     def _hold(self, line: int, value: Mapping[str, Any], size: int, session: str | None) -> Outcome | None:
-        """What becomes of a line that nothing will come of."""
+        """What becomes of a line that nothing will come of.
+
+        What is needed of the others is taken at once: until the session has ended, a parsed line has left the processor's caches.
+        """
         kind = value["type"]
+        is_message = kind == "user" or kind == "assistant"
+        if is_message and not isinstance(value.get("message"), dict):
+            return Unfit(line, (Problem(("message",), "missing-field", "expected a message, got none"),), value)
         if kind in _TITLES:
             about = named(value.get("leafUuid")) or session
             told = named(value.get(_TITLES[kind])) or named(value.get("title"))
@@ -117,31 +133,118 @@ class ClaudeCode(Importer):
                 self._titles[about] = told
             return Passed(line, TITLES)
         uuid = named(value.get("uuid"))
-        if kind in ("user", "assistant") and not isinstance(value.get("message"), dict):
-            return Unfit(line, (Problem(("message",), "missing-field", "expected a message, got none"),), value)
         if uuid is None:
-            if kind in ("user", "assistant"):
+            if is_message:
                 problem = Problem(("uuid",), "missing-field", "expected the uuid of a message, got none")
                 return Unfit(line, (problem,), value)
             return Passed(line, EVENTS)
         if uuid in self._lines:
             return Passed(line, TWICE)
-        speaker = _speaker(value)
-        self._lines[uuid] = _Line(line, value, named(value.get("parentUuid")), speaker)
+        held = self._lines[uuid] = _Line(uuid, named(value.get("parentUuid")), line)
         self._size += size
-        if speaker is None:
-            return Passed(line, ERRORS if kind == "assistant" else EVENTS)
+        if kind == "assistant":
+            return self._answer(held, value)
+        if kind == "user":
+            self._hear(held, value, value["message"].get("content"))
+        elif kind == "attachment" and (prompt := _meanwhile(value)):
+            self._hear(held, value, prompt)
+        else:
+            return Passed(line, EVENTS)
         return None
+
+    def _answer(self, line: _Line, value: Mapping[str, Any]) -> Passed | None:
+        """Hold a line of an answer."""
+        message = value["message"]
+        is_error = value.get("isApiErrorMessage") is True
+        blocks = _blocks(message.get("content"))
+        if is_error or message.get("model") == "<synthetic>":
+            if is_error:
+                told = " ".join(str(one.get("text")) for one in blocks if one.get("type") == "text")
+                self._errors.append((line, told or "unknown"))
+            return Passed(line.number, ERRORS)
+        key = (str(value.get("sessionId")), named(message.get("id")) or line.uuid)
+        unit = self._answers.get(key)
+        if unit is None:
+            unit = self._answers[key] = _Unit("assistant")
+        else:
+            unit.lines[-1].value = None
+        line.value, line.is_summary = value, value.get("isCompactSummary") is True
+        unit.add(line, blocks)
+        unit.model, unit.finish_reason = named(message.get("model")), named(message.get("stop_reason"))
+        unit.usage = message.get("usage")
+        return None
+
+    def _hear(self, line: _Line, value: Mapping[str, Any], content: Any) -> None:
+        """Hold a line of the user's."""
+        line.value, line.is_summary = value, value.get("isCompactSummary") is True
+        line.content = content
+        if not isinstance(content, str):
+            line.blocks = _blocks(content)
+            line.results = [str(one.get("tool_use_id")) for one in line.blocks if one.get("type") == "tool_result"]
+        self._said.append(line)
 
     def finish(self) -> Iterator[Outcome]:
         """The records of all lines that are held."""
-        for root in _units(self._lines):
-            yield from self._given(root)
-        self._lines, self._titles, self._size = {}, {}, 0
+        units = self._units()
+        for root in units:
+            if root.parent is None:
+                yield from self._given(root)
+        # They hold one another: Python would find them only where it looks for garbage, which it seldom does meanwhile.
+        for line in self._lines.values():
+            line.unit = None
+        for unit in units:
+            unit.parent = unit.results = None
+        self._lines, self._answers, self._said, self._errors = {}, {}, [], []
+        self._titles, self._size = {}, 0
+
+    def _units(self) -> list[_Unit]:
+        """All turns in the order of the file, linked to trees."""
+        lines = self._lines
+        units = list(self._answers.values())
+        for unit in units:
+            unit.calls = [
+                str(block["id"]) for block in unit.blocks if block.get("type") == "tool_use" and block.get("id")
+            ]
+        for line in self._said:
+            if line.results:
+                above = _above(lines, line)
+                asked = above.parent if above is not None and above.kind == "results" else above
+                if asked is not None and asked.kind == "assistant" and set(asked.calls).issuperset(line.results):
+                    # Results of calls made at once hang on different lines of the answer: that is no branch.
+                    if asked.results is None:
+                        asked.results = _Unit("results", parent=asked)
+                        units.append(asked.results)
+                    asked.results.add(line, line.blocks)
+                    continue
+            line.unit = _Unit("user", [line])
+            units.append(line.unit)
+        for unit in units:
+            if unit.kind != "results":
+                for line in unit.lines:
+                    above = _above(lines, line)
+                    if above is not None and above is not unit and above is not unit.results:
+                        unit.parent = above
+                        break
+                if unit.parent is not None and unit.parent.results is not None:
+                    unit.parent = unit.parent.results if _after_results(unit, unit.parent) else unit.parent
+        _break_circles(units)
+        units.sort(key=lambda unit: unit.lines[0].number)
+        for unit in units:
+            if unit.parent is not None:
+                unit.parent.children.append(unit)
+        for unit in units:
+            at: _Unit | None = unit if unit.kind == "assistant" else None
+            while at is not None and not at.is_answered:
+                at.is_answered = True
+                at = at.parent
+        for line, told in self._errors:  # what the API said belongs to where it was asked
+            if (above := _above(lines, line)) is not None:
+                above.errors.append(told)
+        return units
 
     def _given(self, root: _Unit) -> Iterator[Outcome]:
         if not root.is_answered:
-            yield Passed(root.lines[0][1].number, UNANSWERED)
+            yield Passed(root.lines[0].number, UNANSWERED)
             return
         stack = [root]
         while stack:
@@ -153,7 +256,7 @@ class ClaudeCode(Importer):
             kept = answered or unit.children[-1:]  # the newest of what waits for its answer
             for one in unit.children:
                 if one not in kept:
-                    yield Passed(one.lines[0][1].number, UNANSWERED)
+                    yield Passed(one.lines[0].number, UNANSWERED)
             stack += reversed(kept)
 
     def _record(self, leaf: _Unit) -> Found | Unfit:
@@ -164,38 +267,39 @@ class ClaudeCode(Importer):
             at = at.parent
         path.reverse()
         turns = Turns()
-        last_uuid, last = leaf.lines[-1]
+        last = leaf.lines[-1]
+        assert last.value is not None
+        value = last.value
         try:
             for unit in path:
                 _say(turns, unit)
-            if not turns.done():
-                return Unfit(
-                    last.number, (Problem((), "bad-value", "expected a branch that says something"),), dict(last.value)
-                )
-            when = moment(last.value.get("timestamp"), ("timestamp",))
+            if not turns.messages:
+                problem = Problem((), "bad-value", "expected a branch that says something")
+                return Unfit(last.number, (problem,), dict(value))
+            when = moment(value.get("timestamp"), ("timestamp",))
         except MisfitError as exc:
-            return Unfit(last.number, (exc.problem,), dict(last.value))
-        session = named(last.value.get("sessionId"))
-        answers = [unit.lines[-1][1].value for unit in path if unit.kind == "assistant"]
-        model = next((found for one in reversed(answers) if (found := named(one["message"].get("model")))), None)
-        title = next((self._titles[uuid] for unit in path for uuid, _ in unit.lines if uuid in self._titles), None)
+            return Unfit(last.number, (exc.problem,), dict(value))
+        session = named(value.get("sessionId"))
+        answers = [unit for unit in path if unit.kind == "assistant"]
+        titles = self._titles
+        title = next((titles[line.uuid] for unit in path for line in unit.lines if line.uuid in titles), None)
         record = trace_record(
             turns,
-            id=hashed_id("claude-code", session or "", last_uuid),
-            model=model,
+            id=hashed_id("claude-code", session or "", last.uuid),
+            model=next((unit.model for unit in reversed(answers) if unit.model), None),
             session_id=session,
             ts=when,
             meta={
                 "format": "claude-code",
                 "agent": "claude-code",
-                "version": named(last.value.get("version")),
-                "title": title or self._titles.get(session or ""),
-                "cwd": named(last.value.get("cwd")),
-                "git_branch": named(last.value.get("gitBranch")),
-                "is_subagent": True if last.value.get("isSidechain") is True else None,
-                "agent_id": named(last.value.get("agentId")),
-                "is_compacted": True if path[0].lines[0][1].value.get("isCompactSummary") is True else None,
-                "finish_reason": named(answers[-1]["message"].get("stop_reason")) if answers else None,
+                "version": named(value.get("version")),
+                "title": title or titles.get(session or ""),
+                "cwd": named(value.get("cwd")),
+                "git_branch": named(value.get("gitBranch")),
+                "is_subagent": True if value.get("isSidechain") is True else None,
+                "agent_id": named(value.get("agentId")),
+                "is_compacted": True if path[0].lines[0].is_summary else None,
+                "finish_reason": answers[-1].finish_reason if answers else None,
                 "usage": _usage(answers),
             },
         )
@@ -207,26 +311,13 @@ class ClaudeCode(Importer):
         return Found(record, last.number, ({"outcome": outcome},) if outcome else ())
 
 
-def _speaker(value: Mapping[str, Any]) -> str | None:
-    """Who speaks in a line that the model saw or wrote; None for the others."""
-    kind = value.get("type")
-    if kind == "assistant":
-        written = value.get("isApiErrorMessage") is not True and value["message"].get("model") != "<synthetic>"
-        return "assistant" if written else None
-    if kind == "user":
-        return "user"
+def _meanwhile(value: Mapping[str, Any]) -> Any:
+    """What was said while the agent worked."""
     inside = value.get("attachment")
-    if kind == "attachment" and isinstance(inside, dict) and inside.get("type") == "queued_command":
-        return "user" if inside.get("prompt") else None  # what was said while the agent worked
-    return None
+    return inside.get("prompt") if isinstance(inside, dict) and inside.get("type") == "queued_command" else None
 
 
-def _content(value: Mapping[str, Any]) -> Any:
-    return value["attachment"]["prompt"] if value.get("type") == "attachment" else value["message"].get("content")
-
-
-def _blocks(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    content = _content(value)
+def _blocks(content: Any) -> list[Mapping[str, Any]]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     if not isinstance(content, list):
@@ -236,77 +327,10 @@ def _blocks(value: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-def _answers_to(value: Mapping[str, Any]) -> list[str]:
-    """The calls whose results a user's line brings."""
-    return [str(one.get("tool_use_id")) for one in _blocks(value) if one.get("type") == "tool_result"]
-
-
-def _units(lines: dict[str, _Line]) -> list[_Unit]:
-    """The turns of lines, linked to trees; their roots in the order of the file."""
-    units: list[_Unit] = []
-    answers: dict[tuple[str, str], _Unit] = {}
-    for uuid, line in lines.items():  # first who belongs together: one answer is written as several lines
-        if line.speaker != "assistant":
-            continue
-        message = named(line.value["message"].get("id"))
-        key = (str(line.value.get("sessionId")), message or uuid)
-        unit = answers.get(key)
-        if unit is None:
-            unit = answers[key] = _Unit("assistant")
-            units.append(unit)
-        unit.lines.append((uuid, line))
-        line.unit = unit
-    calls = {id(unit): set(unit.calls) for unit in units}
-    for uuid, line in lines.items():
-        if line.speaker != "user":
-            continue
-        above = _above(lines, line)
-        asked = (
-            above if above is None or above.kind == "assistant" else above.parent if above.kind == "results" else None
-        )
-        results = _answers_to(line.value)
-        if asked is not None and results and calls[id(asked)].issuperset(results):
-            # Results of calls made at once hang on different lines of the answer: that is no branch.
-            if asked.results is None:
-                asked.results = _Unit("results", parent=asked)
-                units.append(asked.results)
-            asked.results.lines.append((uuid, line))
-            line.unit = asked.results
-        else:
-            line.unit = _Unit("user", [(uuid, line)])
-            units.append(line.unit)
-    for unit in units:
-        if unit.kind != "results":
-            for _, line in unit.lines:
-                above = _above(lines, line)
-                if above is not None and above is not unit and above is not unit.results:
-                    unit.parent = above
-                    break
-            if unit.parent is not None and unit.parent.results is not None:
-                unit.parent = unit.parent.results if _after_results(unit, unit.parent) else unit.parent
-    _break_circles(units)
-    units.sort(key=lambda unit: unit.lines[0][1].number)
-    for unit in units:
-        if unit.parent is not None:
-            unit.parent.children.append(unit)
-    for unit in units:
-        at: _Unit | None = unit if unit.kind == "assistant" else None
-        while at is not None and not at.is_answered:
-            at.is_answered = True
-            at = at.parent
-    for line in lines.values():  # what the API said instead of an answer belongs to where it was asked
-        if line.speaker is not None or line.value.get("isApiErrorMessage") is not True:
-            continue
-        if line.value.get("type") == "assistant" and (above := _above(lines, line)) is not None:
-            told = " ".join(str(one.get("text")) for one in _blocks(line.value) if one.get("type") == "text")
-            above.errors.append(told or "unknown")
-    return [unit for unit in units if unit.parent is None]
-
-
 def _after_results(unit: _Unit, above: _Unit) -> bool:
     """Whether a turn that hangs on an answer came after the results of its calls, and so has seen them."""
     assert above.results is not None
-    return unit.lines[0][1].number > above.results.lines[0][1].number
+    return unit.lines[0].number > above.results.lines[0].number
 
 
 def _above(lines: dict[str, _Line], line: _Line) -> _Unit | None:
@@ -344,34 +368,29 @@ def _break_circles(units: list[_Unit]) -> None:
 
 def _say(turns: Turns, unit: _Unit) -> None:
     if unit.kind == "assistant":
-        turns.parts("assistant", [*unit.blocks()])
+        turns.parts("assistant", unit.blocks)
         return
     if unit.kind == "user":
-        value = unit.lines[0][1].value
-        turns.add({"role": "user", "content": _content(value)}, ("message",))
+        turns.add({"role": "user", "content": unit.lines[0].content}, ("message",))
         return
     assert unit.parent is not None
-    results = {str(one.get("tool_use_id")): one for one in unit.blocks() if one.get("type") == "tool_result"}
+    results = {str(one.get("tool_use_id")): one for one in unit.blocks if one.get("type") == "tool_result"}
     for call in unit.parent.calls:
         if call in results:
             block = results[call]
             failed = block.get("is_error") is True
             turns.result(turns.text_of(block.get("content")), named(block.get("tool_use_id")), failed=failed)
-    rest = [one for one in unit.blocks() if one.get("type") != "tool_result"]
+    rest = [one for one in unit.blocks if one.get("type") != "tool_result"]
     if rest:
         turns.add({"role": "user", "content": rest})
 
 
-def _usage(answers: list[Mapping[str, Any]]) -> dict[str, int] | None:
+def _usage(answers: list[_Unit]) -> dict[str, int] | None:
     """Tokens of all answers; each line of an answer repeats its usage, so one line counts."""
-    names = {
-        "input_tokens": "input_tokens", "output_tokens": "output_tokens",
-        "cache_read_input_tokens": "cache_read_tokens", "cache_creation_input_tokens": "cache_write_tokens",
-    }  # fmt: skip
     total: dict[str, int] = {}
-    for one in answers:
-        usage = one["message"].get("usage")
-        for name, ours in names.items() if isinstance(usage, dict) else ():
-            if isinstance(usage.get(name), int):
-                total[ours] = total.get(ours, 0) + usage[name]
+    for unit in answers:
+        if isinstance(usage := unit.usage, dict):
+            for name, ours in _TOKENS:
+                if isinstance(count := usage.get(name), int):
+                    total[ours] = total.get(ours, 0) + count
     return {"calls": len(answers), **total} if total else None

@@ -42,14 +42,14 @@ def parse_json(text: str | bytes) -> Any:
             raise
         raise ValueError(said.replace(_HALF, "a \\u escape that ends too soon, or half of a surrogate pair")) from None
     shape = data.translate(_SHAPE)
-    if (_POWER in shape and _has_power(shape)) or _LONG in shape:
+    at = shape.find(_POWER)
+    if (at >= 0 and _has_power(shape, at)) or _LONG in shape:
         json.loads(data, parse_float=_finite)  # looked through once more
     return value
 
 
-def _has_power(shape: bytes) -> bool:
-    """Whether what looks like a number with a large exponent stands alone, not within text: in hex it does all the time."""
-    at = shape.find(_POWER)
+def _has_power(shape: bytes, at: int) -> bool:
+    """Whether what looks like a number with a large exponent, first at `at`, stands alone, not in text: hex has it all the time."""
     while at >= 0:
         before = shape[max(0, at - len(_LONG)) : at].rstrip(_DIGITS).removesuffix(b"-")
         if not before or before[-1] in _BEFORE:

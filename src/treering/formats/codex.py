@@ -33,6 +33,8 @@ _HIDDEN = frozenset(
 _REPEATING = frozenset(
     {"agent_message", "agent_reasoning", "exec_command_begin", "exec_command_end", "exec_command_output_delta"}
 )
+#: The members of the plainest messages, and of their only part.
+_MESSAGE, _TEXT = frozenset({"type", "role", "content"}), frozenset({"type", "text"})
 _SCAFFOLDING = (
     "<environment_context>",
     "<user_instructions>",
@@ -80,7 +82,10 @@ class Codex(Importer):
         if named(payload.get("type")) in _HIDDEN:
             return (Passed(line, HIDDEN),)
         session = self._open
-        session.turns.add(payload, ("payload",))
+        if (text := _plain_text(payload)) is not None:
+            session.turns.say(payload["role"], text)
+        else:
+            session.turns.add(payload, ("payload",))
         session.line, session.items = line, session.items + 1
         session.last = when or session.last
         return ()
@@ -138,6 +143,17 @@ class Codex(Importer):
             if kind in ("task_complete", "turn_complete", "user_message"):
                 session.outcome = {}
             yield Passed(line, EVENTS)
+
+
+def _plain_text(payload: Mapping[str, Any]) -> str | None:
+    """What is said in a message as most are, of one part that is text; None for any other item."""
+    if payload.keys() != _MESSAGE or payload["type"] != "message" or payload["role"] not in ("user", "assistant"):
+        return None
+    content = payload["content"]
+    part = content[0] if type(content) is list and len(content) == 1 else None
+    if type(part) is not dict or part.keys() != _TEXT or part["type"] not in ("input_text", "output_text"):
+        return None
+    return part["text"] if type(part["text"]) is str else None
 
 
 class _Session:

@@ -359,6 +359,9 @@ class Turns:
             kind = str(part.get("type") or "")
             if kind == "text" and type(text := part.get("text")) is str and part.get("thought") is not True:
                 texts.append(text)
+            elif kind in _THOUGHTS:
+                if thought := _thought(part):
+                    thoughts.append(thought)
             elif (kind in _CALLS or kind in _UNTYPED) and (
                 call := _call_part(kind, part, (*loc, position))
             ) is not None:
@@ -373,7 +376,7 @@ class Turns:
                     texts, thoughts, calls = [], [], []
                 given, call_id, name, failed = answer
                 self.result(self.text_of(given), call_id, name=name, failed=failed)
-            elif kind in _THOUGHTS or part.get("thought") is True:
+            elif part.get("thought") is True:
                 if thought := _thought(part):
                     thoughts.append(thought)
             elif kind not in _HIDDEN:

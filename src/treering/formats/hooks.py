@@ -7,7 +7,7 @@ calls, and what was said in earlier turns, no hook carries: transcripts do (clau
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,26 +56,24 @@ class Hooks(Importer):
         """A payload of a hook."""
         return isinstance(value, dict) and isinstance(value.get("hook_event_name"), str) and "session_id" in value
 
-    def feed(self, line: int, value: Any, text: bytes) -> Iterator[Outcome]:
+    def feed(self, line: int, value: Any, text: bytes) -> Iterable[Outcome]:
         """As `Importer.feed`; a record comes with the payload that ends its turn."""
         session = named(value.get("session_id")) if isinstance(value, dict) else None
         if session is None or not isinstance(value.get("hook_event_name"), str):
             problem = Problem(
                 (), "missing-field", "expected the payload of a hook, with hook_event_name and session_id"
             )
-            yield Unfit(line, (problem,), value)
-            return
+            return (Unfit(line, (problem,), value),)
         event = value["hook_event_name"]
         if named(value.get("agent_id")) is not None:
-            yield Passed(line, OTHER)  # of a subagent: its result is that of the call that sent it
-        elif event == _BEGIN:
-            yield from self._begin(line, session, value)
-        elif event in _RESULTS:
-            yield from self._result(line, session, event, value)
-        elif event in _ENDS:
-            yield from self._end(line, session, event, value)
-        else:
-            yield Passed(line, OTHER)
+            return (Passed(line, OTHER),)  # of a subagent: its result is that of the call that sent it
+        if event == _BEGIN:
+            return self._begin(line, session, value)
+        if event in _RESULTS:
+            return self._result(line, session, event, value)
+        if event in _ENDS:
+            return self._end(line, session, event, value)
+        return (Passed(line, OTHER),)
 
     def finish(self) -> Iterator[Outcome]:
         """Turns that never ended, without an answer."""
@@ -103,20 +101,19 @@ class Hooks(Importer):
             _, lost = self._turns.popitem(last=False)
             yield Passed(lost.line, GIVEN_UP)
 
-    def _result(self, line: int, session: str, event: str, value: Mapping[str, Any]) -> Iterator[Outcome]:
+    def _result(self, line: int, session: str, event: str, value: Mapping[str, Any]) -> tuple[Outcome, ...]:
         turn = self._turns.get(session)
         tool = named(value.get("tool_name"))
         if turn is None or tool is None:
-            yield Passed(line, WITHOUT_PROMPT)
-            return
+            return (Passed(line, WITHOUT_PROMPT),)
         self._turns.move_to_end(session)
         call = named(value.get("tool_use_id")) or f"call_{len(turn.calls) + 1}"
         if call in turn.calls:
-            yield Passed(line, TWICE)
-            return
+            return (Passed(line, TWICE),)
         failed = event == "PostToolUseFailure"
         given = value.get("error") if failed else value.get("tool_response")
         turn.calls[call] = (tool, value.get("tool_input"), as_text(given), failed)
+        return ()
 
     def _end(self, line: int, session: str, event: str, value: Mapping[str, Any]) -> Iterator[Outcome]:
         turn = self._turns.get(session)

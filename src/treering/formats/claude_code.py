@@ -61,8 +61,8 @@ class _Unit:
     errors: list[str] = field(default_factory=list)  # what the API said instead of going on
     is_answered: bool = False  # an answer stands here or further on
     blocks: list[Mapping[str, Any]] = field(default_factory=list)  # of an answer, or of results
+    calls: list[str] = field(default_factory=list)  # that the blocks ask for
     # Of an answer:
-    calls: list[str] = field(default_factory=list)
     results: _Unit | None = None  # of its calls
     model: str | None = None
     finish_reason: str | None = None
@@ -75,6 +75,8 @@ class _Unit:
         for block in blocks:
             if block not in self.blocks:
                 self.blocks.append(block)
+                if block.get("type") == "tool_use" and block.get("id"):
+                    self.calls.append(str(block["id"]))
 
 
 class ClaudeCode(Importer):
@@ -201,10 +203,6 @@ class ClaudeCode(Importer):
         """All turns in the order of the file, linked to trees."""
         lines = self._lines
         units = list(self._answers.values())
-        for unit in units:
-            unit.calls = [
-                str(block["id"]) for block in unit.blocks if block.get("type") == "tool_use" and block.get("id")
-            ]
         for line in self._said:
             if line.results:
                 above = _above(lines, line)
@@ -252,11 +250,13 @@ class ClaudeCode(Importer):
             if not unit.children:
                 yield self._record(unit)
                 continue
-            answered = [one for one in unit.children if one.is_answered]
-            kept = answered or unit.children[-1:]  # the newest of what waits for its answer
-            for one in unit.children:
-                if one not in kept:
-                    yield Passed(one.lines[0].number, UNANSWERED)
+            kept = unit.children
+            if len(kept) > 1:
+                kept = [one for one in unit.children if one.is_answered]
+                kept = kept or unit.children[-1:]  # the newest of what waits for its answer
+                for one in unit.children:
+                    if one not in kept:
+                        yield Passed(one.lines[0].number, UNANSWERED)
             stack += reversed(kept)
 
     def _record(self, leaf: _Unit) -> Found | Unfit:
@@ -351,19 +351,17 @@ def _above(lines: dict[str, _Line], line: _Line) -> _Unit | None:
 
 def _break_circles(units: list[_Unit]) -> None:
     """No turn goes on from itself: a circle, which only a damaged file has, is cut where it is first seen."""
-    fine: set[int] = set()
+    fine: set[_Unit] = set()
     for unit in units:
-        path: list[_Unit] = []
-        on_path: set[int] = set()
+        path: set[_Unit] = set()
         at: _Unit | None = unit
-        while at is not None and id(at) not in fine:
-            if id(at) in on_path:
+        while at is not None and at not in fine:
+            if at in path:
                 at.parent = None
                 break
-            path.append(at)
-            on_path.add(id(at))
+            path.add(at)
             at = at.parent
-        fine.update(map(id, path))
+        fine |= path
 
 
 def _say(turns: Turns, unit: _Unit) -> None:

@@ -274,6 +274,18 @@ def test_a_lost_parent_and_a_circle_begin_conversations_of_their_own(script: Tra
     assert sum(len(record["messages"]) for record in taken.records) == 2
 
 
+def test_a_circle_that_is_met_at_the_results_of_calls_is_cut_at_their_answer(script: Transcript) -> None:
+    script.assistant("after all", parent="u5")
+    script.assistant("first", call("c1"), parent="u7")
+    script.assistant("second", call("c2"), parent="u5")
+    first, second = (line["uuid"] for line in script.lines[1:])
+    one, two = script.result("c1", "r1", parent=first), script.result("c2", "r2", parent=second)
+    script.lines[0]["parentUuid"] = script.lines[2]["parentUuid"] = one
+    script.lines[1]["parentUuid"] = two
+    said = [[content for _, content in told(record)] for record in take(ClaudeCode, script.lines).records]
+    assert said == [["first", "r1", "after all"], ["first", "r1", "second", "r2"]]
+
+
 def test_many_sessions_in_a_stream_are_given_as_they_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.formats.speaking import CHAT
     from treering.formats import Found, claude_code

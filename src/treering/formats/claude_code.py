@@ -357,7 +357,9 @@ def _break_circles(units: list[_Unit]) -> None:
         at: _Unit | None = unit
         while at is not None and at not in fine:
             if at in path:
-                at.parent = None
+                # Results stay with their answer, without which they say nothing.
+                cut = at.parent if at.kind == "results" and at.parent is not None else at
+                cut.parent = None
                 break
             path.add(at)
             at = at.parent

@@ -572,7 +572,7 @@ MUTATIONS = [
     Mutation(
         "a number beyond a double is refused",
         "schema/strict_json.py",
-        "    if (_POWER in shape and _has_power(shape)) or _LONG in shape:\n",
+        "    if (at >= 0 and _has_power(shape, at)) or _LONG in shape:\n",
         "    if False:\n",
         "tests/conformance/test_json.py",
     ),

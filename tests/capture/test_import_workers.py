@@ -297,6 +297,43 @@ def test_small_files_whose_worker_dies_are_read_one_by_one_and_nothing_is_lost(
     assert sorted(engine.asked) == sorted([*paths, *paths[5:10]])
 
 
+def test_small_files_of_all_kinds_are_read_once_by_workers_that_end_well(
+    store: treering.Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(module, "_WORKERS_FROM", 0)
+    made: list[Watched] = []
+    monkeypatch.setattr(module, "LocalEngine", lambda: made.append(Watched()) or made[-1])
+    monkeypatch.setattr(module, "_TOGETHER", 4)
+    ended: list[str] = []
+    decoded = local.decode_error
+    monkeypatch.setattr(local, "decode_error", lambda data: (ended.append(str(data)), decoded(data))[1])
+    kinds = [
+        write(tmp_path / "a.jsonl", labelled(1, 2)),
+        write(tmp_path / "empty.jsonl", []),
+        write(tmp_path / "odd.jsonl", [{"odd": 1}]),
+        str(tmp_path / "table.parquet"),
+        str(tmp_path / "list.json"),
+        str(tmp_path / "none.jsonl"),
+        str(tmp_path / "again.parquet"),
+    ]
+    for number, path in ((5, kinds[3]), (6, kinds[6])):
+        pq.write_table(pa.Table.from_pylist([{"id": f"p{number}", "text": "t", "label": "l"}]), path)
+    Path(kinds[4]).write_text(json.dumps(labelled(3, 4)))
+    corpora = [store.create(name, "labelled") for name in ("here", "there")]
+    with monkeypatch.context() as alone:
+        alone.setattr(module, "_small", lambda *_: None)
+        first = import_file(corpora[0], kinds)
+    second = import_file(corpora[1], kinds)
+    assert said(second) == said(first)
+    assert (second.stored, second.duplicates) == (6, 0)
+    assert rows_of(corpora[0]) == rows_of(corpora[1])
+    assert sorted(made[1].asked) == sorted(one for one in kinds if Path(one).exists())
+    assert [one for one in ended if "task-failed" in one] == []
+
+
 def test_a_small_file_whose_import_was_cut_short_goes_on_alone_where_it_was(
     support: treering.Corpus, tmp_path: Path, engine: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:

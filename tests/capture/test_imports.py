@@ -112,6 +112,14 @@ def test_every_compression_and_url_gives_the_same_records(chats: treering.Corpus
     assert counted(chats.capture_file(io.BytesIO(text))) == (40, 0, 0)
 
 
+def test_a_name_that_no_file_can_have_is_said_to_be_unreadable(chats: treering.Corpus, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"can't read .*null byte"):
+        chats.capture_file("a\0b.jsonl")
+    path = write(tmp_path / "a.jsonl", [talk(1)])
+    done = chats.capture_file(["a\0b.jsonl", path, ""])
+    assert (done.stored, [one.error is None for one in done.files]) == (1, [False, True, False])
+
+
 def test_a_server_that_cant_be_reached_is_no_missing_file(chats: treering.Corpus) -> None:
     pytest.importorskip("aiohttp")
     from http.server import BaseHTTPRequestHandler, HTTPServer

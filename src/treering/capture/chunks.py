@@ -130,7 +130,7 @@ class Chunk:
     said: list[dict[str, Any]] = field(default_factory=list)  # annotations, each with the `id` of its record
     reached: Reached | None = None  # None where an import can't be continued
     file: int = 0  # where several files are read together: which of them it is of
-    is_last: bool = False  # of its file
+    is_last: bool = False  # … and whether it is the last one of that
     error: TreeringError | None = (
         None  # where several files are read together: why this one couldn't be read to its end
     )
@@ -353,7 +353,8 @@ def chunks_of_file(**told: Any) -> Iterator[bytes]:
 
 def chunks_of_files(files: Sequence[tuple[str, str | None]], **told: Any) -> Iterator[bytes]:
     """The task of engines: the chunks of several small files (source, origin), otherwise as `Order.arguments` tells of one."""
-    return map(pack, together(_order(**told), files))
+    for chunks in together(_order(**told), files):
+        yield pack(chunks)
 
 
 def together(order: Order, files: Sequence[tuple[str, str | None]]) -> Iterator[list[Chunk]]:
@@ -383,7 +384,8 @@ def together(order: Order, files: Sequence[tuple[str, str | None]]) -> Iterator[
                     columns.add(chunk.batch)
                     chunk.batch = None
         except TreeringError as exc:
-            made.append(Chunk(file=number, is_last=True, error=exc))
+            made.append(Chunk(file=number, error=exc))
+        made[-1].is_last = True
         if columns.size >= _TOGETHER_BYTES or len(columns) >= order.rows or time.monotonic() >= until:
             yield taken()
     if made:
@@ -741,7 +743,7 @@ class Chunker(Turning):
             yield self.cut()
             raise
         chunk = self.cut()
-        chunk.is_last, chunk.is_another = is_same, not is_same
+        chunk.is_another = not is_same
         yield chunk
 
     def portions(self, values: Iterator[Piece], share: Share) -> Iterator[Chunk]:

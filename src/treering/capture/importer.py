@@ -700,9 +700,10 @@ class _Together:
                         self._going[chunk.file].summary.error = chunk.error
                         self._done = chunk.file + chunk.is_last
         except StoreError as exc:
-            if exc.code not in ("worker-died", "task-failed"):
+            left = range(self._done, len(self._sources))
+            if exc.code not in ("worker-died", "task-failed") or not left:
                 raise
-            for at in range(self._done, len(self._sources)):  # that shows which of them it was
+            for at in left:  # that shows which of them it was
                 self._take_alone(at)
 
     def _chunks(self) -> Generator[list[Chunk], None, None]:
@@ -718,8 +719,8 @@ class _Together:
                 one.fail(exc)
 
     def fail(self, exc: TreeringError) -> None:
-        """Say that those that aren't at their end couldn't be taken."""
-        for one in self._going[self._done :]:
+        """Say that those that aren't at their end couldn't be taken; at least of the last one, that nothing goes unsaid."""
+        for one in self._going[min(self._done, len(self._going) - 1) :]:
             one.summary.error = exc
 
     def close(self) -> None:

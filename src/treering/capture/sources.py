@@ -133,7 +133,12 @@ def origin_of(source: Source) -> str | None:
     path = source
     for scheme in ("file://", "local://"):
         path = path.removeprefix(scheme)
-    return source if "://" in path else os.path.realpath(path)
+    if "://" in path:
+        return source
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # no file has such a name, and who opens it says so
+        return path
 
 
 def inode_of(origin: str) -> int | None:

@@ -1012,7 +1012,7 @@ MUTATIONS = [
     Mutation(
         "files that are written together fail together",
         "capture/importer.py",
-        "            one.summary.error = exc",
+        "            one.summary.error = one.summary.error or exc",
         "            pass",
         "tests/capture/test_imports.py -k share_goes_wrong",
     ),

@@ -385,7 +385,7 @@ def together(order: Order, files: Sequence[tuple[str, str | None]]) -> Iterator[
                     chunk.batch = None
         except TreeringError as exc:
             made.append(Chunk(file=number, error=exc))
-        made[-1].is_last = True
+        made[-1].is_last = True  # every file has a chunk at least
         if columns.size >= _TOGETHER_BYTES or len(columns) >= order.rows or time.monotonic() >= until:
             yield taken()
     if made:

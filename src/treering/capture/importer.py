@@ -721,7 +721,7 @@ class _Together:
     def fail(self, exc: TreeringError) -> None:
         """Say that those that aren't at their end couldn't be taken; at least of the last one, that nothing goes unsaid."""
         for one in self._going[min(self._done, len(self._going) - 1) :]:
-            one.summary.error = exc
+            one.summary.error = one.summary.error or exc
 
     def close(self) -> None:
         """Stop whoever reads them."""

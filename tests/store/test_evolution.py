@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 import treering
 from tests import evolving
 from tests.schema.test_evolution import distinct
+from tests.waiting import wait_for
 from treering.capture import Recorder
 from treering.schema import Labelled, Record
 from treering.store import Source
@@ -386,57 +387,68 @@ def test_a_spool_of_an_earlier_version_is_committed_after_the_evolution(
 
 
 WRITER = """
-import json, sys, time, treering
-corpus = treering.open(sys.argv[1], create=False).corpus("support")
-field = "text" if len(corpus.versions) == 1 else "body"
-end, n = time.monotonic() + float(sys.argv[3]), 0
-with corpus.capture() as live:
+import json, os, sys, treering
+uri, name, said, stop = sys.argv[1:]
+corpus = treering.open(uri, create=False).corpus("support")
+field, n = "text" if len(corpus.versions) == 1 else "body", 0
+with corpus.capture() as live, open(said, "w") as file:
     print("ready", flush=True)
-    while time.monotonic() < end:
-        ids = [f"{sys.argv[2]}-{n + i}" for i in range(20)]
+    while not os.path.exists(stop):
+        ids = [f"{name}-{n + i}" for i in range(20)]
         n += 20
         receipts = live.extend([{"id": i, field: i, "label": "l"} for i in ids])
         assert receipts.refused == []
         live.flush()
-        print(json.dumps(ids), flush=True)
+        print(json.dumps(ids), file=file, flush=True)
 assert (live.counts.conflicts, live.counts.duplicates, live.counts.refused) == (0, 0, 0), live.counts
 """
 
 
 def test_recorders_in_other_processes_go_on_while_the_corpus_evolves(
-    store: treering.Store, support: treering.Corpus
+    store: treering.Store, support: treering.Corpus, tmp_path: Path
 ) -> None:
-    def writer(name: str, seconds: float) -> subprocess.Popen[str]:
-        started = subprocess.Popen(
-            [sys.executable, "-c", WRITER, store.uri, name, str(seconds)], stdout=subprocess.PIPE, text=True
-        )
+    stop = tmp_path / "stop"
+    files: list[Path] = []
+
+    def writer(name: str) -> subprocess.Popen[str]:
+        files.append(tmp_path / f"{name}.jsonl")
+        command = [sys.executable, "-c", WRITER, store.uri, name, str(files[-1]), str(stop)]
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert started.stdout is not None
         assert started.stdout.readline() == "ready\n"
         return started
 
-    writers = [writer("old", 3.0)]
-    support.evolve(Renamed, renames={"text": "body"})
-    writers.append(writer("new", 1.5))
-    assert support.snapshot()
-    support.evolve(
-        pa.schema([("body", pa.large_string()), ("label", pa.string()), ("lang", pa.string()), ("n", pa.int8())])
-    )
-    support.compact()
-    support.evolve(pa.schema([("text", pa.large_string()), ("label", pa.string()), ("lang", pa.string()), ("n", pa.int64())]), renames={"body": "text"})  # fmt: skip
-    assert support.snapshot()
-    captured = [
-        i for process in writers for line in process.communicate(timeout=120)[0].splitlines() for i in json.loads(line)
-    ]
-    assert [process.returncode for process in writers] == [0, 0]
+    def batches() -> list[int]:
+        return [file.read_text().count("\n") for file in files]
+
+    writers = [writer("old")]
+    try:
+        support.evolve(Renamed, renames={"text": "body"})
+        writers.append(writer("new"))
+        assert wait_for(support.snapshot)
+        support.evolve(
+            pa.schema([("body", pa.large_string()), ("label", pa.string()), ("lang", pa.string()), ("n", pa.int8())])
+        )
+        support.compact()
+        support.evolve(pa.schema([("text", pa.large_string()), ("label", pa.string()), ("lang", pa.string()), ("n", pa.int64())]), renames={"body": "text"})  # fmt: skip
+        assert wait_for(support.snapshot)
+        before = batches()
+        wait_for(lambda: all(now > then for now, then in zip(batches(), before, strict=True)))
+    finally:
+        stop.touch()
+    for one in writers:
+        one.communicate(timeout=120)
+    assert [one.returncode for one in writers] == [0, 0]
     assert support.quarantine() == []
     got = [
         row
         for ref in ("v1", "v2", "live")
         for row in by_id(store.load(f"support@{ref}"), ["text", "lang", "n"]).items()
     ]
-    assert len(got) == len(captured) > 100
+    ids = [i for file in files for line in file.read_text().splitlines() for i in json.loads(line)]
+    assert len(got) == len(ids)
     # A default is for earlier records. The new writer knows no model, gives no `lang`, and its records have none.
-    assert dict(got) == {i: (i, "en" if i.startswith("old") else None, None) for i in captured}
+    assert dict(got) == {i: (i, "en" if i.startswith("old") else None, None) for i in ids}
 
 
 def test_of_two_that_evolve_at_once_one_gets_a_clear_conflict(store: treering.Store, support: treering.Corpus) -> None:
